@@ -1,0 +1,1 @@
+//! The replicated state: what a committed command does. Synchronous, no clock, no randomness.

@@ -1,0 +1,1 @@
+//! Leases: what they hold, and when the leader expires them.

@@ -1,0 +1,1 @@
+//! Revisions, history, reads and compaction over a storage view; synchronous and deterministic.

@@ -1,0 +1,1 @@
+//! One member: takes requests, proposes or reads, answers. The waist that every face uses.

@@ -1,0 +1,1 @@
+//! Talking to the other members: one long-lived stream a pair, and a pipeline for what is large.

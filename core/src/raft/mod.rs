@@ -1,0 +1,1 @@
+//! Consensus: openraft glued to the log, the state and the peers. The only module that names openraft.

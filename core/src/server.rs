@@ -1,0 +1,1 @@
+//! Listeners: accepts client connections and routes them to gRPC services and HTTP routes.

@@ -1,0 +1,1 @@
+//! The watch hub: applied events to watchers, live or catching up.
