@@ -12,5 +12,4 @@ pub use generated::{authpb, etcdserverpb, mvccpb, v3electionpb, v3lockpb};
 
 /// All generated packages as an encoded `google.protobuf.FileDescriptorSet`, for reflection and
 /// for the JSON gateway.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

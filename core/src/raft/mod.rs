@@ -1,1 +1,3 @@
 //! Consensus: openraft glued to the log, the state and the peers. The only module that names openraft.
+
+pub mod types;
