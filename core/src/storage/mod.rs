@@ -1,5 +1,7 @@
 //! Bytes on disk (and in memory): the file-system seam, the raft log (WAL), the ordered key-value
 //! engines, their codecs.
 
+pub mod codec;
 pub mod fs;
+pub mod kv;
 pub mod wal;

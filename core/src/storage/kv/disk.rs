@@ -1,0 +1,292 @@
+//! The engine on disk. The only file that names fjall.
+//!
+//! One keyspace holds everything: with several, one damaged journal block left them at different
+//! batches. fjall replays its journals when it opens, so they and the memtable are kept small.
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
+
+use super::poison::Poison;
+use super::{Direction, Kv, KvError, Pairs, View, WriteBatch, bounds_cross};
+
+/// Name of the one keyspace.
+const KEYSPACE: &str = "state";
+
+/// File that fjall writes last when it creates a store.
+const MARKER: &str = "version";
+
+/// Sealed memtables at which a commit waits for the flusher; at 4 fjall itself would wait inside
+/// the commit, and for ever if its flusher has died.
+const SEALED_MEMTABLES_MAX: usize = 3;
+
+/// Unmerged tables at which a commit waits for the compactor (fjall: 30 runs).
+const UNMERGED_TABLES_MAX: usize = 28;
+
+/// Pause between two looks at a flusher that is behind.
+const STALL_PAUSE: Duration = Duration::from_millis(5);
+
+/// Looks after which a flusher counts as dead: one minute.
+const STALL_PAUSES_MAX: u32 = 12_000;
+
+/// Sizes of a [`FjallKv`].
+#[derive(Debug, Clone)]
+pub struct DiskOptions {
+    /// Memtable in bytes, default 16 MiB. A larger one means fewer, larger flushes, and a longer
+    /// replay on open.
+    pub memtable_bytes: u64,
+    /// Journals on disk in bytes, default and minimum 64 MiB. Opening reads all of them.
+    pub journal_bytes: u64,
+    /// Cache of decoded blocks in bytes, default 64 MiB.
+    pub cache_bytes: u64,
+}
+
+impl Default for DiskOptions {
+    fn default() -> DiskOptions {
+        const MIB: u64 = 1024 * 1024;
+        DiskOptions {
+            memtable_bytes: 16 * MIB,
+            journal_bytes: 64 * MIB,
+            cache_bytes: 64 * MIB,
+        }
+    }
+}
+
+/// A [`Kv`] on disk, in one folder of its own.
+pub struct FjallKv {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    database: Database,
+    keyspace: Keyspace,
+    poison: Poison,
+}
+
+impl FjallKv {
+    /// Creates a store in `folder`, which must not hold one yet, and syncs it.
+    ///
+    /// # Errors
+    ///
+    /// [`KvError::Open`] if there is one already, or it cannot be written.
+    pub fn create(folder: &Path, options: &DiskOptions) -> Result<FjallKv, KvError> {
+        if folder.join(MARKER).exists() {
+            return Err(open_error(folder, "holds a store already"));
+        }
+        let kv = Self::open_or_create(folder, options)?;
+        kv.persist()?;
+        Ok(kv)
+    }
+
+    /// Opens the store in `folder` as its last run left it: a prefix of the committed batches.
+    /// Which prefix is for the caller to find out, from the applied log id stored in it.
+    ///
+    /// # Errors
+    ///
+    /// [`KvError::Open`] if there is none, another process has it, or it does not hold together.
+    pub fn open(folder: &Path, options: &DiskOptions) -> Result<FjallKv, KvError> {
+        if !folder.join(MARKER).exists() {
+            return Err(open_error(folder, "holds no store"));
+        }
+        Self::open_or_create(folder, options)
+    }
+
+    fn open_or_create(folder: &Path, options: &DiskOptions) -> Result<FjallKv, KvError> {
+        let opened = catch_unwind(AssertUnwindSafe(|| -> Result<FjallKv, fjall::Error> {
+            let database = Database::builder(folder)
+                .cache_size(options.cache_bytes)
+                .max_journaling_size(options.journal_bytes.max(64 * 1024 * 1024))
+                .worker_threads(2)
+                .open()?;
+            let keyspace = database.keyspace(KEYSPACE, || {
+                KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes)
+            })?;
+            let inner = Arc::new(Inner {
+                database,
+                keyspace,
+                poison: Poison::default(),
+            });
+            Ok(FjallKv { inner })
+        }));
+        let kv = match opened {
+            Ok(Ok(kv)) => kv,
+            Ok(Err(error)) => return Err(open_error(folder, &error.to_string())),
+            Err(panic) => return Err(open_error(folder, &panic_text(panic.as_ref()))),
+        };
+        kv.verify().map_err(|cause| open_error(folder, &cause))?;
+        Ok(kv)
+    }
+
+    /// Looks whether what was opened can be ours.
+    fn verify(&self) -> Result<(), String> {
+        let keyspaces = self.inner.database.keyspace_count();
+        if keyspaces != 1 {
+            return Err(format!("{keyspaces} keyspaces instead of 1"));
+        }
+        let read = catch_unwind(AssertUnwindSafe(|| {
+            let ends = [
+                self.inner.keyspace.first_key_value(),
+                self.inner.keyspace.last_key_value(),
+            ];
+            ends.into_iter()
+                .flatten()
+                .try_for_each(|pair| pair.into_inner().map(drop))
+        }));
+        match read {
+            Ok(read) => read.map_err(|error| error.to_string()),
+            Err(panic) => Err(panic_text(panic.as_ref())),
+        }
+    }
+}
+
+impl Inner {
+    fn write(&self, batch: WriteBatch) -> Result<(), KvError> {
+        self.wait_for_flusher()?;
+        let mut ours = self.database.batch();
+        for (key, value) in batch.into_final_ops() {
+            match value {
+                Some(value) => ours.insert(&self.keyspace, key, value),
+                None => ours.remove(&self.keyspace, key),
+            }
+        }
+        caught(|| ours.commit())
+    }
+
+    /// Waits while flushes are behind, but not for ever: a dead flusher is a failure.
+    fn wait_for_flusher(&self) -> Result<(), KvError> {
+        for pause in 0..STALL_PAUSES_MAX {
+            if self.keyspace.sealed_memtable_count() < SEALED_MEMTABLES_MAX
+                && self.keyspace.l0_table_count() < UNMERGED_TABLES_MAX
+            {
+                return Ok(());
+            }
+            if pause == 0 {
+                tracing::debug!("commit waits for the key-value store's flusher");
+            }
+            // Tells whether the flusher died: fjall then refuses all writes.
+            caught(|| self.database.persist(PersistMode::Buffer))?;
+            thread::park_timeout(STALL_PAUSE);
+        }
+        Err(KvError::Engine {
+            cause: "its flusher made no progress for a minute".to_owned(),
+        })
+    }
+}
+
+impl fmt::Debug for FjallKv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FjallKv")
+            .field("folder", &self.inner.keyspace.path())
+            .finish()
+    }
+}
+
+impl Kv for FjallKv {
+    fn view(&self) -> Arc<dyn View> {
+        let snapshot = self.inner.database.snapshot();
+        Arc::new(DiskView {
+            snapshot,
+            inner: Arc::clone(&self.inner),
+        })
+    }
+
+    fn commit(&self, batch: WriteBatch) -> Result<(), KvError> {
+        batch.check()?;
+        self.inner.poison.guard(|| self.inner.write(batch))
+    }
+
+    fn persist(&self) -> Result<(), KvError> {
+        self.inner
+            .poison
+            .guard(|| caught(|| self.inner.database.persist(PersistMode::SyncAll)))
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.inner.database.disk_space().unwrap_or_else(|error| {
+            tracing::warn!(%error, "size of the key-value store unknown, tables only");
+            self.inner.keyspace.disk_space()
+        })
+    }
+}
+
+/// One state of a [`FjallKv`]; keeps the engine open.
+struct DiskView {
+    snapshot: Snapshot,
+    inner: Arc<Inner>,
+}
+
+impl fmt::Debug for DiskView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiskView")
+            .field("folder", &self.inner.keyspace.path())
+            .finish()
+    }
+}
+
+impl View for DiskView {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        let value = self
+            .snapshot
+            .get(&self.inner.keyspace, key)
+            .map_err(engine_error)?;
+        Ok(value.map(Bytes::from))
+    }
+
+    fn range(&self, start: Bound<Bytes>, end: Bound<Bytes>, direction: Direction) -> Pairs<'_> {
+        if bounds_cross(&start, &end) {
+            return Box::new(std::iter::empty());
+        }
+        let found = self
+            .snapshot
+            .range::<Bytes, _>(&self.inner.keyspace, (start, end));
+        let owned = |pair: fjall::Guard| {
+            let (key, value) = pair.into_inner().map_err(engine_error)?;
+            Ok((Bytes::from(key), Bytes::from(value)))
+        };
+        match direction {
+            Direction::Forward => Box::new(found.map(owned)),
+            Direction::Reverse => Box::new(found.rev().map(owned)),
+        }
+    }
+}
+
+/// Runs a write of the engine and turns a panic in it into an error.
+fn caught(write: impl FnOnce() -> Result<(), fjall::Error>) -> Result<(), KvError> {
+    match catch_unwind(AssertUnwindSafe(write)) {
+        Ok(done) => done.map_err(engine_error),
+        Err(panic) => Err(KvError::Engine {
+            cause: panic_text(panic.as_ref()),
+        }),
+    }
+}
+
+fn engine_error(error: fjall::Error) -> KvError {
+    let full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
+    let cause = error.to_string();
+    match error {
+        fjall::Error::Io(io) if full(&io) => KvError::DiskFull { cause },
+        _ => KvError::Engine { cause },
+    }
+}
+
+fn open_error(folder: &Path, cause: &str) -> KvError {
+    KvError::Open {
+        path: folder.to_owned(),
+        cause: cause.to_owned(),
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("the engine panicked: {}", text.unwrap_or("no message"))
+}

@@ -1,0 +1,219 @@
+//! One model test for both engines, and what only the engine on disk can show.
+
+use super::*;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+type Model = BTreeMap<Bytes, Bytes>;
+
+const SEED: u64 = 0x5eed;
+
+fn disk(folder: &std::path::Path) -> FjallKv {
+    let options = DiskOptions {
+        memtable_bytes: 256 * 1024,
+        ..DiskOptions::default()
+    };
+    if folder.join("version").exists() {
+        FjallKv::open(folder, &options).unwrap()
+    } else {
+        FjallKv::create(folder, &options).unwrap()
+    }
+}
+
+fn pairs(
+    view: &dyn View,
+    start: Bound<Bytes>,
+    end: Bound<Bytes>,
+    way: Direction,
+) -> Vec<(Bytes, Bytes)> {
+    view.range(start, end, way).map(Result::unwrap).collect()
+}
+
+fn everything(view: &dyn View) -> Vec<(Bytes, Bytes)> {
+    pairs(view, Bound::Unbounded, Bound::Unbounded, Direction::Forward)
+}
+
+fn key(random: &mut StdRng) -> Bytes {
+    let length = random.random_range(1..4);
+    (0..length)
+        .map(|_| [0u8, 1, b'a', 0xff][random.random_range(0..4)])
+        .collect()
+}
+
+fn bound(random: &mut StdRng) -> Bound<Bytes> {
+    match random.random_range(0..3) {
+        0 => Bound::Unbounded,
+        1 => Bound::Included(key(random)),
+        _ => Bound::Excluded(key(random)),
+    }
+}
+
+fn batch(random: &mut StdRng, model: &mut Model) -> WriteBatch {
+    let mut batch = WriteBatch::new();
+    for _ in 0..random.random_range(0..8) {
+        let key = key(random);
+        if random.random_bool(0.6) {
+            let length = if random.random_bool(0.05) {
+                20_000
+            } else {
+                random.random_range(0..30)
+            };
+            let value = Bytes::from(vec![random.random::<u8>(); length]);
+            model.insert(key.clone(), value.clone());
+            batch.put(key, value);
+        } else {
+            model.remove(&key);
+            batch.delete(key);
+        }
+    }
+    batch
+}
+
+fn compare(random: &mut StdRng, view: &dyn View, model: &Model) {
+    let probe = key(random);
+    assert_eq!(view.get(&probe).unwrap().as_ref(), model.get(&probe));
+    let (start, end) = (bound(random), bound(random));
+    let mut expected: Vec<_> = match bounds_cross(&start, &end) {
+        true => Vec::new(),
+        false => {
+            let found = model.range((start.clone(), end.clone()));
+            found
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect()
+        }
+    };
+    assert_eq!(
+        pairs(view, start.clone(), end.clone(), Direction::Forward),
+        expected
+    );
+    expected.reverse();
+    assert_eq!(pairs(view, start, end, Direction::Reverse), expected);
+}
+
+/// Random batches against a `BTreeMap`; some views are kept and must go on showing their state.
+fn run_model(kv: &dyn Kv, rounds: usize) -> Model {
+    let mut random = StdRng::seed_from_u64(SEED);
+    let mut model = Model::new();
+    let mut kept: Vec<(Arc<dyn View>, Model)> = Vec::new();
+    for round in 0..rounds {
+        kv.commit(batch(&mut random, &mut model)).unwrap();
+        if round % 50 == 0 {
+            kv.persist().unwrap();
+        }
+        let view = kv.view();
+        compare(&mut random, view.as_ref(), &model);
+        if random.random_bool(0.1) {
+            kept.push((view, model.clone()));
+        }
+        if kept.len() > 12 {
+            kept.swap_remove(random.random_range(0..kept.len()));
+        }
+        if let Some((view, then)) = kept.first() {
+            compare(&mut random, view.as_ref(), then);
+        }
+    }
+    for (view, then) in &kept {
+        assert!(everything(view.as_ref()).into_iter().eq(then.clone()));
+    }
+    model
+}
+
+#[test]
+fn memory_engine_follows_the_model() {
+    let kv = MemKv::new();
+    let model = run_model(&kv, 3_000);
+    let bytes: usize = model
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    assert_eq!(kv.disk_bytes(), bytes as u64);
+}
+
+#[test]
+fn disk_engine_follows_the_model_and_reopens_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let kv = disk(folder.path());
+    let model = run_model(&kv, 1_000);
+    assert!(kv.disk_bytes() > 0);
+    kv.persist().unwrap();
+    drop(kv);
+    let kv = disk(folder.path());
+    assert!(everything(kv.view().as_ref()).into_iter().eq(model));
+}
+
+fn long_and_bad_keys(kv: &dyn Kv) {
+    let long = Bytes::from(vec![0xab; KEY_BYTES_MAX]);
+    let mut batch = WriteBatch::new();
+    batch.put(long.clone(), "at the limit");
+    kv.commit(batch).unwrap();
+    for bad in [Bytes::new(), Bytes::from(vec![0xab; KEY_BYTES_MAX + 1])] {
+        let mut batch = WriteBatch::new();
+        batch.delete(long.clone());
+        batch.put(bad, "never");
+        let refused = kv.commit(batch).unwrap_err();
+        assert!(matches!(refused, KvError::KeyLength { .. }), "{refused}");
+    }
+    assert_eq!(kv.view().get(&long).unwrap().unwrap(), "at the limit");
+    assert_eq!(everything(kv.view().as_ref()).len(), 1);
+    let mut batch = WriteBatch::new();
+    batch.put("b", "1");
+    batch.put("a", "2");
+    batch.delete("b");
+    batch.put("a", "3");
+    assert_eq!(batch.len(), 4);
+    kv.commit(batch).expect("a refused batch does not poison");
+    assert_eq!(kv.view().get(b"a").unwrap().unwrap(), "3");
+    assert_eq!(kv.view().get(b"b").unwrap(), None);
+}
+
+#[test]
+fn keys_up_to_the_limit_are_stored_and_others_refused_whole() {
+    long_and_bad_keys(&MemKv::new());
+    let folder = tempfile::tempdir().unwrap();
+    long_and_bad_keys(&disk(folder.path()));
+}
+
+#[test]
+fn create_and_open_do_not_stand_in_for_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let options = DiskOptions::default();
+    assert!(matches!(
+        FjallKv::open(folder, &options),
+        Err(KvError::Open { .. })
+    ));
+    let kv = FjallKv::create(folder, &options).unwrap();
+    assert!(
+        matches!(FjallKv::open(folder, &options), Err(KvError::Open { .. })),
+        "in use"
+    );
+    let view = kv.view();
+    drop(kv);
+    assert!(
+        FjallKv::open(folder, &options).is_err(),
+        "a view keeps the engine open"
+    );
+    drop(view);
+    assert!(matches!(
+        FjallKv::create(folder, &options),
+        Err(KvError::Open { .. })
+    ));
+    FjallKv::open(folder, &options).unwrap();
+}
+
+#[test]
+fn a_damaged_store_is_an_error_not_a_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let kv = disk(folder.path());
+    let mut batch = WriteBatch::new();
+    for number in 0..2_000u32 {
+        batch.put(number.to_be_bytes().to_vec(), vec![7u8; 300]);
+    }
+    kv.commit(batch).unwrap();
+    kv.persist().unwrap();
+    drop(kv);
+    std::fs::write(folder.path().join("version"), b"not ours").unwrap();
+    let refused = FjallKv::open(folder.path(), &DiskOptions::default()).unwrap_err();
+    assert!(matches!(refused, KvError::Open { .. }), "{refused}");
+}
