@@ -1,1 +1,10 @@
-//! placeholder
+//! What quorate's suites stand on: processes that are started, paused, killed and always stopped;
+//! clusters of them; the targets a test body runs on; waiting for a condition with a deadline.
+
+pub mod cluster;
+pub mod etcd;
+pub mod ports;
+pub mod process;
+pub mod wait;
+
+pub use wait::eventually;

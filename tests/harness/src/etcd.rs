@@ -1,0 +1,107 @@
+//! A real etcd to compare with and to run recipes on.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use quorate_proto::etcdserverpb::RangeRequest;
+use quorate_proto::etcdserverpb::kv_client::KvClient;
+
+use crate::process::Process;
+use crate::{eventually, ports};
+
+/// One etcd server with its data in a folder of its own.
+#[derive(Debug)]
+pub struct Etcd {
+    process: Process,
+    endpoint: String,
+    _data: tempfile::TempDir,
+}
+
+/// Where etcd is, or `None` when it is not installed.
+///
+/// # Panics
+/// When it is not installed and `CI` is set: there the comparison is required, not optional.
+#[must_use]
+pub fn installed() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let found = std::env::split_paths(&path)
+        .map(|dir| dir.join("etcd"))
+        .find(|p| p.is_file());
+    assert!(
+        found.is_some() || std::env::var_os("CI").is_none(),
+        "CI is set and no etcd is installed: the suites must run against a real one"
+    );
+    found
+}
+
+impl Etcd {
+    /// Starts one, and waits until it serves.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not serve within 30 s.
+    pub async fn start(binary: PathBuf) -> anyhow::Result<Self> {
+        let data = tempfile::tempdir()?;
+        let ports = ports::free(2);
+        let (endpoint, peer) = (
+            format!("http://127.0.0.1:{}", ports[0]),
+            format!("http://127.0.0.1:{}", ports[1]),
+        );
+        let mut command = Command::new(binary);
+        command
+            .arg("--data-dir")
+            .arg(data.path().join("etcd"))
+            .args(["--name", "etcd", "--log-level", "error"])
+            .args([
+                "--listen-client-urls",
+                &endpoint,
+                "--advertise-client-urls",
+                &endpoint,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+            ])
+            .args(["--initial-cluster", &format!("etcd={peer}")]);
+        let process = Process::start("etcd", command, data.path())?;
+        serves(&endpoint, Duration::from_secs(30))
+            .await
+            .context("etcd")?;
+        Ok(Self {
+            process,
+            endpoint,
+            _data: data,
+        })
+    }
+
+    /// Its client URL.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// Its process, to pause or kill.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+/// Waits until a linearizable read through `endpoint` is answered.
+///
+/// # Errors
+/// When none is within `limit`.
+pub async fn serves(endpoint: &str, limit: Duration) -> anyhow::Result<()> {
+    eventually(&format!("{endpoint} serves"), limit, || async {
+        let mut client = KvClient::connect(endpoint.to_owned()).await.ok()?;
+        let mut request = tonic::Request::new(RangeRequest {
+            key: bytes::Bytes::from_static(b"is it there"),
+            ..RangeRequest::default()
+        });
+        request.set_timeout(Duration::from_secs(2));
+        client.range(request).await.ok().map(drop)
+    })
+    .await
+}

@@ -1,0 +1,3 @@
+//! Other people's clients against quorate, with a real etcd beside it as the measure.
+
+mod etcdctl;
