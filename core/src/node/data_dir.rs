@@ -1,0 +1,401 @@
+//! The data folder of a member: its lock and its identity file. Used by `bootstrap`, before
+//! anything in the folder is opened.
+//!
+//! ```text
+//! <data folder>/            mode 0700
+//!   LOCK                    held exclusively while the member runs
+//!   IDENTITY                who this is; synced before the first log record is written
+//!   wal/                    the raft log
+//!   kv/                     the applied state
+//! ```
+//!
+//! The identity is outside the state on purpose: a member whose state is unreadable still knows
+//! its cluster, and its peers.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+/// The newest identity format this build reads and the one it writes.
+const FORMAT: u32 = 1;
+const LOCK_FILE: &str = "LOCK";
+const IDENTITY_FILE: &str = "IDENTITY";
+/// A larger identity file is not one of ours.
+const IDENTITY_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Why a data folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// The file system refused.
+    #[error("{path}: {action}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The file system's answer.
+        source: io::Error,
+    },
+    /// Another process runs on this folder.
+    #[error("{path}: locked by another process; a data folder serves one running member")]
+    Locked {
+        /// The data folder.
+        path: PathBuf,
+    },
+    /// Written by a newer version.
+    #[error("{path}: format {found}, but this build reads up to {FORMAT}; use a newer quorate")]
+    NewerFormat {
+        /// The identity file.
+        path: PathBuf,
+        /// Its format number.
+        found: u32,
+    },
+    /// Not an identity file, or damaged.
+    #[error(
+        "{path}: damaged identity file ({why}); restore the folder, or remove it and join anew"
+    )]
+    Damaged {
+        /// The identity file.
+        path: PathBuf,
+        /// What does not fit.
+        why: &'static str,
+    },
+    /// The folder has data but no identity.
+    #[error("{path}: holds files but no {IDENTITY_FILE}; not a quorate data folder")]
+    Foreign {
+        /// The data folder.
+        path: PathBuf,
+    },
+    /// The folder belongs to another cluster or another member.
+    #[error(
+        "{path}: belongs to member {found_member:016x} of cluster {found_cluster:016x}, but the \
+         settings say member {member:016x} of cluster {cluster:016x}"
+    )]
+    OtherMember {
+        /// The data folder.
+        path: PathBuf,
+        /// The cluster in the file.
+        found_cluster: u64,
+        /// The member in the file.
+        found_member: u64,
+        /// The cluster that follows from the settings.
+        cluster: u64,
+        /// The member that follows from the settings.
+        member: u64,
+    },
+}
+
+/// Who a data folder belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// The cluster's id.
+    pub(crate) cluster_id: u64,
+    /// The member's id.
+    pub(crate) member_id: u64,
+    /// Drawn when the folder was made: a member that lost its folder comes back as another one.
+    pub(crate) incarnation: Uuid,
+    /// The URLs of every member when the file was written.
+    pub(crate) peers: BTreeMap<u64, Vec<String>>,
+}
+
+/// A locked data folder. The lock ends with this value.
+#[derive(Debug)]
+pub(crate) struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes the folder if it is not there and locks it.
+    pub(crate) fn lock(path: &Path) -> Result<Self, DataDirError> {
+        let failed = |action| {
+            move |source| DataDirError::Io {
+                path: path.to_owned(),
+                action,
+                source,
+            }
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed("cannot make the data folder"))?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path.join(LOCK_FILE))
+            .map_err(failed("cannot open the lock file"))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self {
+                path: path.to_owned(),
+                _lock: lock,
+            }),
+            Err(TryLockError::WouldBlock) => Err(DataDirError::Locked {
+                path: path.to_owned(),
+            }),
+            Err(TryLockError::Error(source)) => Err(failed("cannot lock")(source)),
+        }
+    }
+
+    /// The folder of the raft log.
+    pub(crate) fn wal(&self) -> PathBuf {
+        self.path.join("wal")
+    }
+
+    /// The folder of the applied state.
+    pub(crate) fn kv(&self) -> PathBuf {
+        self.path.join("kv")
+    }
+
+    /// Reads the identity, or writes `fresh` into a folder that is empty but for the lock.
+    /// Refuses a folder of another member.
+    pub(crate) fn claim(&self, fresh: &Identity) -> Result<Identity, DataDirError> {
+        let path = self.path.join(IDENTITY_FILE);
+        let found = match fs::metadata(&path) {
+            Ok(metadata) if metadata.len() > IDENTITY_BYTES_MAX => {
+                return Err(DataDirError::Damaged {
+                    path,
+                    why: "too large",
+                });
+            }
+            Ok(_) => decode(&path, &self.read(&path)?)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if self.has_other_files()? {
+                    return Err(DataDirError::Foreign {
+                        path: self.path.clone(),
+                    });
+                }
+                self.write(&path, &encode(fresh))?;
+                return Ok(fresh.clone());
+            }
+            Err(source) => {
+                return Err(DataDirError::Io {
+                    path,
+                    action: "cannot read",
+                    source,
+                });
+            }
+        };
+        if (found.cluster_id, found.member_id) != (fresh.cluster_id, fresh.member_id) {
+            return Err(DataDirError::OtherMember {
+                path: self.path.clone(),
+                found_cluster: found.cluster_id,
+                found_member: found.member_id,
+                cluster: fresh.cluster_id,
+                member: fresh.member_id,
+            });
+        }
+        Ok(found)
+    }
+
+    fn read(&self, path: &Path) -> Result<String, DataDirError> {
+        let bytes = fs::read(path).map_err(|source| DataDirError::Io {
+            path: path.to_owned(),
+            action: "cannot read",
+            source,
+        })?;
+        String::from_utf8(bytes).map_err(|_| DataDirError::Damaged {
+            path: path.to_owned(),
+            why: "not text",
+        })
+    }
+
+    fn has_other_files(&self) -> Result<bool, DataDirError> {
+        let failed = |source| DataDirError::Io {
+            path: self.path.clone(),
+            action: "cannot list",
+            source,
+        };
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            if name != LOCK_FILE && name != temporary().as_str() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Writes beside, syncs, renames and syncs the folder, so that the file is whole or absent.
+    fn write(&self, path: &Path, text: &str) -> Result<(), DataDirError> {
+        let beside = self.path.join(temporary());
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new()
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(&beside)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&beside, path)?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(|source| DataDirError::Io {
+            path: path.to_owned(),
+            action: "cannot write",
+            source,
+        })
+    }
+}
+
+fn temporary() -> String {
+    format!("{IDENTITY_FILE}.new")
+}
+
+fn encode(identity: &Identity) -> String {
+    let Identity {
+        cluster_id,
+        member_id,
+        incarnation,
+        peers,
+    } = identity;
+    let mut text = format!(
+        "quorate-identity {FORMAT}\ncluster {cluster_id:016x}\nmember {member_id:016x}\n\
+         incarnation {incarnation}\n"
+    );
+    for (id, urls) in peers {
+        write!(text, "peer {id:016x}").expect("writing to a string succeeds");
+        for url in urls {
+            write!(text, " {url}").expect("writing to a string succeeds");
+        }
+        text.push('\n');
+    }
+    let sum = crc32c::crc32c(text.as_bytes());
+    writeln!(text, "crc32c {sum:08x}").expect("writing to a string succeeds");
+    text
+}
+
+fn decode(path: &Path, text: &str) -> Result<Identity, DataDirError> {
+    let damaged = |why| DataDirError::Damaged {
+        path: path.to_owned(),
+        why,
+    };
+    let first = text.lines().next().unwrap_or_default();
+    let format = first
+        .strip_prefix("quorate-identity ")
+        .and_then(|number| number.parse::<u32>().ok())
+        .ok_or_else(|| damaged("no format line"))?;
+    if format > FORMAT {
+        return Err(DataDirError::NewerFormat {
+            path: path.to_owned(),
+            found: format,
+        });
+    }
+    let (body, sum) = text
+        .trim_end()
+        .rsplit_once("crc32c ")
+        .ok_or_else(|| damaged("no checksum"))?;
+    if u32::from_str_radix(sum, 16).ok() != Some(crc32c::crc32c(body.as_bytes())) {
+        return Err(damaged("wrong checksum"));
+    }
+    let hex = |text: &str| u64::from_str_radix(text, 16).map_err(|_| damaged("not a hex id"));
+    let (mut cluster_id, mut member_id, mut incarnation) = (None, None, None);
+    let mut peers = BTreeMap::new();
+    for line in body.lines().skip(1) {
+        let (key, value) = line
+            .split_once(' ')
+            .ok_or_else(|| damaged("a line without a value"))?;
+        match key {
+            "cluster" => cluster_id = Some(hex(value)?),
+            "member" => member_id = Some(hex(value)?),
+            "incarnation" => {
+                let parsed = Uuid::parse_str(value).map_err(|_| damaged("not a UUID"))?;
+                incarnation = Some(parsed);
+            }
+            "peer" => {
+                let mut words = value.split(' ');
+                let id = hex(words.next().unwrap_or_default())?;
+                peers.insert(id, words.map(str::to_owned).collect());
+            }
+            _ => return Err(damaged("an unknown line")),
+        }
+    }
+    match (cluster_id, member_id, incarnation) {
+        (Some(cluster_id), Some(member_id), Some(incarnation)) => Ok(Identity {
+            cluster_id,
+            member_id,
+            incarnation,
+            peers,
+        }),
+        _ => Err(damaged("an id is missing")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(member_id: u64) -> Identity {
+        Identity {
+            cluster_id: 7,
+            member_id,
+            incarnation: Uuid::from_u128(u128::from(member_id)),
+            peers: BTreeMap::from([(1, vec!["http://a:1".to_owned()]), (2, Vec::new())]),
+        }
+    }
+
+    #[test]
+    fn a_claimed_folder_keeps_its_first_incarnation_and_refuses_another_member() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new").join("deep");
+        let dir = DataDir::lock(&path).unwrap();
+        assert_eq!(dir.claim(&identity(1)).unwrap(), identity(1));
+        let later = Identity {
+            incarnation: Uuid::from_u128(99),
+            ..identity(1)
+        };
+        assert_eq!(dir.claim(&later).unwrap().incarnation, Uuid::from_u128(1));
+        let error = dir.claim(&identity(2)).unwrap_err().to_string();
+        assert!(
+            error.contains("belongs to member 0000000000000001"),
+            "{error}"
+        );
+        let mode =
+            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_folder_is_locked_until_its_owner_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = DataDir::lock(folder.path()).unwrap();
+        assert!(matches!(
+            DataDir::lock(folder.path()),
+            Err(DataDirError::Locked { .. })
+        ));
+        drop(first);
+        assert!(DataDir::lock(folder.path()).is_ok());
+    }
+
+    #[test]
+    fn damage_a_newer_format_and_foreign_folders_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::lock(folder.path()).unwrap();
+        fs::write(folder.path().join("photo.jpg"), b"x").unwrap();
+        assert!(matches!(
+            dir.claim(&identity(1)),
+            Err(DataDirError::Foreign { .. })
+        ));
+        fs::remove_file(folder.path().join("photo.jpg")).unwrap();
+        dir.claim(&identity(1)).unwrap();
+        let file = folder.path().join(IDENTITY_FILE);
+        let good = fs::read_to_string(&file).unwrap();
+        fs::write(&file, good.replace("member", "mumber")).unwrap();
+        assert!(matches!(
+            dir.claim(&identity(1)),
+            Err(DataDirError::Damaged { .. })
+        ));
+        fs::write(&file, good.replace("identity 1", "identity 2")).unwrap();
+        assert!(matches!(
+            dir.claim(&identity(1)),
+            Err(DataDirError::NewerFormat { found: 2, .. })
+        ));
+    }
+}
