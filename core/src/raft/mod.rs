@@ -1,3 +1,4 @@
 //! Consensus: openraft glued to the log, the state and the peers. The only module that names openraft.
 
+pub mod codec;
 pub mod types;

@@ -23,7 +23,12 @@ pub type FlushCallback = Box<dyn FnOnce(io::Result<()>) + Send>;
 #[derive(Clone, Debug)]
 pub struct Wal {}
 
-#[expect(missing_docs, clippy::needless_pass_by_value, unused_variables, reason = "skeleton")]
+#[expect(
+    missing_docs,
+    clippy::needless_pass_by_value,
+    unused_variables,
+    reason = "skeleton"
+)]
 impl Wal {
     pub fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<Self, WalError> {
         unimplemented!()
@@ -51,11 +56,7 @@ impl Wal {
     pub fn purge(&self, upto: EntryId) -> Result<Position, WalError> {
         unimplemented!()
     }
-    pub fn reset_to(
-        &self,
-        upto: EntryId,
-        on_flushed: FlushCallback,
-    ) -> Result<Position, WalError> {
+    pub fn reset_to(&self, upto: EntryId, on_flushed: FlushCallback) -> Result<Position, WalError> {
         unimplemented!()
     }
     pub fn position(&self) -> Position {
