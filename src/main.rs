@@ -1,2 +1,20 @@
-//! placeholder
-fn main() {}
+//! The `quorate` program.
+
+use std::process::ExitCode;
+
+mod cli;
+mod demo;
+mod dev;
+mod logging;
+mod server;
+mod signals;
+
+fn main() -> ExitCode {
+    match cli::run() {
+        Ok(code) => code,
+        Err(error) => {
+            cli::print_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

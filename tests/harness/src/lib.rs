@@ -3,6 +3,7 @@
 
 pub mod cluster;
 pub mod etcd;
+pub mod load;
 pub mod ports;
 pub mod process;
 pub mod wait;

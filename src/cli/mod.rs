@@ -1,0 +1,98 @@
+//! The command line: what there is to say, and which part of the program it goes to.
+
+mod server;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+pub(crate) use server::ServerArgs;
+
+use crate::{demo, dev, server as serve};
+
+/// Coordination for services: a replicated key-value store that speaks the etcd v3 API, and
+/// recipes on it.
+#[derive(Debug, Parser)]
+#[command(name = "quorate", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a member of a cluster, or a single node. Flags are etcd's.
+    Server(Box<ServerArgs>),
+    /// Run a single node with its data in memory, for trying out.
+    Dev(dev::DevArgs),
+    /// Hash a folder with several workers while a worker and the leading member are killed, and
+    /// check the result.
+    Demo(demo::DemoArgs),
+    /// One worker of `quorate demo`.
+    #[command(hide = true)]
+    DemoWorker(demo::WorkerArgs),
+}
+
+/// Parses the command line and does what it says.
+///
+/// # Errors
+/// What the command could not do.
+pub(crate) fn run() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse_from(with_etcd_environment(std::env::args_os().collect()));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match cli.command {
+        Command::Server(args) => runtime.block_on(serve::run(*args)),
+        Command::Dev(args) => runtime.block_on(dev::run(args)),
+        Command::Demo(args) => runtime.block_on(demo::run(args)),
+        Command::DemoWorker(args) => runtime.block_on(demo::work(args)),
+    }
+}
+
+/// Shows an error and what was behind it.
+#[expect(clippy::print_stderr, reason = "the program's last word to its user")]
+pub(crate) fn print_error(error: &anyhow::Error) {
+    eprintln!("error: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("  because: {cause}");
+    }
+}
+
+/// Adds what etcd's environment says (`ETCD_DATA_DIR`) to `quorate server`'s arguments, so that a unit
+/// file moves over. A flag wins over `QUORATE_DATA_DIR`, and that wins over `ETCD_DATA_DIR`.
+fn with_etcd_environment(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    if arguments.get(1).is_none_or(|command| command != "server") {
+        return arguments;
+    }
+    let given: Vec<String> = arguments
+        .iter()
+        .filter_map(|argument| argument.to_str()?.strip_prefix("--"))
+        .map(|flag| flag.split('=').next().unwrap_or_default().to_owned())
+        .collect();
+    let cli = Cli::command();
+    let Some(server) = cli.find_subcommand("server") else { return arguments };
+    for argument in server.get_arguments() {
+        let Some(flag) = argument.get_long() else { continue };
+        let name = flag.replace('-', "_").to_uppercase();
+        let ours = std::env::var_os(format!("QUORATE_{name}"));
+        if given.iter().any(|given| given == flag) || ours.is_some() {
+            continue;
+        }
+        if let Some(value) = std::env::var_os(format!("ETCD_{name}")) {
+            let mut argument = OsString::from(format!("--{flag}="));
+            argument.push(value);
+            arguments.push(argument);
+        }
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,343 @@
+//! `quorate server`'s flags: etcd's names where the thing is the same.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::{Args, ValueEnum};
+use quorate::core::config::{
+    AutoCompaction, ClusterConfig, ClusterState, Config, Data, InitialMember, Limits,
+};
+
+/// What history is kept by without being asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CompactionMode {
+    /// By age.
+    Periodic,
+    /// By number of revisions.
+    Revision,
+}
+
+/// Whether the listed members form a cluster or join one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum InitialState {
+    New,
+    Existing,
+}
+
+/// Flags of `quorate server`. Each can be set by `QUORATE_<FLAG>` or etcd's `ETCD_<FLAG>` too.
+#[derive(Debug, Args)]
+pub(crate) struct ServerArgs {
+    /// This member's name, as in --initial-cluster
+    #[arg(long, env = "QUORATE_NAME", default_value = "default")]
+    name: String,
+
+    /// Where data is kept [default: <name>.quorate]
+    #[arg(long, env = "QUORATE_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// Where to listen for clients
+    #[arg(long, env = "QUORATE_LISTEN_CLIENT_URLS", value_name = "URLS", value_delimiter = ',',
+          default_value = "http://localhost:2379")]
+    listen_client_urls: Vec<String>,
+
+    /// Where clients reach this member [default: --listen-client-urls]
+    #[arg(long, env = "QUORATE_ADVERTISE_CLIENT_URLS", value_name = "URLS", value_delimiter = ',')]
+    advertise_client_urls: Vec<String>,
+
+    /// Where to listen for the other members
+    #[arg(long, env = "QUORATE_LISTEN_PEER_URLS", value_name = "URLS", value_delimiter = ',',
+          default_value = "http://localhost:2380")]
+    listen_peer_urls: Vec<String>,
+
+    /// Where the other members reach this one
+    #[arg(long, env = "QUORATE_INITIAL_ADVERTISE_PEER_URLS", value_name = "URLS",
+          value_delimiter = ',', default_value = "http://localhost:2380")]
+    initial_advertise_peer_urls: Vec<String>,
+
+    /// All members of a new cluster: name=url,name=url,… (the same on each of them)
+    /// [default: this member alone]
+    #[arg(long, env = "QUORATE_INITIAL_CLUSTER", value_name = "MEMBERS")]
+    initial_cluster: Option<String>,
+
+    /// Whether the listed members form a new cluster, or this one joins them
+    #[arg(long, env = "QUORATE_INITIAL_CLUSTER_STATE", value_name = "STATE", default_value = "new")]
+    initial_cluster_state: InitialState,
+
+    /// Keeps clusters with the same addresses apart
+    #[arg(long, env = "QUORATE_INITIAL_CLUSTER_TOKEN", value_name = "TOKEN",
+          default_value = "etcd-cluster")]
+    initial_cluster_token: String,
+
+    /// How often a leader shows that it lives, in milliseconds
+    #[arg(long, env = "QUORATE_HEARTBEAT_INTERVAL", value_name = "MS", default_value_t = 100)]
+    heartbeat_interval: u64,
+
+    /// How long the others wait for it before they elect another, in milliseconds
+    #[arg(long, env = "QUORATE_ELECTION_TIMEOUT", value_name = "MS", default_value_t = 1000)]
+    election_timeout: u64,
+
+    /// Log entries kept for a member that lags; one further behind gets a snapshot
+    #[arg(long, env = "QUORATE_SNAPSHOT_COUNT", value_name = "ENTRIES", default_value_t = 5000)]
+    snapshot_count: u64,
+
+    /// Bytes on disk above which writes are refused; 0 means 2 GiB
+    #[arg(long, env = "QUORATE_QUOTA_BACKEND_BYTES", value_name = "BYTES", default_value_t = 0)]
+    quota_backend_bytes: u64,
+
+    /// What --auto-compaction-retention counts
+    #[arg(long, env = "QUORATE_AUTO_COMPACTION_MODE", value_name = "MODE", default_value = "periodic")]
+    auto_compaction_mode: CompactionMode,
+
+    /// How much history is kept: an age (`30m`; a plain number means hours) or a number of
+    /// revisions; 0 keeps all
+    #[arg(long, env = "QUORATE_AUTO_COMPACTION_RETENTION", value_name = "AMOUNT", default_value = "0")]
+    auto_compaction_retention: String,
+
+    /// The most operations in a transaction
+    #[arg(long, env = "QUORATE_MAX_TXN_OPS", value_name = "OPS", default_value_t = 128)]
+    max_txn_ops: usize,
+
+    /// The largest request, in bytes
+    #[arg(long, env = "QUORATE_MAX_REQUEST_BYTES", value_name = "BYTES", default_value_t = 1_572_864)]
+    max_request_bytes: usize,
+
+    /// What is logged
+    #[arg(long, env = "QUORATE_LOG_LEVEL", value_name = "LEVEL", default_value = "info",
+          value_parser = ["error", "warn", "info", "debug", "trace"])]
+    log_level: String,
+
+    #[command(flatten)]
+    tls: TlsArgs,
+}
+
+/// etcd's TLS flags, known so that they are refused by name: a server that was told to encrypt and
+/// does not must not start.
+#[derive(Debug, Args)]
+struct TlsArgs {
+    #[arg(long, hide = true)]
+    cert_file: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    key_file: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    trusted_ca_file: Option<PathBuf>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    client_cert_auth: Option<bool>,
+    #[arg(long, hide = true)]
+    peer_cert_file: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    peer_key_file: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    peer_trusted_ca_file: Option<PathBuf>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    peer_client_cert_auth: Option<bool>,
+}
+
+impl TlsArgs {
+    fn first_given(&self) -> Option<&'static str> {
+        let files = [
+            ("--cert-file", &self.cert_file),
+            ("--key-file", &self.key_file),
+            ("--trusted-ca-file", &self.trusted_ca_file),
+            ("--peer-cert-file", &self.peer_cert_file),
+            ("--peer-key-file", &self.peer_key_file),
+            ("--peer-trusted-ca-file", &self.peer_trusted_ca_file),
+        ];
+        let switches = [
+            ("--client-cert-auth", self.client_cert_auth),
+            ("--peer-client-cert-auth", self.peer_client_cert_auth),
+        ];
+        let files = files.iter().filter(|(_, file)| file.is_some()).map(|(flag, _)| *flag);
+        let switches = switches.iter().filter(|(_, on)| *on == Some(true)).map(|(flag, _)| *flag);
+        files.chain(switches).next()
+    }
+}
+
+impl ServerArgs {
+    /// Where to listen for clients.
+    pub(crate) fn listen_client_urls(&self) -> &[String] {
+        &self.listen_client_urls
+    }
+
+    /// What is logged.
+    pub(crate) fn log_level(&self) -> &str {
+        &self.log_level
+    }
+
+    /// The member these flags describe.
+    ///
+    /// # Errors
+    /// When a value cannot be understood, or asks for what this version does not have.
+    pub(crate) fn config(&self) -> anyhow::Result<Config> {
+        if let Some(flag) = self.tls.first_given() {
+            bail!("{flag}: this version has no TLS yet, and does not start without it when asked to");
+        }
+        let folder = self.data_dir.clone();
+        let advertised = match self.advertise_client_urls.as_slice() {
+            [] => &self.listen_client_urls,
+            given => given,
+        };
+        Ok(Config {
+            name: self.name.clone(),
+            data: Data::Folder(folder.unwrap_or_else(|| format!("{}.quorate", self.name).into())),
+            token: self.initial_cluster_token.clone(),
+            cluster: Some(ClusterConfig {
+                members: self.members()?,
+                state: match self.initial_cluster_state {
+                    InitialState::New => ClusterState::New,
+                    InitialState::Existing => ClusterState::Existing,
+                },
+                listen_peer_urls: self.listen_peer_urls.clone(),
+            }),
+            advertise_client_urls: advertised.to_vec(),
+            heartbeat_interval: Duration::from_millis(self.heartbeat_interval),
+            election_timeout: Duration::from_millis(self.election_timeout),
+            limits: Limits {
+                max_txn_ops: self.max_txn_ops,
+                max_request_bytes: self.max_request_bytes,
+                ..Limits::default()
+            },
+            quota_backend_bytes: match self.quota_backend_bytes {
+                0 => Config::default().quota_backend_bytes,
+                bytes => bytes,
+            },
+            catch_up_entries: self.snapshot_count,
+            auto_compaction: self.auto_compaction()?,
+            ..Config::default()
+        })
+    }
+
+    fn members(&self) -> anyhow::Result<Vec<InitialMember>> {
+        let Some(list) = &self.initial_cluster else {
+            return Ok(vec![InitialMember {
+                name: self.name.clone(),
+                peer_urls: self.initial_advertise_peer_urls.clone(),
+            }]);
+        };
+        let mut members: Vec<InitialMember> = Vec::new();
+        for item in list.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+            let (name, url) = item
+                .split_once('=')
+                .with_context(|| format!("--initial-cluster: `{item}` is not name=url"))?;
+            match members.iter_mut().find(|member| member.name == name) {
+                Some(member) => member.peer_urls.push(url.to_owned()),
+                None => members
+                    .push(InitialMember { name: name.to_owned(), peer_urls: vec![url.to_owned()] }),
+            }
+        }
+        let own = members.iter().find(|member| member.name == self.name).with_context(|| {
+            format!("--initial-cluster does not list this member, --name {}", self.name)
+        })?;
+        let mut advertised = self.initial_advertise_peer_urls.clone();
+        let mut listed = own.peer_urls.clone();
+        advertised.sort();
+        listed.sort();
+        ensure!(
+            advertised == listed,
+            "--initial-cluster gives {} as {}, --initial-advertise-peer-urls as {}",
+            self.name,
+            listed.join(","),
+            advertised.join(",")
+        );
+        Ok(members)
+    }
+
+    fn auto_compaction(&self) -> anyhow::Result<AutoCompaction> {
+        let amount = self.auto_compaction_retention.trim();
+        let wrong = || format!("--auto-compaction-retention: `{amount}`");
+        match self.auto_compaction_mode {
+            CompactionMode::Revision => {
+                let revisions: i64 = amount.parse().with_context(wrong)?;
+                ensure!(revisions >= 0, "{}: less than nothing", wrong());
+                Ok(if revisions == 0 { AutoCompaction::Off } else { AutoCompaction::Revision(revisions) })
+            }
+            CompactionMode::Periodic => {
+                let age = age(amount).with_context(wrong)?;
+                Ok(if age.is_zero() { AutoCompaction::Off } else { AutoCompaction::Periodic(age) })
+            }
+        }
+    }
+}
+
+/// An age as etcd writes it: `30s`, `10m`, `1h30m`, or a plain number of hours.
+fn age(text: &str) -> anyhow::Result<Duration> {
+    if let Ok(hours) = text.parse::<u64>() {
+        return Ok(Duration::from_secs(hours.checked_mul(3600).context("too long")?));
+    }
+    let (mut total, mut rest) = (Duration::ZERO, text);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).context("no unit (s, m, h)")?;
+        let number: u64 = rest[..digits].parse()?;
+        let unit = match rest[digits..].chars().next() {
+            Some('h') => 3600,
+            Some('m') => 60,
+            Some('s') => 1,
+            _ => bail!("a unit is s, m or h"),
+        };
+        total += Duration::from_secs(number.checked_mul(unit).context("too long")?);
+        rest = &rest[digits + 1..];
+    }
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: ServerArgs,
+    }
+
+    fn config(line: &str) -> anyhow::Result<Config> {
+        let words = std::iter::once("server").chain(line.split_whitespace());
+        Line::try_parse_from(words)?.args.config()
+    }
+
+    #[test]
+    fn an_etcd_launch_line_moves_over() {
+        let config = config(
+            "--name b --data-dir /d --initial-cluster a=http://h1:1,b=http://h2:1,c=http://h3:1 \
+             --initial-advertise-peer-urls http://h2:1 --listen-peer-urls http://0.0.0.0:1 \
+             --listen-client-urls http://0.0.0.0:2 --advertise-client-urls http://h2:2 \
+             --auto-compaction-mode=periodic --auto-compaction-retention=1h30m \
+             --heartbeat-interval 20 --election-timeout 200 --quota-backend-bytes 4096",
+        )
+        .unwrap();
+        let cluster = config.cluster.unwrap();
+        let names: Vec<_> = cluster.members.iter().map(|member| member.name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        assert_eq!(config.auto_compaction, AutoCompaction::Periodic(Duration::from_secs(5400)));
+        assert_eq!(config.election_timeout, Duration::from_millis(200));
+        assert_eq!(config.quota_backend_bytes, 4096);
+        assert_eq!(config.advertise_client_urls, ["http://h2:2"]);
+        assert_eq!(config.data, Data::Folder("/d".into()));
+    }
+
+    #[test]
+    fn mistakes_are_refused_with_the_flag_that_is_wrong() {
+        for (line, part) in [
+            ("--name x --initial-cluster a=http://h:1", "--initial-cluster does not list"),
+            ("--initial-cluster default=http://other:1", "--initial-advertise-peer-urls"),
+            ("--initial-cluster nonsense", "not name=url"),
+            ("--auto-compaction-retention soon", "--auto-compaction-retention"),
+            ("--auto-compaction-mode revision --auto-compaction-retention -1", ""),
+            ("--cert-file c.pem", "--cert-file"),
+            ("--client-cert-auth", "--client-cert-auth"),
+        ] {
+            let error = format!("{:#}", config(line).unwrap_err());
+            assert!(error.contains(part), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn ages_are_read_as_etcd_writes_them() {
+        assert_eq!(age("0").unwrap(), Duration::ZERO);
+        assert_eq!(age("2").unwrap(), Duration::from_secs(7200));
+        assert_eq!(age("1h30m5s").unwrap(), Duration::from_secs(5405));
+        assert!(age("5x").is_err() && age("m").is_err() && age("5m3").is_err());
+    }
+}

@@ -1,0 +1,3 @@
+//! Clusters of member processes under load, with members killed and paused.
+
+mod leader_kill;
