@@ -14,12 +14,15 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 /// When `level` is none of these.
 pub(crate) fn start(level: &str) -> anyhow::Result<()> {
     let level: LevelFilter = level.parse()?;
-    let targets = Targets::new().with_default(level.min(LevelFilter::WARN)).with_targets(
-        ["quorate", "quorate_core", "quorate_recipes"].map(|target| (target, level)),
-    );
+    let targets = Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        .with_targets(["quorate", "quorate_core", "quorate_recipes"].map(|target| (target, level)));
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    tracing_subscriber::registry().with(lines).with(targets).init();
+    tracing_subscriber::registry()
+        .with(lines)
+        .with(targets)
+        .init();
     Ok(())
 }

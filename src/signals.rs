@@ -7,8 +7,10 @@ use tokio::signal::unix::{SignalKind, signal};
 /// # Errors
 /// When the signals cannot be listened for.
 pub(crate) async fn asked_to_stop() -> anyhow::Result<()> {
-    let (mut interrupt, mut terminate) =
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}

@@ -40,7 +40,9 @@ enum Command {
 /// What the command could not do.
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse_from(with_etcd_environment(std::env::args_os().collect()));
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     match cli.command {
         Command::Server(args) => runtime.block_on(serve::run(*args)),
         Command::Dev(args) => runtime.block_on(dev::run(args)),
@@ -70,9 +72,13 @@ fn with_etcd_environment(mut arguments: Vec<OsString>) -> Vec<OsString> {
         .map(|flag| flag.split('=').next().unwrap_or_default().to_owned())
         .collect();
     let cli = Cli::command();
-    let Some(server) = cli.find_subcommand("server") else { return arguments };
+    let Some(server) = cli.find_subcommand("server") else {
+        return arguments;
+    };
     for argument in server.get_arguments() {
-        let Some(flag) = argument.get_long() else { continue };
+        let Some(flag) = argument.get_long() else {
+            continue;
+        };
         let name = flag.replace('-', "_").to_uppercase();
         let ours = std::env::var_os(format!("QUORATE_{name}"));
         if given.iter().any(|given| given == flag) || ours.is_some() {

@@ -37,22 +37,42 @@ pub(crate) struct ServerArgs {
     data_dir: Option<PathBuf>,
 
     /// Where to listen for clients
-    #[arg(long, env = "QUORATE_LISTEN_CLIENT_URLS", value_name = "URLS", value_delimiter = ',',
-          default_value = "http://localhost:2379")]
+    #[arg(
+        long,
+        env = "QUORATE_LISTEN_CLIENT_URLS",
+        value_name = "URLS",
+        value_delimiter = ',',
+        default_value = "http://localhost:2379"
+    )]
     listen_client_urls: Vec<String>,
 
     /// Where clients reach this member [default: --listen-client-urls]
-    #[arg(long, env = "QUORATE_ADVERTISE_CLIENT_URLS", value_name = "URLS", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "QUORATE_ADVERTISE_CLIENT_URLS",
+        value_name = "URLS",
+        value_delimiter = ','
+    )]
     advertise_client_urls: Vec<String>,
 
     /// Where to listen for the other members
-    #[arg(long, env = "QUORATE_LISTEN_PEER_URLS", value_name = "URLS", value_delimiter = ',',
-          default_value = "http://localhost:2380")]
+    #[arg(
+        long,
+        env = "QUORATE_LISTEN_PEER_URLS",
+        value_name = "URLS",
+        value_delimiter = ',',
+        default_value = "http://localhost:2380"
+    )]
     listen_peer_urls: Vec<String>,
 
     /// Where the other members reach this one
-    #[arg(long, env = "QUORATE_INITIAL_ADVERTISE_PEER_URLS", value_name = "URLS",
-          value_delimiter = ',', default_value = "http://localhost:2380")]
+    #[arg(
+        long,
+        env = "QUORATE_INITIAL_ADVERTISE_PEER_URLS",
+        value_name = "URLS",
+        value_delimiter = ',',
+        default_value = "http://localhost:2380"
+    )]
     initial_advertise_peer_urls: Vec<String>,
 
     /// All members of a new cluster: name=url,name=url,… (the same on each of them)
@@ -61,45 +81,94 @@ pub(crate) struct ServerArgs {
     initial_cluster: Option<String>,
 
     /// Whether the listed members form a new cluster, or this one joins them
-    #[arg(long, env = "QUORATE_INITIAL_CLUSTER_STATE", value_name = "STATE", default_value = "new")]
+    #[arg(
+        long,
+        env = "QUORATE_INITIAL_CLUSTER_STATE",
+        value_name = "STATE",
+        default_value = "new"
+    )]
     initial_cluster_state: InitialState,
 
     /// Keeps clusters with the same addresses apart
-    #[arg(long, env = "QUORATE_INITIAL_CLUSTER_TOKEN", value_name = "TOKEN",
-          default_value = "etcd-cluster")]
+    #[arg(
+        long,
+        env = "QUORATE_INITIAL_CLUSTER_TOKEN",
+        value_name = "TOKEN",
+        default_value = "etcd-cluster"
+    )]
     initial_cluster_token: String,
 
     /// How often a leader shows that it lives, in milliseconds
-    #[arg(long, env = "QUORATE_HEARTBEAT_INTERVAL", value_name = "MS", default_value_t = 100)]
+    #[arg(
+        long,
+        env = "QUORATE_HEARTBEAT_INTERVAL",
+        value_name = "MS",
+        default_value_t = 100
+    )]
     heartbeat_interval: u64,
 
     /// How long the others wait for it before they elect another, in milliseconds
-    #[arg(long, env = "QUORATE_ELECTION_TIMEOUT", value_name = "MS", default_value_t = 1000)]
+    #[arg(
+        long,
+        env = "QUORATE_ELECTION_TIMEOUT",
+        value_name = "MS",
+        default_value_t = 1000
+    )]
     election_timeout: u64,
 
     /// Log entries kept for a member that lags; one further behind gets a snapshot
-    #[arg(long, env = "QUORATE_SNAPSHOT_COUNT", value_name = "ENTRIES", default_value_t = 5000)]
+    #[arg(
+        long,
+        env = "QUORATE_SNAPSHOT_COUNT",
+        value_name = "ENTRIES",
+        default_value_t = 5000
+    )]
     snapshot_count: u64,
 
     /// Bytes on disk above which writes are refused; 0 means 2 GiB
-    #[arg(long, env = "QUORATE_QUOTA_BACKEND_BYTES", value_name = "BYTES", default_value_t = 0)]
+    #[arg(
+        long,
+        env = "QUORATE_QUOTA_BACKEND_BYTES",
+        value_name = "BYTES",
+        default_value_t = 0
+    )]
     quota_backend_bytes: u64,
 
     /// What --auto-compaction-retention counts
-    #[arg(long, env = "QUORATE_AUTO_COMPACTION_MODE", value_name = "MODE", default_value = "periodic")]
+    #[arg(
+        long,
+        env = "QUORATE_AUTO_COMPACTION_MODE",
+        value_name = "MODE",
+        default_value = "periodic"
+    )]
     auto_compaction_mode: CompactionMode,
 
     /// How much history is kept: an age (`30m`; a plain number means hours) or a number of
     /// revisions; 0 keeps all
-    #[arg(long, env = "QUORATE_AUTO_COMPACTION_RETENTION", value_name = "AMOUNT", default_value = "0")]
+    #[arg(
+        long,
+        env = "QUORATE_AUTO_COMPACTION_RETENTION",
+        value_name = "AMOUNT",
+        default_value = "0"
+    )]
     auto_compaction_retention: String,
 
     /// The most operations in a transaction
-    #[arg(long, env = "QUORATE_MAX_TXN_OPS", value_name = "OPS", default_value_t = 128)]
+    #[arg(
+        long,
+        env = "QUORATE_MAX_TXN_OPS",
+        value_name = "OPS",
+        default_value_t = 128
+    )]
     max_txn_ops: usize,
 
     /// The largest request, in bytes
-    #[arg(long, env = "QUORATE_MAX_REQUEST_BYTES", value_name = "BYTES", default_value_t = 1_572_864)]
+    #[arg(
+        long,
+        env = "QUORATE_MAX_REQUEST_BYTES",
+        value_name = "BYTES",
+        default_value_t = 1_572_864
+    )]
     max_request_bytes: usize,
 
     /// What is logged
@@ -147,8 +216,14 @@ impl TlsArgs {
             ("--client-cert-auth", self.client_cert_auth),
             ("--peer-client-cert-auth", self.peer_client_cert_auth),
         ];
-        let files = files.iter().filter(|(_, file)| file.is_some()).map(|(flag, _)| *flag);
-        let switches = switches.iter().filter(|(_, on)| *on == Some(true)).map(|(flag, _)| *flag);
+        let files = files
+            .iter()
+            .filter(|(_, file)| file.is_some())
+            .map(|(flag, _)| *flag);
+        let switches = switches
+            .iter()
+            .filter(|(_, on)| *on == Some(true))
+            .map(|(flag, _)| *flag);
         files.chain(switches).next()
     }
 }
@@ -170,7 +245,9 @@ impl ServerArgs {
     /// When a value cannot be understood, or asks for what this version does not have.
     pub(crate) fn config(&self) -> anyhow::Result<Config> {
         if let Some(flag) = self.tls.first_given() {
-            bail!("{flag}: this version has no TLS yet, and does not start without it when asked to");
+            bail!(
+                "{flag}: this version has no TLS yet, and does not start without it when asked to"
+            );
         }
         let folder = self.data_dir.clone();
         let advertised = match self.advertise_client_urls.as_slice() {
@@ -215,19 +292,31 @@ impl ServerArgs {
             }]);
         };
         let mut members: Vec<InitialMember> = Vec::new();
-        for item in list.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        for item in list
+            .split(',')
+            .map(str::trim)
+            .filter(|item| !item.is_empty())
+        {
             let (name, url) = item
                 .split_once('=')
                 .with_context(|| format!("--initial-cluster: `{item}` is not name=url"))?;
             match members.iter_mut().find(|member| member.name == name) {
                 Some(member) => member.peer_urls.push(url.to_owned()),
-                None => members
-                    .push(InitialMember { name: name.to_owned(), peer_urls: vec![url.to_owned()] }),
+                None => members.push(InitialMember {
+                    name: name.to_owned(),
+                    peer_urls: vec![url.to_owned()],
+                }),
             }
         }
-        let own = members.iter().find(|member| member.name == self.name).with_context(|| {
-            format!("--initial-cluster does not list this member, --name {}", self.name)
-        })?;
+        let own = members
+            .iter()
+            .find(|member| member.name == self.name)
+            .with_context(|| {
+                format!(
+                    "--initial-cluster does not list this member, --name {}",
+                    self.name
+                )
+            })?;
         let mut advertised = self.initial_advertise_peer_urls.clone();
         let mut listed = own.peer_urls.clone();
         advertised.sort();
@@ -249,11 +338,19 @@ impl ServerArgs {
             CompactionMode::Revision => {
                 let revisions: i64 = amount.parse().with_context(wrong)?;
                 ensure!(revisions >= 0, "{}: less than nothing", wrong());
-                Ok(if revisions == 0 { AutoCompaction::Off } else { AutoCompaction::Revision(revisions) })
+                Ok(if revisions == 0 {
+                    AutoCompaction::Off
+                } else {
+                    AutoCompaction::Revision(revisions)
+                })
             }
             CompactionMode::Periodic => {
                 let age = age(amount).with_context(wrong)?;
-                Ok(if age.is_zero() { AutoCompaction::Off } else { AutoCompaction::Periodic(age) })
+                Ok(if age.is_zero() {
+                    AutoCompaction::Off
+                } else {
+                    AutoCompaction::Periodic(age)
+                })
             }
         }
     }
@@ -262,11 +359,15 @@ impl ServerArgs {
 /// An age as etcd writes it: `30s`, `10m`, `1h30m`, or a plain number of hours.
 fn age(text: &str) -> anyhow::Result<Duration> {
     if let Ok(hours) = text.parse::<u64>() {
-        return Ok(Duration::from_secs(hours.checked_mul(3600).context("too long")?));
+        return Ok(Duration::from_secs(
+            hours.checked_mul(3600).context("too long")?,
+        ));
     }
     let (mut total, mut rest) = (Duration::ZERO, text);
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).context("no unit (s, m, h)")?;
+        let digits = rest
+            .find(|c: char| !c.is_ascii_digit())
+            .context("no unit (s, m, h)")?;
         let number: u64 = rest[..digits].parse()?;
         let unit = match rest[digits..].chars().next() {
             Some('h') => 3600,
@@ -308,9 +409,16 @@ mod tests {
         )
         .unwrap();
         let cluster = config.cluster.unwrap();
-        let names: Vec<_> = cluster.members.iter().map(|member| member.name.as_str()).collect();
+        let names: Vec<_> = cluster
+            .members
+            .iter()
+            .map(|member| member.name.as_str())
+            .collect();
         assert_eq!(names, ["a", "b", "c"]);
-        assert_eq!(config.auto_compaction, AutoCompaction::Periodic(Duration::from_secs(5400)));
+        assert_eq!(
+            config.auto_compaction,
+            AutoCompaction::Periodic(Duration::from_secs(5400))
+        );
         assert_eq!(config.election_timeout, Duration::from_millis(200));
         assert_eq!(config.quota_backend_bytes, 4096);
         assert_eq!(config.advertise_client_urls, ["http://h2:2"]);
@@ -320,11 +428,23 @@ mod tests {
     #[test]
     fn mistakes_are_refused_with_the_flag_that_is_wrong() {
         for (line, part) in [
-            ("--name x --initial-cluster a=http://h:1", "--initial-cluster does not list"),
-            ("--initial-cluster default=http://other:1", "--initial-advertise-peer-urls"),
+            (
+                "--name x --initial-cluster a=http://h:1",
+                "--initial-cluster does not list",
+            ),
+            (
+                "--initial-cluster default=http://other:1",
+                "--initial-advertise-peer-urls",
+            ),
             ("--initial-cluster nonsense", "not name=url"),
-            ("--auto-compaction-retention soon", "--auto-compaction-retention"),
-            ("--auto-compaction-mode revision --auto-compaction-retention -1", ""),
+            (
+                "--auto-compaction-retention soon",
+                "--auto-compaction-retention",
+            ),
+            (
+                "--auto-compaction-mode revision --auto-compaction-retention -1",
+                "",
+            ),
             ("--cert-file c.pem", "--cert-file"),
             ("--client-cert-auth", "--client-cert-auth"),
         ] {

@@ -45,7 +45,9 @@ pub(crate) fn list(root: &Path) -> io::Result<Listing> {
             }
         }
     }
-    listing.files.sort_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
+    listing
+        .files
+        .sort_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
     listing.caches.sort();
     Ok(listing)
 }
@@ -68,7 +70,8 @@ fn is_cache(folder: &Path) -> bool {
 /// One line of the manifest, in the form of `sha256sum --zero`: the hash in hexadecimal, two spaces,
 /// the path, a NUL. A file that cannot be read says so in place of its hash.
 pub(crate) fn manifest_line(root: &Path, path: &Path) -> Vec<u8> {
-    let hash = hash(&root.join(path)).unwrap_or_else(|error| format!("unreadable ({:?})", error.kind()));
+    let hash =
+        hash(&root.join(path)).unwrap_or_else(|error| format!("unreadable ({:?})", error.kind()));
     let mut line = hash.into_bytes();
     line.extend_from_slice(b"  ");
     line.extend_from_slice(path.as_os_str().as_bytes());
@@ -90,10 +93,12 @@ fn hash(path: &Path) -> io::Result<String> {
 /// Bytes in lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+            text
+        })
 }
 
 /// Paths as one value: each followed by a NUL, which no path contains.
@@ -108,8 +113,12 @@ pub(crate) fn encode_paths(paths: &[PathBuf]) -> Vec<u8> {
 
 /// The paths of a value made by [`encode_paths`].
 pub(crate) fn decode_paths(bytes: &[u8]) -> Vec<PathBuf> {
-    let paths = bytes.split(|byte| *byte == 0).filter(|path| !path.is_empty());
-    paths.map(|path| PathBuf::from(std::ffi::OsString::from_vec(path.to_vec()))).collect()
+    let paths = bytes
+        .split(|byte| *byte == 0)
+        .filter(|path| !path.is_empty());
+    paths
+        .map(|path| PathBuf::from(std::ffi::OsString::from_vec(path.to_vec())))
+        .collect()
 }
 
 /// The manifest as one plain pass over the files gives it, and how many files it lists.
@@ -118,7 +127,10 @@ pub(crate) fn decode_paths(bytes: &[u8]) -> Vec<PathBuf> {
 /// When a folder cannot be read.
 pub(crate) fn plain_manifest(root: &Path) -> io::Result<(Vec<u8>, usize)> {
     let files = list(root)?.files;
-    let manifest = files.iter().flat_map(|path| manifest_line(root, path)).collect();
+    let manifest = files
+        .iter()
+        .flat_map(|path| manifest_line(root, path))
+        .collect();
     Ok((manifest, files.len()))
 }
 
@@ -141,8 +153,21 @@ mod tests {
         std::os::unix::fs::symlink(root.join("z"), root.join("link")).unwrap();
 
         let listing = list(root).unwrap();
-        let files: Vec<_> = listing.files.iter().map(|path| path.to_str().unwrap()).collect();
-        assert_eq!(files, ["a.txt", "a/b/1", "not-a-cache/CACHEDIR.TAG", "not-a-cache/y", "z"]);
+        let files: Vec<_> = listing
+            .files
+            .iter()
+            .map(|path| path.to_str().unwrap())
+            .collect();
+        assert_eq!(
+            files,
+            [
+                "a.txt",
+                "a/b/1",
+                "not-a-cache/CACHEDIR.TAG",
+                "not-a-cache/y",
+                "z"
+            ]
+        );
         assert_eq!(listing.caches, [Path::new("cache")]);
         assert_eq!(decode_paths(&encode_paths(&listing.files)), listing.files);
     }

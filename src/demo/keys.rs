@@ -45,7 +45,11 @@ pub(crate) fn numbered(prefix: &str, n: usize) -> String {
 
 /// The number in a key made by [`numbered`].
 pub(crate) fn number(prefix: &str, key: &[u8]) -> Option<usize> {
-    std::str::from_utf8(key).ok()?.strip_prefix(prefix)?.parse().ok()
+    std::str::from_utf8(key)
+        .ok()?
+        .strip_prefix(prefix)?
+        .parse()
+        .ok()
 }
 
 /// The name of the lock of batch `n`.

@@ -51,11 +51,18 @@ impl Members {
                 process: None,
             })
             .collect();
-        let initial: Vec<_> =
-            members.iter().map(|member| format!("{}={}", member.name, member.peer_url)).collect();
+        let initial: Vec<_> = members
+            .iter()
+            .map(|member| format!("{}={}", member.name, member.peer_url))
+            .collect();
         let program = std::env::current_exe().context("find this program")?;
         let initial = initial.join(",");
-        let mut started = Self { program, folder: folder.to_owned(), initial, members };
+        let mut started = Self {
+            program,
+            folder: folder.to_owned(),
+            initial,
+            members,
+        };
         for i in 0..SIZE {
             started.launch(i)?;
         }
@@ -64,7 +71,10 @@ impl Members {
 
     /// The client URLs of all members.
     pub(crate) fn endpoints(&self) -> Vec<String> {
-        self.members.iter().map(|member| member.client_url.clone()).collect()
+        self.members
+            .iter()
+            .map(|member| member.client_url.clone())
+            .collect()
     }
 
     /// The name of member `i`.
@@ -108,7 +118,10 @@ impl Members {
     /// # Errors
     /// When it does not run, or cannot be killed.
     pub(crate) async fn kill(&mut self, i: usize) -> anyhow::Result<()> {
-        let mut process = self.members[i].process.take().context("the member does not run")?;
+        let mut process = self.members[i]
+            .process
+            .take()
+            .context("the member does not run")?;
         Ok(process.kill().await?)
     }
 
@@ -125,7 +138,9 @@ impl Members {
                     if self.members[i].process.is_none() {
                         continue;
                     }
-                    let Ok(status) = self.status(i).await else { continue };
+                    let Ok(status) = self.status(i).await else {
+                        continue;
+                    };
                     let own = status.header.as_ref().map(|header| header.member_id);
                     if own == Some(status.leader) && status.raft_term > after_term {
                         return Ok((i, status.raft_term));
@@ -136,7 +151,10 @@ impl Members {
         };
         match tokio::time::timeout(ELECTION_LIMIT, wait).await {
             Ok(found) => found,
-            Err(_) => bail!("no leader within {ELECTION_LIMIT:?}; logs in {}", self.folder.display()),
+            Err(_) => bail!(
+                "no leader within {ELECTION_LIMIT:?}; logs in {}",
+                self.folder.display()
+            ),
         }
     }
 
@@ -159,7 +177,10 @@ impl Members {
         };
         match tokio::time::timeout(ELECTION_LIMIT, wait).await {
             Ok(done) => done,
-            Err(_) => bail!("member {} did not catch up within {ELECTION_LIMIT:?}", self.name(i)),
+            Err(_) => bail!(
+                "member {} did not catch up within {ELECTION_LIMIT:?}",
+                self.name(i)
+            ),
         }
     }
 
@@ -179,7 +200,11 @@ impl Members {
             && let Some(status) = process.try_wait()?
         {
             let log = self.folder.join(format!("{}.log", member.name));
-            bail!("member {} ended by itself ({status}); its log: {}", member.name, log.display());
+            bail!(
+                "member {} ended by itself ({status}); its log: {}",
+                member.name,
+                log.display()
+            );
         }
         Ok(())
     }
@@ -195,7 +220,11 @@ impl Members {
 
 /// Ports of 127.0.0.1 that nobody listens on, all different.
 fn free_ports(n: usize) -> anyhow::Result<Vec<u16>> {
-    let listeners: Vec<_> =
-        (0..n).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<Result<_, _>>()?;
-    listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+    let listeners: Vec<_> = (0..n)
+        .map(|_| TcpListener::bind(("127.0.0.1", 0)))
+        .collect::<Result<_, _>>()?;
+    listeners
+        .iter()
+        .map(|listener| Ok(listener.local_addr()?.port()))
+        .collect()
 }

@@ -37,17 +37,31 @@ async fn writes_go_on_after_each_kill_of_the_leader_and_nothing_is_lost() -> any
     let report = load.stop().await?;
 
     let gaps = report.longest_gaps(&kills);
-    println!("{KILLS} kills, {} writes acknowledged, longest gaps {gaps:?}", report.pairs.len());
+    println!(
+        "{KILLS} kills, {} writes acknowledged, longest gaps {gaps:?}",
+        report.pairs.len()
+    );
     for i in 0..cluster.size() {
         report.verify(cluster.endpoint(i)).await?;
     }
-    let revision = cluster.status(0).await?.header.map_or(0, |header| header.revision);
+    let revision = cluster
+        .status(0)
+        .await?
+        .header
+        .map_or(0, |header| header.revision);
     let first = cluster.hash_kv(0, revision).await?.hash;
     for i in 1..cluster.size() {
-        assert_eq!(cluster.hash_kv(i, revision).await?.hash, first, "member {i} differs");
+        assert_eq!(
+            cluster.hash_kv(i, revision).await?.hash,
+            first,
+            "member {i} differs"
+        );
     }
     let worst = gaps.iter().max().copied().unwrap_or_default();
-    assert!(worst <= GAP_LIMIT, "{worst:?} without a write; gaps {gaps:?}");
+    assert!(
+        worst <= GAP_LIMIT,
+        "{worst:?} without a write; gaps {gaps:?}"
+    );
     Ok(())
 }
 

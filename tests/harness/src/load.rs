@@ -46,7 +46,10 @@ pub struct Report {
 impl Load {
     /// Starts `writers` writers of values of `value_bytes` bytes; each begins at another of `endpoints`.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "the harness owns and joins these tasks")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the harness owns and joins these tasks"
+    )]
     pub fn start(endpoints: &[String], writers: usize, value_bytes: usize) -> Self {
         let (stop, acknowledged) = (Arc::<AtomicBool>::default(), Arc::<Mutex<_>>::default());
         let writers = (0..writers)
@@ -63,13 +66,19 @@ impl Load {
                 tokio::spawn(writer.run())
             })
             .collect();
-        Self { stop, acknowledged, writers }
+        Self {
+            stop,
+            acknowledged,
+            writers,
+        }
     }
 
     /// How many puts were acknowledged so far.
     #[must_use]
     pub fn acknowledged(&self) -> usize {
-        self.acknowledged.lock().map_or(0, |acknowledged| acknowledged.pairs.len())
+        self.acknowledged
+            .lock()
+            .map_or(0, |acknowledged| acknowledged.pairs.len())
     }
 
     /// Stops the writers and says what they did.
@@ -81,7 +90,9 @@ impl Load {
         for writer in self.writers {
             writer.await?;
         }
-        let acknowledged = Arc::try_unwrap(self.acknowledged).ok().context("a writer still runs")?;
+        let acknowledged = Arc::try_unwrap(self.acknowledged)
+            .ok()
+            .context("a writer still runs")?;
         let Acknowledged { pairs, mut times } = acknowledged.into_inner()?;
         times.sort();
         Ok(Report { pairs, times })
@@ -119,7 +130,10 @@ impl Report {
             .max_decoding_message_size(usize::MAX);
         for (key, value) in &self.pairs {
             let key = Bytes::copy_from_slice(key.as_bytes());
-            let request = RangeRequest { key: key.clone(), ..RangeRequest::default() };
+            let request = RangeRequest {
+                key: key.clone(),
+                ..RangeRequest::default()
+            };
             let answer = client.range(request).await?.into_inner();
             let found = answer.kvs.first().map(|pair| pair.value.clone());
             anyhow::ensure!(
@@ -181,5 +195,10 @@ impl Writer {
 
 fn connect(url: &str) -> KvClient<Channel> {
     let endpoint = Endpoint::from_shared(url.to_owned()).expect("a URL of the harness");
-    KvClient::new(endpoint.connect_timeout(CONNECT_LIMIT).tcp_nodelay(true).connect_lazy())
+    KvClient::new(
+        endpoint
+            .connect_timeout(CONNECT_LIMIT)
+            .tcp_nodelay(true)
+            .connect_lazy(),
+    )
 }

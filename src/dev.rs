@@ -1,0 +1,89 @@
+//! `quorate dev`: a node for trying out and for other programs' tests, gone when it ends.
+
+use std::net::TcpListener;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Args;
+use quorate::core::node::Node;
+use quorate::core::server::Server;
+use tokio::io::AsyncReadExt as _;
+
+use crate::{logging, server, signals};
+
+/// Flags of `quorate dev`.
+#[derive(Debug, Args)]
+pub(crate) struct DevArgs {
+    /// The port of 127.0.0.1 to listen on; 0 takes any that is free
+    #[arg(long, default_value_t = 2379)]
+    port: u16,
+
+    /// Print one line of JSON with the endpoint, instead of words for people
+    #[arg(long)]
+    print_endpoint: bool,
+
+    /// End when standard input does, so that a test's node ends with the test
+    #[arg(long)]
+    exit_with_stdin: bool,
+
+    /// What is logged
+    #[arg(long, value_name = "LEVEL", default_value = "warn",
+          value_parser = ["error", "warn", "info", "debug", "trace"])]
+    log_level: String,
+}
+
+/// Runs the node until it is asked to stop.
+///
+/// # Errors
+/// When the port is taken.
+pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
+    logging::start(&args.log_level)?;
+    let stop = stop(args.exit_with_stdin);
+    let listener = TcpListener::bind(("127.0.0.1", args.port)).with_context(|| {
+        format!(
+            "port {} of 127.0.0.1 cannot be used; another one: --port 0",
+            args.port
+        )
+    })?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let node = Node::builder()
+        .in_memory()
+        .name("dev")
+        .advertise_client_urls([&url])
+        .start()
+        .await?;
+    let server = Server::builder(node.clone())
+        .listener(listener)
+        .start()
+        .await?;
+    announce(&url, args.print_endpoint);
+    Ok(server::serve(node, server, stop).await)
+}
+
+async fn stop(with_stdin: bool) -> anyhow::Result<()> {
+    let closed = async {
+        let mut stdin = tokio::io::stdin();
+        let mut ignored = [0; 512];
+        while stdin.read(&mut ignored).await.is_ok_and(|n| n > 0) {}
+    };
+    tokio::select! {
+        stopped = signals::asked_to_stop() => stopped,
+        () = closed, if with_stdin => Ok(()),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "what the user asked to see")]
+fn announce(url: &str, for_programs: bool) {
+    if for_programs {
+        println!("{}", serde_json::json!({ "endpoint": url }));
+        return;
+    }
+    println!(
+        "quorate {}  dev node, data in memory (lost on exit)",
+        env!("CARGO_PKG_VERSION")
+    );
+    println!("clients   {url}      etcdctl, any etcd v3 client");
+    println!("health    {url}/health");
+    println!("try       ETCDCTL_API=3 etcdctl --endpoints {url} put hello world");
+    println!("          Ctrl-C stops");
+}
