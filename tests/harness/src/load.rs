@@ -55,7 +55,8 @@ impl Load {
         let writers = (0..writers)
             .map(|writer| {
                 let mut endpoints = endpoints.to_vec();
-                endpoints.rotate_left(writer % endpoints.len());
+                let first = writer % endpoints.len();
+                endpoints.rotate_left(first);
                 let writer = Writer {
                     writer,
                     endpoints,
