@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::range_request::SortTarget;
 use quorate_proto::etcdserverpb::request_op::Request;
 use quorate_proto::etcdserverpb::{
@@ -13,7 +14,6 @@ use quorate_proto::etcdserverpb::{
     RangeRequest, RequestOp, TxnRequest, alarm_request::AlarmAction,
 };
 use quorate_proto::limits::{KEY_BYTES_MAX, LEASE_TTL_SECONDS_MAX, TXN_DEPTH_MAX};
-use quorate_proto::Reason;
 
 /// No limit on the operations of a transaction, for `apply`: the limit is an option of each member,
 /// and members must not judge the same entry differently.

@@ -113,13 +113,7 @@ impl<T> RangeSet<T> {
 }
 
 impl<T> Node<T> {
-    fn insert(
-        link: Link<T>,
-        range: &KeyRange,
-        priority: u64,
-        number: u64,
-        item: T,
-    ) -> Box<Self> {
+    fn insert(link: Link<T>, range: &KeyRange, priority: u64, number: u64, item: T) -> Box<Self> {
         let Some(mut node) = link else {
             let end = Reach::of(range);
             return Box::new(Self {
@@ -233,12 +227,12 @@ impl<T> Node<T> {
 
 /// By start, then by end; no end comes last.
 fn order(one: &KeyRange, two: &KeyRange) -> Ordering {
-    one.start().cmp(two.start()).then_with(|| {
-        match (one.end_exclusive(), two.end_exclusive()) {
+    one.start()
+        .cmp(two.start())
+        .then_with(|| match (one.end_exclusive(), two.end_exclusive()) {
             (Some(one), Some(two)) => one.cmp(two),
             (one, two) => one.is_none().cmp(&two.is_none()),
-        }
-    })
+        })
 }
 
 /// Spreads a counter over all 64 bits (the finalizer of SplitMix64).
@@ -274,7 +268,8 @@ mod tests {
         let mut list: BTreeMap<u64, KeyRange> = BTreeMap::new();
         for step in 0..4000_u64 {
             let draw = mix(step + 1);
-            let letter = |shift: u32| vec![b'a' + u8::try_from((draw >> shift) % 12).expect("small")];
+            let letter =
+                |shift: u32| vec![b'a' + u8::try_from((draw >> shift) % 12).expect("small")];
             if draw.is_multiple_of(3) {
                 if let Some((number, range)) = list.pop_first() {
                     set.remove(&range, number);
