@@ -1,0 +1,217 @@
+//! Records of the tables `keys`, `versions`, `events`, and numbers in `meta`.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::encoding::{decode_varint, encode_varint};
+
+use super::{FORMAT, Revision};
+use crate::storage::kv::KvError;
+
+/// Room for the numbers of a record: format and six varints.
+const NUMBERS_BYTES_MAX: usize = 1 + 6 * 10;
+
+/// The current state of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// Main revision of the put that created the key.
+    pub create_revision: i64,
+    /// Revision of the last put.
+    pub mod_revision: Revision,
+    /// Puts since creation.
+    pub version: i64,
+    /// Lease the key is attached to, 0 for none.
+    pub lease: i64,
+    /// The value.
+    pub value: Bytes,
+}
+
+/// A state that a key had until it was replaced or deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PastPair {
+    /// The state.
+    pub pair: Pair,
+    /// Revision that ended it: visible at main revision `r` if
+    /// `pair.mod_revision.main <= r < end.main`.
+    pub end: Revision,
+}
+
+/// An event as stored: what happened to which key. The pair a put made is in `keys` or `versions`
+/// under the event's revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventRecord {
+    /// Whether the key was deleted; otherwise put.
+    pub deleted: bool,
+    /// The user key.
+    pub key: Bytes,
+    /// Revision of the pair this event ended, if there was one.
+    pub replaced: Option<Revision>,
+    /// Revision of the pair visible before the event's whole transaction, if there was one. Differs
+    /// from `replaced` only if the transaction changed the key twice.
+    pub previous: Option<Revision>,
+}
+
+/// Writes format and numbers, with room for `rest` bytes.
+fn begin(numbers: &[i64], rest: usize) -> BytesMut {
+    let mut record = BytesMut::with_capacity(NUMBERS_BYTES_MAX + rest);
+    record.put_u8(FORMAT);
+    for number in numbers {
+        encode_varint(number.cast_unsigned(), &mut record);
+    }
+    record
+}
+
+/// Reads format and `N` numbers; the rest shares the record's memory.
+fn read<const N: usize>(mut record: Bytes, what: &str) -> Result<([i64; N], Bytes), KvError> {
+    let bad = |cause: &str| KvError::corrupt(format!("{what}: {cause}"));
+    match record.first() {
+        Some(&FORMAT) => drop(record.split_to(1)),
+        Some(other) => return Err(bad(&format!("unknown format {other}"))),
+        None => return Err(bad("empty")),
+    }
+    let mut numbers = [0; N];
+    for number in &mut numbers {
+        let read = decode_varint(&mut record).map_err(|_| bad("too short"))?;
+        *number = read.cast_signed();
+    }
+    Ok((numbers, record))
+}
+
+impl Pair {
+    /// The record in `keys`.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let Revision { main, sub } = self.mod_revision;
+        let numbers = [self.create_revision, main, sub, self.version, self.lease];
+        let mut record = begin(&numbers, self.value.len());
+        record.put_slice(&self.value);
+        record.freeze()
+    }
+
+    /// Reads a record of `keys`; the value shares its memory.
+    ///
+    /// # Errors
+    ///
+    /// [`KvError::Corrupt`].
+    pub fn decode(record: Bytes) -> Result<Pair, KvError> {
+        let (numbers, value) = read(record, "pair in keys")?;
+        let [create_revision, main, sub, version, lease] = numbers;
+        let mod_revision = Revision::new(main, sub);
+        Ok(Pair {
+            create_revision,
+            mod_revision,
+            version,
+            lease,
+            value,
+        })
+    }
+}
+
+impl PastPair {
+    /// The record in `versions`; the revision it began at is in the key.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let PastPair { pair, end } = self;
+        let numbers = [
+            pair.create_revision,
+            pair.version,
+            pair.lease,
+            end.main,
+            end.sub,
+        ];
+        let mut record = begin(&numbers, pair.value.len());
+        record.put_slice(&pair.value);
+        record.freeze()
+    }
+
+    /// Reads a record of `versions` whose key says `began`; the value shares its memory.
+    ///
+    /// # Errors
+    ///
+    /// [`KvError::Corrupt`].
+    pub fn decode(record: Bytes, began: Revision) -> Result<PastPair, KvError> {
+        let (numbers, value) = read(record, "pair in versions")?;
+        let [create_revision, version, lease, end_main, end_sub] = numbers;
+        let pair = Pair {
+            create_revision,
+            mod_revision: began,
+            version,
+            lease,
+            value,
+        };
+        Ok(PastPair {
+            pair,
+            end: Revision::new(end_main, end_sub),
+        })
+    }
+
+    /// Whether it is what the key had at main revision `main`.
+    #[must_use]
+    pub fn visible_at(&self, main: i64) -> bool {
+        self.pair.mod_revision.main <= main && main < self.end.main
+    }
+}
+
+impl EventRecord {
+    /// The record in `events`.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        // The first change of a store has main revision 2, so 0 can stand for "none".
+        let none = Revision::new(0, 0);
+        let replaced = self.replaced.unwrap_or(none);
+        let previous = self.previous.unwrap_or(none);
+        let numbers = [
+            i64::from(self.deleted),
+            replaced.main,
+            replaced.sub,
+            previous.main,
+            previous.sub,
+        ];
+        let mut record = begin(&numbers, self.key.len());
+        record.put_slice(&self.key);
+        record.freeze()
+    }
+
+    /// Reads a record of `events`; the key shares its memory.
+    ///
+    /// # Errors
+    ///
+    /// [`KvError::Corrupt`].
+    pub fn decode(record: Bytes) -> Result<EventRecord, KvError> {
+        let (numbers, key) = read(record, "event")?;
+        let [
+            kind,
+            replaced_main,
+            replaced_sub,
+            previous_main,
+            previous_sub,
+        ] = numbers;
+        let deleted = match kind {
+            0 => false,
+            1 => true,
+            _ => return Err(KvError::corrupt(format!("event: unknown kind {kind}"))),
+        };
+        let some = |main, sub| (main != 0).then(|| Revision::new(main, sub));
+        Ok(EventRecord {
+            deleted,
+            key,
+            replaced: some(replaced_main, replaced_sub),
+            previous: some(previous_main, previous_sub),
+        })
+    }
+}
+
+/// A number in `meta`: eight bytes, big-endian.
+#[must_use]
+pub fn encode_number(number: i64) -> Bytes {
+    Bytes::copy_from_slice(&number.to_be_bytes())
+}
+
+/// Reads a number in `meta`.
+///
+/// # Errors
+///
+/// [`KvError::Corrupt`] if it is not eight bytes.
+pub fn decode_number(record: &[u8]) -> Result<i64, KvError> {
+    let bytes = record.try_into();
+    let bytes = bytes.map_err(|_| KvError::corrupt(format!("number of {} bytes", record.len())))?;
+    Ok(i64::from_be_bytes(bytes))
+}

@@ -1,0 +1,194 @@
+//! Round trips, order and bounds of keys; round trips and damage of records.
+
+use std::cmp::Reverse;
+use std::ops::{Bound, RangeBounds};
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::*;
+use crate::storage::kv::{KEY_BYTES_MAX, KvError};
+
+fn user_key(random: &mut StdRng) -> Vec<u8> {
+    let length = random.random_range(0..5);
+    (0..length)
+        .map(|_| [0u8, 1, 2, 0xfe, 0xff][random.random_range(0..5)])
+        .collect()
+}
+
+fn revision(random: &mut StdRng) -> Revision {
+    let main = [0, 1, 2, 255, 256, 1 << 40, i64::MAX][random.random_range(0..7)];
+    Revision::new(main, random.random_range(0..3))
+}
+
+fn bound(random: &mut StdRng) -> Bound<Vec<u8>> {
+    match random.random_range(0..3) {
+        0 => Bound::Unbounded,
+        1 => Bound::Included(user_key(random)),
+        _ => Bound::Excluded(user_key(random)),
+    }
+}
+
+fn slice(bound: &Bound<Vec<u8>>) -> Bound<&[u8]> {
+    bound.as_ref().map(Vec::as_slice)
+}
+
+#[test]
+fn versions_order_by_key_then_newest_first_and_read_back() {
+    let mut random = StdRng::seed_from_u64(1);
+    for _ in 0..50_000 {
+        let a = (user_key(&mut random), revision(&mut random));
+        let b = (user_key(&mut random), revision(&mut random));
+        let (stored_a, stored_b) = (version_key(&a.0, a.1), version_key(&b.0, b.1));
+        let expected = (&a.0, Reverse(a.1)).cmp(&(&b.0, Reverse(b.1)));
+        assert_eq!(stored_a.cmp(&stored_b), expected, "{a:?} {b:?}");
+        assert_eq!(version_of(&stored_a).unwrap(), (Bytes::from(a.0), a.1));
+    }
+}
+
+#[test]
+fn bounds_hold_exactly_the_keys_between_them() {
+    let mut random = StdRng::seed_from_u64(2);
+    for _ in 0..50_000 {
+        let (start, end) = (bound(&mut random), bound(&mut random));
+        let probe = user_key(&mut random);
+        let inside = (start.clone(), end.clone()).contains(&probe);
+        let context = || format!("{probe:?} in {start:?} {end:?}");
+        let keys = key_bounds(slice(&start), slice(&end));
+        assert_eq!(keys.contains(&key_key(&probe)), inside, "{}", context());
+        let stored = version_key(&probe, revision(&mut random));
+        let versions = version_bounds(slice(&start), slice(&end));
+        assert_eq!(versions.contains(&stored), inside, "{}", context());
+    }
+    for _ in 0..20_000 {
+        let (key, other) = (user_key(&mut random), user_key(&mut random));
+        let (until, began) = (revision(&mut random).main, revision(&mut random));
+        let found = versions_until(&key, until).contains(&version_key(&other, began));
+        assert_eq!(found, key == other && began.main <= until);
+    }
+}
+
+#[test]
+fn tables_do_not_reach_into_each_other() {
+    let key = Bytes::from(vec![0xff; 40]);
+    let past = version_key(&key, Revision::new(0, 0));
+    let stored = [
+        (Table::Keys, key_key(&key)),
+        (Table::Versions, past),
+        (Table::Events, event_key(Revision::new(i64::MAX, i64::MAX))),
+        (Table::Leases, lease_key(i64::MAX)),
+        (Table::LeaseKeys, lease_key_key(i64::MAX, &key)),
+        (Table::Auth, auth_key(&key)),
+        (Table::Meta, meta_key(MetaKey::Applied)),
+        (Table::Members, member_key(u64::MAX)),
+        (Table::Alarms, alarm_key(u64::MAX, i32::MAX)),
+    ];
+    for (table, key) in &stored {
+        for (other, _) in &stored {
+            assert_eq!(
+                table_bounds(*other).contains(key),
+                table == other,
+                "{table:?} {other:?}"
+            );
+        }
+    }
+    let unbounded = key_bounds(Bound::Unbounded, Bound::Unbounded);
+    assert_eq!(unbounded, table_bounds(Table::Keys));
+}
+
+#[test]
+fn the_longest_user_key_fits_the_engine_everywhere() {
+    let zeros = vec![0; USER_KEY_BYTES_MAX];
+    assert!(version_key(&zeros, Revision::new(1, 0)).len() <= KEY_BYTES_MAX);
+    assert!(lease_key_key(1, &zeros).len() <= KEY_BYTES_MAX);
+}
+
+#[test]
+fn events_and_leases_order_by_number_and_read_back() {
+    let mut random = StdRng::seed_from_u64(3);
+    let ids = [i64::MIN, -2, -1, 0, 1, 255, 256, i64::MAX];
+    for _ in 0..10_000 {
+        let (a, b) = (revision(&mut random), revision(&mut random));
+        assert_eq!(event_key(a).cmp(&event_key(b)), a.cmp(&b));
+        assert_eq!(event_revision(&event_key(a)).unwrap(), a);
+        assert_eq!(
+            event_bounds(a.main, b.main).contains(&event_key(b)),
+            a.main <= b.main
+        );
+        let (x, y) = (
+            ids[random.random_range(0..8)],
+            ids[random.random_range(0..8)],
+        );
+        assert_eq!(lease_key(x).cmp(&lease_key(y)), x.cmp(&y));
+        let user_key = user_key(&mut random);
+        let attached = lease_key_key(x, &user_key);
+        assert_eq!(lease_of(&attached).unwrap(), x);
+        assert_eq!(user_key_of_lease_key(&attached).unwrap(), user_key);
+        assert_eq!(lease_key_bounds(y).contains(&attached), x == y);
+    }
+}
+
+#[test]
+fn records_read_back_and_damage_is_an_error() {
+    let pair = Pair {
+        create_revision: 2,
+        mod_revision: Revision::new(i64::MAX, 7),
+        version: 300,
+        lease: -5,
+        value: Bytes::from_static(b"\0value"),
+    };
+    let began = pair.mod_revision;
+    assert_eq!(Pair::decode(pair.encode()).unwrap(), pair);
+    let past = PastPair {
+        pair,
+        end: Revision::new(9, 1),
+    };
+    assert_eq!(PastPair::decode(past.encode(), began).unwrap(), past);
+    for (replaced, previous) in [
+        (None, None),
+        (Some(began), None),
+        (Some(began), Some(past.end)),
+    ] {
+        let key = Bytes::from_static(b"\x01\0");
+        let event = EventRecord {
+            deleted: previous.is_some(),
+            key,
+            replaced,
+            previous,
+        };
+        assert_eq!(EventRecord::decode(event.encode()).unwrap(), event);
+    }
+    assert_eq!(decode_number(&encode_number(-1)).unwrap(), -1);
+
+    let corrupt = |result: Result<(), KvError>| matches!(result, Err(KvError::Corrupt { .. }));
+    for record in [
+        &b""[..],
+        b"\x02\x01\x01\x01\x01\x01",
+        b"\x01",
+        b"\x01\x01\x01\x01\xff",
+    ] {
+        let record = Bytes::from_static(record);
+        assert!(
+            corrupt(Pair::decode(record.clone()).map(drop)),
+            "{record:?}"
+        );
+        assert!(
+            corrupt(PastPair::decode(record.clone(), began).map(drop)),
+            "{record:?}"
+        );
+        assert!(
+            corrupt(EventRecord::decode(record.clone()).map(drop)),
+            "{record:?}"
+        );
+    }
+    assert!(corrupt(
+        EventRecord::decode(Bytes::from_static(b"\x01\x02\0\0\0\0")).map(drop)
+    ));
+    assert!(corrupt(decode_number(b"1234567").map(drop)));
+    let whole = version_key(b"a\0b", Revision::new(1, 2));
+    for cut in 0..whole.len() {
+        assert!(corrupt(version_of(&whole[..cut]).map(drop)), "{cut}");
+    }
+    assert!(corrupt(lease_of(b"\x04abc").map(drop)));
+}
