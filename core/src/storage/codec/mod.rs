@@ -39,6 +39,3 @@ pub use revision::Revision;
 
 /// First byte of every pair, past pair and event record.
 pub const FORMAT: u8 = 1;
-
-/// Longest user key, in bytes. Escaping may double it, and the engine takes 65,535.
-pub const USER_KEY_BYTES_MAX: usize = 32_000;

@@ -8,7 +8,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
-use crate::storage::kv::{KEY_BYTES_MAX, KvError};
+use crate::storage::kv::{self, KvError};
+use quorate_proto::limits::KEY_BYTES_MAX;
 
 fn user_key(random: &mut StdRng) -> Vec<u8> {
     let length = random.random_range(0..5);
@@ -99,9 +100,9 @@ fn tables_do_not_reach_into_each_other() {
 
 #[test]
 fn the_longest_user_key_fits_the_engine_everywhere() {
-    let zeros = vec![0; USER_KEY_BYTES_MAX];
-    assert!(version_key(&zeros, Revision::new(1, 0)).len() <= KEY_BYTES_MAX);
-    assert!(lease_key_key(1, &zeros).len() <= KEY_BYTES_MAX);
+    let zeros = vec![0; KEY_BYTES_MAX];
+    assert!(version_key(&zeros, Revision::new(1, 0)).len() <= kv::KEY_BYTES_MAX);
+    assert!(lease_key_key(1, &zeros).len() <= kv::KEY_BYTES_MAX);
 }
 
 #[test]

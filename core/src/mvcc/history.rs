@@ -1,0 +1,124 @@
+//! Past events and the pairs before them: what lets a watcher catch up.
+
+use quorate_proto::mvccpb::KeyValue;
+use quorate_proto::{KeyRange, Reason};
+
+use crate::storage::codec::{self, EventRecord};
+use crate::storage::kv::{Direction, KvError, View};
+
+use super::read::pair_of;
+use super::{Error, Event, EventKind, Revision, meta};
+
+/// Bounds of one [`events`] call. A page ends with the revision that reaches one of them, so it
+/// can exceed them by that revision's events.
+#[derive(Debug, Clone, Copy)]
+pub struct PageLimits {
+    /// Events returned.
+    pub events_max: usize,
+    /// Sum of their [`Event::size_bytes`].
+    pub bytes_max: usize,
+    /// Events looked at, whether in the range or not.
+    pub looked_at_max: usize,
+}
+
+/// Some events, always whole revisions.
+#[derive(Debug)]
+pub struct EventPage {
+    /// In order; `prev_kv` is not filled in.
+    pub events: Vec<Event>,
+    /// Where to go on; `None` if there is nothing more up to the last revision asked for.
+    pub next: Option<i64>,
+}
+
+/// Events on keys of `range` from main revision `first` to `last` (both included; `last` may lie
+/// in the future).
+///
+/// # Errors
+///
+/// Refused with [`Reason::Compacted`] if `first` is below the compact revision of this view; equal
+/// to it is fine.
+pub fn events(
+    view: &dyn View,
+    range: &KeyRange,
+    first: i64,
+    last: i64,
+    limits: PageLimits,
+) -> Result<EventPage, Error> {
+    if first < meta::compact_revision(view)? {
+        return Err(Reason::Compacted.into());
+    }
+    let mut events = Vec::new();
+    let (mut bytes, mut main) = (0, first);
+    let (start, end) = codec::event_bounds(first.max(0), last);
+    for (looked_at, stored) in view.range(start, end, Direction::Forward).enumerate() {
+        let (key, record) = stored?;
+        let revision = codec::event_revision(&key)?;
+        let full = events.len() >= limits.events_max
+            || bytes >= limits.bytes_max
+            || looked_at >= limits.looked_at_max;
+        if full && looked_at > 0 && revision.main != main {
+            return Ok(EventPage {
+                events,
+                next: Some(revision.main),
+            });
+        }
+        main = revision.main;
+        let record = EventRecord::decode(record)?;
+        if range.contains(&record.key) {
+            let event = completed(view, revision, record)?;
+            bytes += event.size_bytes();
+            events.push(event);
+        }
+    }
+    Ok(EventPage { events, next: None })
+}
+
+/// The pair that was visible before the event's transaction, if there was one and it is not
+/// compacted as of this view.
+///
+/// # Errors
+///
+/// Storage failures.
+pub fn prev_kv(view: &dyn View, event: &Event) -> Result<Option<KeyValue>, KvError> {
+    let Some(previous) = event.prev_revision else {
+        return Ok(None);
+    };
+    if event.revision.main <= meta::compact_revision(view)? {
+        return Ok(None);
+    }
+    pair_of(view, &event.kv.key, previous).map(Some)
+}
+
+/// The event of a record, with the pair it made.
+pub(super) fn completed(
+    view: &dyn View,
+    revision: Revision,
+    record: EventRecord,
+) -> Result<Event, KvError> {
+    let EventRecord {
+        deleted,
+        key,
+        previous,
+        ..
+    } = record;
+    let (kind, kv) = if deleted {
+        let mod_revision = revision.main;
+        (
+            EventKind::Delete,
+            KeyValue {
+                key,
+                mod_revision,
+                ..KeyValue::default()
+            },
+        )
+    } else {
+        (EventKind::Put, pair_of(view, &key, revision)?)
+    };
+    Ok(Event {
+        revision,
+        kind,
+        kv,
+        prev_revision: previous,
+        prev_kv: None,
+    })
+}

@@ -1,0 +1,171 @@
+//! A view with changes on top: how the requests of one applied batch see each other's writes
+//! before any of them is in the store.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::iter::Peekable;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::storage::kv::{Direction, KvError, Pairs, View, WriteBatch, bounds_cross};
+
+use super::WriteTxn;
+
+/// Pending changes over a base view; itself a view of the outcome.
+pub struct Overlay {
+    base: Arc<dyn View>,
+    /// `None` deletes the key.
+    changes: BTreeMap<Bytes, Option<Bytes>>,
+}
+
+impl Overlay {
+    /// No changes over `base`.
+    #[must_use]
+    pub fn new(base: Arc<dyn View>) -> Overlay {
+        Overlay {
+            base,
+            changes: BTreeMap::new(),
+        }
+    }
+
+    /// Sets a stored key of any table.
+    pub fn put(&mut self, key: Bytes, value: Bytes) {
+        self.changes.insert(key, Some(value));
+    }
+
+    /// Removes a stored key of any table.
+    pub fn delete(&mut self, key: Bytes) {
+        self.changes.insert(key, None);
+    }
+
+    /// Whether nothing was changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// Begins one etcd transaction; unless it is committed, it leaves nothing behind.
+    ///
+    /// # Errors
+    ///
+    /// Storage failures.
+    pub fn begin(&mut self) -> Result<WriteTxn<'_>, KvError> {
+        WriteTxn::begin(self)
+    }
+
+    /// All changes, as the one batch that makes them real.
+    #[must_use]
+    pub fn into_batch(self) -> WriteBatch {
+        self.changes.into_iter().collect()
+    }
+
+    /// Sets or removes a key and returns what undoes that.
+    pub(super) fn replace(&mut self, key: Bytes, value: Option<Bytes>) -> Undo {
+        let old = self.changes.insert(key.clone(), value);
+        Undo { key, old }
+    }
+
+    /// Takes one change back. Several have to be taken back in reverse order.
+    pub(super) fn undo(&mut self, undo: Undo) {
+        match undo.old {
+            Some(old) => self.changes.insert(undo.key, old),
+            None => self.changes.remove(&undo.key),
+        };
+    }
+}
+
+/// A key's pending change as it was before another one.
+#[derive(Debug)]
+pub(super) struct Undo {
+    key: Bytes,
+    old: Option<Option<Bytes>>,
+}
+
+impl fmt::Debug for Overlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Overlay")
+            .field("base", &self.base)
+            .field("changes", &self.changes.len())
+            .finish()
+    }
+}
+
+impl View for Overlay {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        match self.changes.get(key) {
+            Some(change) => Ok(change.clone()),
+            None => self.base.get(key),
+        }
+    }
+
+    fn range(&self, start: Bound<Bytes>, end: Bound<Bytes>, direction: Direction) -> Pairs<'_> {
+        if bounds_cross(&start, &end) {
+            return Box::new(std::iter::empty());
+        }
+        let changes = self.changes.range::<Bytes, _>((start.clone(), end.clone()));
+        let mut changes: Changes<'_> = match direction {
+            Direction::Forward => Box::new(changes),
+            Direction::Reverse => Box::new(changes.rev()),
+        };
+        let base = self.base.range(start, end, direction);
+        match changes.next() {
+            None => base,
+            Some(first) => {
+                let changes: Changes<'_> = Box::new(std::iter::once(first).chain(changes));
+                let (base, changes) = (base.peekable(), changes.peekable());
+                Box::new(Merge {
+                    base,
+                    changes,
+                    direction,
+                })
+            }
+        }
+    }
+}
+
+type Changes<'a> = Box<dyn Iterator<Item = (&'a Bytes, &'a Option<Bytes>)> + Send + 'a>;
+
+/// Pairs of the base, with changed ones replaced, added and left out.
+struct Merge<'a> {
+    base: Peekable<Pairs<'a>>,
+    changes: Peekable<Changes<'a>>,
+    direction: Direction,
+}
+
+impl Merge<'_> {
+    /// Whether the next change comes before, with or after the next pair of the base.
+    fn next_change(&mut self) -> Option<Ordering> {
+        let (changed, _) = self.changes.peek()?;
+        let order = match self.base.peek() {
+            None => Ordering::Less,
+            // Let the error out first.
+            Some(Err(_)) => Ordering::Greater,
+            Some(Ok((key, _))) => match self.direction {
+                Direction::Forward => (*changed).cmp(key),
+                Direction::Reverse => key.cmp(*changed),
+            },
+        };
+        Some(order)
+    }
+}
+
+impl Iterator for Merge<'_> {
+    type Item = Result<(Bytes, Bytes), KvError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.next_change() {
+                None | Some(Ordering::Greater) => return self.base.next(),
+                Some(Ordering::Equal) => drop(self.base.next()),
+                Some(Ordering::Less) => {}
+            }
+            let (key, change) = self.changes.next()?;
+            if let Some(value) = change {
+                return Some(Ok((key.clone(), value.clone())));
+            }
+        }
+    }
+}
