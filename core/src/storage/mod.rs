@@ -4,4 +4,5 @@
 pub mod codec;
 pub mod fs;
 pub mod kv;
+pub mod snapshot;
 pub mod wal;
