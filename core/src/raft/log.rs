@@ -62,6 +62,11 @@ impl<P: Copy + Ord> Unsynced<P> {
         }
     }
 
+    fn push(&mut self, append: Append<P>) {
+        self.bytes += append.bytes;
+        self.appends.push_back(append);
+    }
+
     /// Forgets what is on disk.
     fn drop_synced(&mut self, flushed: P) {
         while let Some(first) = self.appends.front()
@@ -335,9 +340,7 @@ impl Log {
         self.wait_for_room(bytes).await?;
         let on_flushed = Box::new(move |flushed| callback.io_completed(flushed));
         let position = self.wal().append(entries, on_flushed)?;
-        let mut unsynced = self.unsynced();
-        unsynced.bytes += bytes;
-        unsynced.appends.push_back(Append {
+        self.unsynced().push(Append {
             last_index,
             position,
             bytes,
@@ -370,11 +373,11 @@ mod tests {
     }
 
     fn unsynced(appends: &[(u64, u64)]) -> Unsynced<u64> {
-        let appends: VecDeque<_> = appends.iter().map(|(l, p)| append(*l, *p)).collect();
-        Unsynced {
-            bytes: appends.len() * 10,
-            appends,
+        let mut unsynced = Unsynced::new();
+        for (last_index, position) in appends {
+            unsynced.push(append(*last_index, *position));
         }
+        unsynced
     }
 
     #[test]
@@ -398,7 +401,7 @@ mod tests {
         appends.truncate(Some(6));
         assert_eq!(appends.position_of(6), Some(3));
         assert_eq!(appends.position_of(7), None);
-        appends.appends.push_back(append(8, 7));
+        appends.push(append(8, 7));
         assert_eq!(appends.position_of(6), Some(3));
         assert_eq!(appends.position_of(7), Some(7));
         appends.truncate(Some(4));

@@ -1,0 +1,273 @@
+//! The state as consensus drives it: applies, pins, persists and installs, one after the other on
+//! one thread of their own. Used by `state_machine`, which turns openraft's calls into jobs.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+
+use openraft::storage::ApplyResponder;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::apply::{Committed, State};
+use crate::error::Error;
+use crate::raft::codec;
+use crate::raft::log::Log;
+use crate::raft::pending::Pending;
+use crate::raft::snapshot::{SnapshotData, copy, meta_of};
+use crate::raft::types::{SnapshotMeta, TypeConfig};
+use crate::storage::kv::{Kv, KvError, View};
+use crate::storage::snapshot::{SnapshotError, Stores};
+use crate::storage::wal::{EntryId, WriterMode};
+use crate::watch::Hub;
+use quorate_proto::Reason;
+
+/// Jobs that wait for the thread. openraft gives one at a time, its snapshot builder and the
+/// retention task one more each.
+const JOBS_MAX: usize = 16;
+
+/// How far this member has applied the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AppliedPoint {
+    /// The last entry applied; `None` if none ever was.
+    pub id: Option<EntryId>,
+    /// The main revision after it.
+    pub revision: i64,
+}
+
+impl AppliedPoint {
+    /// Whether the entry at `index` is applied.
+    #[must_use]
+    pub fn covers(&self, index: u64) -> bool {
+        self.id.is_some_and(|id| id.index >= index)
+    }
+
+    fn of(state: &State) -> Self {
+        Self {
+            id: state.applied().0,
+            revision: state.reader().revision(),
+        }
+    }
+}
+
+/// Where the first failure that ends this member is told.
+pub(super) type Failure = watch::Sender<Option<Arc<Error>>>;
+
+/// What the thread needs.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) state: State,
+    pub(super) stores: Stores,
+    pub(super) hub: Hub,
+    pub(super) pending: Arc<Pending>,
+    pub(super) log: Log,
+    pub(super) failure: Failure,
+}
+
+/// The other end of the thread. Cheap to clone; the thread ends with the last clone.
+#[derive(Debug, Clone)]
+pub(super) struct Machine {
+    jobs: Jobs,
+    applied: watch::Receiver<AppliedPoint>,
+}
+
+#[derive(Debug, Clone)]
+enum Jobs {
+    Thread(mpsc::Sender<Job>),
+    Caller(Arc<std::sync::Mutex<Worker>>),
+}
+
+type Job = Box<dyn FnOnce(&mut Worker) + Send>;
+
+/// What openraft waits for beside the state: to be told when an entry is applied.
+pub(super) type Responders = Vec<ApplyResponder<TypeConfig>>;
+
+impl Machine {
+    /// Starts the thread; in [`WriterMode::Caller`] jobs run where they are given instead.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses a thread.
+    pub(super) fn start(parts: Parts, mode: WriterMode) -> io::Result<Self> {
+        let point = AppliedPoint::of(&parts.state);
+        let (published, applied) = watch::channel(point);
+        let mut worker = Worker {
+            parts,
+            published,
+            pinned: None,
+        };
+        let jobs = match mode {
+            WriterMode::Caller => Jobs::Caller(Arc::new(std::sync::Mutex::new(worker))),
+            WriterMode::Thread => {
+                let (sender, mut receiver) = mpsc::channel::<Job>(JOBS_MAX);
+                thread::Builder::new()
+                    .name("quorate-state".to_owned())
+                    .spawn(move || {
+                        while let Some(job) = receiver.blocking_recv() {
+                            job(&mut worker);
+                        }
+                    })?;
+                Jobs::Thread(sender)
+            }
+        };
+        Ok(Self { jobs, applied })
+    }
+
+    /// How far the log is applied.
+    pub(super) fn applied(&self) -> watch::Receiver<AppliedPoint> {
+        self.applied.clone()
+    }
+
+    /// Runs `job` on the thread and waits for what it gives. Once given, it runs even if nobody
+    /// waits any more.
+    pub(super) async fn run<T, F>(&self, job: F) -> io::Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Worker) -> io::Result<T> + Send + 'static,
+    {
+        match &self.jobs {
+            Jobs::Caller(worker) => {
+                let mut worker = worker
+                    .lock()
+                    .map_err(|_| io::Error::other("the state's thread panicked"))?;
+                job(&mut worker)
+            }
+            Jobs::Thread(sender) => {
+                let (done, result) = oneshot::channel();
+                let job: Job = Box::new(move |worker| drop(done.send(job(worker))));
+                let stopped = || io::Error::other("the state's thread has stopped");
+                sender.send(job).await.map_err(|_| stopped())?;
+                result.await.map_err(|_| stopped())?
+            }
+        }
+    }
+}
+
+/// The state and what surrounds it, on its thread.
+#[derive(Debug)]
+pub(super) struct Worker {
+    parts: Parts,
+    published: watch::Sender<AppliedPoint>,
+    /// What was last given to be sent, so that a retry gets the same.
+    pinned: Option<Pinned>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Pinned {
+    pub(super) meta: SnapshotMeta,
+    pub(super) view: Arc<dyn View>,
+}
+
+impl Worker {
+    /// Applies a batch whose entries are all synced, then tells: watchers first, so that nobody
+    /// hears an answer before its event is on its way.
+    pub(super) fn apply(
+        &mut self,
+        entries: Vec<Committed>,
+        responders: Responders,
+    ) -> io::Result<()> {
+        let own = self.parts.pending.boot();
+        let applied = self.parts.state.apply(entries, own);
+        let mut applied = applied.map_err(|error| self.fail(&error))?;
+        self.parts
+            .hub
+            .publish(std::mem::take(&mut applied.publication));
+        self.parts.pending.applied(&mut applied);
+        for responder in responders {
+            responder.send(());
+        }
+        self.published.send_replace(AppliedPoint {
+            id: Some(applied.last),
+            revision: applied.revision,
+        });
+        Ok(())
+    }
+
+    /// What is applied, and the membership then.
+    pub(super) fn meta(&self) -> io::Result<Option<SnapshotMeta>> {
+        let view = self.parts.state.kv().view();
+        meta_of(&*view).map_err(|error| self.fail(&error))
+    }
+
+    /// A view of the state as it is now, and the engine, to be persisted elsewhere.
+    pub(super) fn view(&self) -> io::Result<(Option<Pinned>, Arc<dyn Kv>)> {
+        let kv = self.parts.state.kv();
+        let view = kv.view();
+        let meta = meta_of(&*view).map_err(|error| self.fail(&error))?;
+        Ok((meta.map(|meta| Pinned { meta, view }), kv))
+    }
+
+    /// A view to send, the same as last time while the log still continues it.
+    pub(super) fn pin(&mut self) -> io::Result<Option<Pinned>> {
+        let purged = self.parts.log.ends().purged;
+        let is_behind = |pinned: &Pinned| {
+            let last = pinned.meta.last_log_id.map(|id| id.index);
+            purged.map(|id| id.index) > last
+        };
+        if self.pinned.as_ref().is_none_or(is_behind) {
+            self.pinned = self.view()?.0;
+        }
+        Ok(self.pinned.clone())
+    }
+
+    /// Lets go of the view to send if nobody is sending it, so that it does not hold back the
+    /// store's housekeeping.
+    pub(super) fn unpin(&mut self) {
+        if let Some(pinned) = &self.pinned
+            && Arc::strong_count(&pinned.view) == 1
+        {
+            self.pinned = None;
+        }
+    }
+
+    /// Replaces the state. What was pinned before stays readable to those who have it.
+    pub(super) fn install(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
+        let Some(last) = meta.last_log_id.map(|id| codec::entry_id(&id)) else {
+            return Err(io::Error::other("a snapshot of nothing"));
+        };
+        let staged = match data {
+            SnapshotData::Staged(staged) => Ok(staged),
+            SnapshotData::Pinned(view) => copy(&self.parts.stores, meta, view),
+        };
+        let staged = staged.map_err(|error| match error {
+            SnapshotError::Kv(error) => self.fail(&error),
+            error => io::Error::other(error),
+        })?;
+        let installed = self
+            .parts
+            .stores
+            .adopt(staged)
+            .and_then(|kv| self.parts.state.install(kv));
+        installed.map_err(|error| self.fail(&error))?;
+        self.pinned = None;
+        let reader = self.parts.state.reader();
+        self.parts
+            .hub
+            .reset(reader.revision(), reader.compact_revision());
+        self.parts.pending.installed(last);
+        self.published
+            .send_replace(AppliedPoint::of(&self.parts.state));
+        tracing::info!(%last, "installed a snapshot");
+        Ok(())
+    }
+
+    /// Notes that this member cannot go on.
+    fn fail(&self, error: &KvError) -> io::Error {
+        report(
+            &self.parts.failure,
+            Error::with_detail(Reason::StorageFailed, error.to_string()),
+        );
+        io::Error::other(error.clone())
+    }
+}
+
+/// Tells the first failure; later ones follow from it.
+pub(super) fn report(failure: &Failure, error: Error) {
+    failure.send_if_modified(|first| {
+        if first.is_some() {
+            return false;
+        }
+        tracing::error!(%error, "this member cannot go on");
+        *first = Some(Arc::new(error));
+        true
+    });
+}
