@@ -1,0 +1,284 @@
+//! The handle that everything starts from: a store, who we are, and a source of randomness.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use quorate_proto::mvccpb::KeyValue;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::keys::{Key, KeyRange, LeaseId, Name, Revision};
+use crate::lock::{ExclusiveLock, Mutex as QueuedMutex};
+use crate::session::SessionBuilder;
+use crate::store::{Store, ops};
+use crate::txn::Txn;
+use crate::value::Value;
+use crate::watch::{Mirror, Watcher};
+
+/// Most keys that one listing read asks for at a time.
+const LIST_PAGE_KEYS: i64 = 1_000;
+
+/// A store and the recipes over it. Cheap to clone. It starts nothing by itself; leases, renewals
+/// and clean-up belong to a [`Session`](crate::Session).
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<dyn Store>,
+    identity: Identity,
+    random: Mutex<SmallRng>,
+}
+
+/// Who a session says it is, for people who look at locks and queues. Never used in a decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The machine's name.
+    pub host: String,
+    /// The process id.
+    pub pid: u32,
+    /// What the user calls this session or process; may be empty.
+    #[serde(default)]
+    pub label: String,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.label.is_empty() {
+            write!(f, "{} on ", self.label)?;
+        }
+        write!(f, "{} pid {}", self.host, self.pid)
+    }
+}
+
+impl Identity {
+    /// This process.
+    fn current() -> Self {
+        let host = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned();
+        Self {
+            host,
+            pid: std::process::id(),
+            label: String::new(),
+        }
+    }
+}
+
+/// Builds a [`Client`] that differs from the default.
+#[derive(Debug)]
+pub struct ClientBuilder {
+    store: Arc<dyn Store>,
+    identity: Identity,
+    seed: Option<u64>,
+}
+
+impl ClientBuilder {
+    /// What this process is called in lists of holders and waiters. Default: empty.
+    #[must_use]
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.identity.label = label.into();
+        self
+    }
+
+    /// Draws lease ids, nonces and jitter from this seed, so that a simulation repeats itself.
+    /// No two clients of one store may share a seed. Default: from the operating system.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// The client.
+    #[must_use]
+    pub fn build(self) -> Client {
+        let random = match self.seed {
+            Some(seed) => SmallRng::seed_from_u64(seed),
+            None => {
+                let mut seed = <SmallRng as SeedableRng>::Seed::default();
+                for chunk in seed.chunks_mut(16) {
+                    let fresh = uuid::Uuid::new_v4();
+                    chunk.copy_from_slice(&fresh.as_bytes()[..chunk.len()]);
+                }
+                SmallRng::from_seed(seed)
+            }
+        };
+        Client {
+            inner: Arc::new(Inner {
+                store: self.store,
+                identity: self.identity,
+                random: Mutex::new(random),
+            }),
+        }
+    }
+}
+
+impl Client {
+    /// A client of `store`, with default settings.
+    #[must_use]
+    pub fn new(store: impl Store) -> Self {
+        Self::builder(store).build()
+    }
+
+    /// A client of `store`, to be configured.
+    #[must_use]
+    pub fn builder(store: impl Store) -> ClientBuilder {
+        Self::builder_shared(Arc::new(store))
+    }
+
+    /// As [`Client::builder`], for a store that is shared already.
+    #[must_use]
+    pub fn builder_shared(store: Arc<dyn Store>) -> ClientBuilder {
+        ClientBuilder {
+            store,
+            identity: Identity::current(),
+            seed: None,
+        }
+    }
+
+    /// The store below.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.inner.store
+    }
+
+    /// Opens a session: `client.session().ttl(Duration::from_secs(10)).await`.
+    #[must_use]
+    pub fn session(&self) -> SessionBuilder {
+        SessionBuilder::new(self.clone())
+    }
+
+    /// A transaction, to be filled and committed.
+    #[must_use]
+    pub fn txn(&self) -> Txn {
+        Txn::new(self.clone())
+    }
+
+    /// The queue-ordered lock of this name.
+    #[must_use]
+    pub fn mutex(&self, name: impl Into<Name>) -> QueuedMutex {
+        QueuedMutex::new(self.clone(), &name.into())
+    }
+
+    /// The compare-and-swap lock of this name, for few contenders.
+    #[must_use]
+    pub fn exclusive(&self, name: impl Into<Name>) -> ExclusiveLock {
+        ExclusiveLock::new(self.clone(), &name.into())
+    }
+
+    /// Reads one key.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn get(&self, key: impl Into<Key>) -> Result<Option<KeyValue>> {
+        let answer = self.inner.store.range(ops::get(key)).await?;
+        Ok(answer.kvs.into_iter().next())
+    }
+
+    /// Reads all keys of a range as they were at one revision, in key order, page by page, and
+    /// says which revision.
+    ///
+    /// # Errors
+    /// The store's; [`StoreError::Compacted`](crate::StoreError::Compacted) when the revision of
+    /// the first page is compacted before the last page is read.
+    pub async fn list(&self, range: KeyRange) -> Result<(Revision, Vec<KeyValue>)> {
+        let mut request = ops::range(range);
+        request.limit = LIST_PAGE_KEYS;
+        let mut all = Vec::new();
+        loop {
+            let mut answer = self.inner.store.range(request.clone()).await?;
+            if request.revision == 0 {
+                request.revision = answer.header.map_or(0, |header| header.revision);
+            }
+            all.append(&mut answer.kvs);
+            match all.last() {
+                Some(last) if answer.more => {
+                    let mut next = last.key.to_vec();
+                    next.push(0);
+                    request.key = next.into();
+                }
+                _ => return Ok((Revision(request.revision), all)),
+            }
+        }
+    }
+
+    /// Writes one key, unfenced and without a lease. Returns the new revision.
+    ///
+    /// # Errors
+    /// The store's; ambiguous ones may have written.
+    pub async fn put(&self, key: impl Into<Key>, value: impl Into<Value>) -> Result<Revision> {
+        Ok(self.txn().put(key, value).commit().await?.revision())
+    }
+
+    /// Deletes one key, unfenced. Returns whether it existed.
+    ///
+    /// # Errors
+    /// The store's; ambiguous ones may have deleted.
+    pub async fn delete(&self, key: impl Into<Key>) -> Result<bool> {
+        Ok(self.txn().delete(key).commit().await?.deleted(0) > 0)
+    }
+
+    /// Follows a range of keys: first all there are, then every change, through lost connections
+    /// and compactions.
+    #[must_use]
+    pub fn watch(&self, range: KeyRange) -> Watcher {
+        Watcher::new(self.clone(), range)
+    }
+
+    /// Keeps a copy of a range of keys up to date in the background; ready once the first listing
+    /// is in.
+    ///
+    /// # Errors
+    /// The store's, when the first listing is refused for good.
+    pub async fn mirror(&self, range: KeyRange) -> Result<Mirror> {
+        Mirror::start(self.clone(), range).await
+    }
+
+    /// Who this process is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.inner.identity
+    }
+
+    /// A fresh number, different on every call and in every client.
+    pub(crate) fn random(&self) -> u64 {
+        let mut random = self
+            .inner
+            .random
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        random.random()
+    }
+
+    /// A fresh name part: 16 hexadecimal digits.
+    pub(crate) fn nonce(&self) -> String {
+        format!("{:016x}", self.random())
+    }
+
+    /// A fresh lease id: positive, as etcd's own.
+    pub(crate) fn lease_id(&self) -> LeaseId {
+        let id = i64::try_from(self.random() >> 1).expect("63 bits fit");
+        LeaseId(id.max(1))
+    }
+
+    /// A random part of `most`: between half of it and all of it.
+    pub(crate) fn jitter(&self, most: Duration) -> Duration {
+        let half = most / 2;
+        let span = u64::try_from(half.as_micros()).unwrap_or(u64::MAX).max(1);
+        half + Duration::from_micros(self.random() % span)
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("store", &self.inner.store)
+            .field("identity", &self.inner.identity)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,171 @@
+//! The compare-and-swap lock: one key, whoever creates it holds it. No order among waiters, and a
+//! release wakes them all, so it is for few contenders; `try_lock` is its best use.
+
+use std::ops::Deref;
+use std::time::Duration;
+
+use super::{ContenderRecord, Fence, Fenced, Hold, Holder, queue_of};
+use crate::client::Client;
+use crate::error::{Error, Result};
+use crate::keys::{Key, KeyRange, KeySpace, Name, Revision};
+use crate::session::{Claim, Claimed, Session};
+use crate::value::{Json, Value};
+use crate::wait::{Backoff, Woken, deleted};
+
+/// Longest random pause before trying again after a release.
+const RETRY_PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// A lock without order: one key that only one can create. A handle: cheap to clone, holds nothing.
+///
+/// Costs: with n waiters a release wakes n, and all of them but one write in vain, so n waiters
+/// need about n² transactions in all. Past ten waiters use [`Mutex`](super::Mutex).
+#[derive(Debug, Clone)]
+pub struct ExclusiveLock {
+    client: Client,
+    key: Key,
+    info: String,
+}
+
+enum Tried {
+    Won(Hold),
+    Taken { seen: Revision },
+}
+
+impl ExclusiveLock {
+    pub(crate) fn new(client: Client, name: &Name) -> Self {
+        let space: KeySpace = name.space("exclusive");
+        Self {
+            client,
+            key: space.key("owner"),
+            info: String::new(),
+        }
+    }
+
+    /// What [`ExclusiveLock::holder`] shows while a guard of this handle holds the lock.
+    #[must_use]
+    pub fn with_info(mut self, info: impl Into<String>) -> Self {
+        self.info = info.into();
+        self
+    }
+
+    /// The lock's key.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Takes the lock if it is free; writes nothing otherwise.
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`]; the store's final refusals.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the lock back, also if it is won later.
+    pub async fn try_lock(&self, session: &Session) -> Result<Option<ExclusiveGuard>> {
+        match self.attempt(session).await? {
+            Tried::Won(hold) => Ok(Some(ExclusiveGuard(hold))),
+            Tried::Taken { .. } => Ok(None),
+        }
+    }
+
+    /// Tries until the lock is held: again after each release, after a random pause.
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`] at once when the session is lost while waiting;
+    /// [`Error::ForeignKey`] when the key is there without a lease and so may stay for ever; the
+    /// store's final refusals. Trouble with the store is waited out.
+    ///
+    /// # Cancel safety
+    /// As [`ExclusiveLock::try_lock`].
+    pub async fn lock(&self, session: &Session) -> Result<ExclusiveGuard> {
+        tokio::select! {
+            biased;
+            reason = session.lost() => Err(Error::SessionLost(reason)),
+            guard = self.lock_while_live(session) => guard,
+        }
+    }
+
+    async fn lock_while_live(&self, session: &Session) -> Result<ExclusiveGuard> {
+        let mut pause = Backoff::new(&self.client, Duration::from_millis(4), RETRY_PAUSE_MAX);
+        loop {
+            let seen = match self.attempt(session).await? {
+                Tried::Won(hold) => return Ok(ExclusiveGuard(hold)),
+                Tried::Taken { seen } => seen,
+            };
+            let keys = std::slice::from_ref(&self.key);
+            match deleted(&self.client, keys, Revision(seen.0 + 1)).await {
+                Ok(Woken::Deleted(_) | Woken::Interrupted) => {}
+                Err(error) if error.is_transient() => {}
+                Err(error) => return Err(error.into()),
+            }
+            pause.pause().await;
+        }
+    }
+
+    async fn attempt(&self, session: &Session) -> Result<Tried> {
+        let record = ContenderRecord::now(&self.info, self.client.nonce());
+        let claim = Claim {
+            value: Value::from(Json(record)).into_bytes(&self.key)?,
+            ..Default::default()
+        };
+        let key = self.key.clone();
+        let claimed = session
+            .actor()
+            .run(|actor| async move { actor.claim(key, claim).await })
+            .await?;
+        match claimed {
+            Claimed::Made { owned, .. } => {
+                let contenders = KeyRange::one(&self.key);
+                Ok(Tried::Won(Hold::new(session.clone(), owned, contenders)))
+            }
+            Claimed::Refused { existing, .. }
+                if existing.as_ref().is_some_and(|kv| kv.lease == 0) =>
+            {
+                Err(Error::ForeignKey(self.key.clone()))
+            }
+            Claimed::Refused { revision, .. } => Ok(Tried::Taken { seen: revision }),
+        }
+    }
+
+    /// Who holds the lock.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn holder(&self) -> Result<Option<Holder>> {
+        let queue = queue_of(&self.client, KeyRange::one(&self.key), 1).await?;
+        Ok(queue.into_iter().next())
+    }
+}
+
+/// A held [`ExclusiveLock`]; everything a guard can do is in [`Hold`]. Dropping it releases the
+/// lock in the background.
+#[derive(Debug)]
+#[must_use = "a dropped guard releases the lock at once"]
+pub struct ExclusiveGuard(Hold);
+
+impl ExclusiveGuard {
+    /// Releases the lock and waits until the store has confirmed. As [`Hold::release`].
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when the lock had been lost before; [`Error::SessionLost`].
+    ///
+    /// # Cancel safety
+    /// The release goes on when the future is dropped.
+    pub async fn release(self) -> Result<()> {
+        self.0.release().await
+    }
+}
+
+impl Deref for ExclusiveGuard {
+    type Target = Hold;
+
+    fn deref(&self) -> &Hold {
+        &self.0
+    }
+}
+
+impl Fenced for ExclusiveGuard {
+    fn fence(&self) -> &Fence {
+        self.0.fence()
+    }
+}

@@ -1,0 +1,387 @@
+//! What holding something means: a key of one's own, and the conditions under which the store still
+//! accepts a write in its name. Locks and leaderships are all a [`Hold`] with a name.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Once;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_proto::mvccpb::KeyValue;
+use tokio::sync::watch;
+
+use crate::client::Client;
+use crate::error::{Error, LostReason, Result, TxnError};
+use crate::keys::{EPOCH_KEY, Key, KeyRange, LeaseId, Revision};
+use crate::session::{Actor, Lost, Owned, Session};
+use crate::store::ops::{self, Compare};
+use crate::txn::Txn;
+use crate::value::Value;
+use crate::wait::{Backoff, Woken, deleted};
+
+/// The value of the store's epoch key, as a session found it. Putting an older state back under a
+/// running system must raise it (`quorate/epoch`, a decimal number); every fence compares it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Epoch {
+    written: Option<Bytes>,
+    number: u64,
+}
+
+impl Epoch {
+    /// Reads the epoch key's value; an absent key is epoch 0.
+    pub(crate) fn read(kv: Option<&KeyValue>) -> Result<Self> {
+        let Some(kv) = kv else {
+            return Ok(Self::default());
+        };
+        let text = std::str::from_utf8(&kv.value).unwrap_or_default();
+        match text.trim().parse() {
+            Ok(number) => Ok(Self {
+                written: Some(kv.value.clone()),
+                number,
+            }),
+            Err(_) => Err(Error::Codec {
+                key: EPOCH_KEY.into(),
+                reason: format!("not a decimal number: {text:?}"),
+            }),
+        }
+    }
+
+    /// The epoch as a number.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn compare(&self) -> Compare {
+        match &self.written {
+            Some(value) => Compare::value(EPOCH_KEY, value.clone()),
+            None => Compare::absent(EPOCH_KEY),
+        }
+    }
+}
+
+/// A number that grows with every new holder of a lock: give it to services outside the store, and
+/// let them refuse what comes with a smaller one than they have seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FencingToken {
+    /// The store's epoch; see [`Epoch`].
+    pub epoch: u64,
+    /// The revision at which the holder's key was created.
+    pub revision: Revision,
+}
+
+impl FencingToken {
+    /// The token as 16 bytes whose order is the order of tokens.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.epoch.to_be_bytes());
+        bytes[8..].copy_from_slice(&self.revision.0.to_be_bytes());
+        bytes
+    }
+}
+
+impl fmt::Display for FencingToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.epoch, self.revision)
+    }
+}
+
+/// The conditions under which a hold still is one: its key exists, created by it, under its lease,
+/// in its epoch. Only a guard has one, because while waiting in a queue they hold as well.
+#[derive(Debug, Clone)]
+pub struct Fence {
+    key: Key,
+    revision: Revision,
+    contenders: KeyRange,
+    actor: Actor,
+}
+
+impl Fence {
+    /// The compares to put into a transaction.
+    #[must_use]
+    pub fn compares(&self) -> Vec<Compare> {
+        vec![
+            Compare::create_revision(&self.key, self.revision),
+            Compare::lease(&self.key, self.lease()),
+            self.actor.epoch().compare(),
+        ]
+    }
+
+    /// The token that goes with it.
+    #[must_use]
+    pub fn token(&self) -> FencingToken {
+        FencingToken {
+            epoch: self.actor.epoch().number(),
+            revision: self.revision,
+        }
+    }
+
+    /// The hold's key.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// The revision at which the key was created.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The lease that the key is attached to.
+    #[must_use]
+    pub fn lease(&self) -> LeaseId {
+        self.actor.lease()
+    }
+
+    /// The keys that holders and waiters of the same thing live in.
+    pub(crate) fn contenders(&self) -> &KeyRange {
+        &self.contenders
+    }
+
+    /// Fails once the session is lost.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.actor.check()
+    }
+
+    /// Whether the conditions hold for what was read of the key and of the epoch key.
+    pub(crate) fn holds_for(&self, kv: Option<&KeyValue>, epoch: Option<&KeyValue>) -> bool {
+        let [created, lease, in_epoch] = self.compares().try_into().expect("there are three");
+        created.holds_for(kv) && lease.holds_for(kv) && in_epoch.holds_for(epoch)
+    }
+}
+
+/// Anything that is held: a lock, a leadership, a claim.
+pub trait Fenced {
+    /// The conditions under which it is still held.
+    fn fence(&self) -> &Fence;
+}
+
+/// Something held: a key that is first in its queue, under a session. Dropping it gives it up in
+/// the background; [`Hold::release`] says when that is done. [`MutexGuard`](super::MutexGuard) and
+/// the other guards are this with a name of their own.
+#[derive(Debug)]
+pub struct Hold {
+    // Dropped before the session, so that giving up comes before a session's end.
+    owned: Owned,
+    fence: Fence,
+    ending: Ending,
+    watched: Once,
+    session: Session,
+}
+
+/// How a hold ended, for those who wait for it. Dropping the hold ends it.
+#[derive(Debug)]
+struct Ending(watch::Sender<Option<LostReason>>);
+
+impl Ending {
+    fn end(&self, reason: LostReason) {
+        self.0.send_if_modified(|ended| {
+            let first = ended.is_none();
+            if first {
+                *ended = Some(reason);
+            }
+            first
+        });
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.end(LostReason::Released);
+    }
+}
+
+impl Fenced for Hold {
+    fn fence(&self) -> &Fence {
+        &self.fence
+    }
+}
+
+impl Hold {
+    /// Holds `owned`, which is first among the keys of `contenders` and stays it while it exists.
+    pub(crate) fn new(session: Session, owned: Owned, contenders: KeyRange) -> Self {
+        let fence = Fence {
+            key: owned.key().clone(),
+            revision: owned.revision(),
+            contenders,
+            actor: session.actor().clone(),
+        };
+        Self {
+            owned,
+            fence,
+            ending: Ending(watch::channel(None).0),
+            watched: Once::new(),
+            session,
+        }
+    }
+
+    /// The session it is held under.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// The client it is held through.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        self.session.client()
+    }
+
+    /// The fencing token, for services outside the store.
+    #[must_use]
+    pub fn token(&self) -> FencingToken {
+        self.fence.token()
+    }
+
+    /// The hold's key.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        self.owned.key()
+    }
+
+    /// Time until the session is lost unless it is renewed. Stop effects outside the store while
+    /// some of it is left: the store refuses late writes, other services cannot.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        match *self.ending.0.borrow() {
+            Some(_) => Duration::ZERO,
+            None => self.session.remaining(),
+        }
+    }
+
+    /// Completes when the hold is lost: with its session, when its key is deleted by somebody
+    /// else, or when it is released. The future does not keep the hold.
+    ///
+    /// The first call starts one watch of the key, for as long as the hold lives.
+    pub fn lost(&self) -> Lost {
+        self.watched.call_once(|| self.watch_key());
+        let ended = self.ending.0.subscribe();
+        let session = self.session.lost();
+        Lost::new(async move {
+            tokio::select! {
+                biased;
+                reason = until_ended(ended) => reason,
+                reason = session => reason,
+            }
+        })
+    }
+
+    fn watch_key(&self) {
+        let actor = self.session.actor().clone();
+        let (key, created) = (self.key().clone(), self.owned.revision());
+        let ending = self.ending.0.clone();
+        self.session.actor().spawn("key watch", async move {
+            let ended = until_ended(ending.subscribe());
+            tokio::select! {
+                () = until_replaced(actor.client(), &key, created) => {
+                    Ending(ending).end(LostReason::Removed);
+                }
+                _ = actor.lost() => {}
+                _ = ended => {}
+            }
+        });
+    }
+
+    /// Runs `work` while the hold lasts; drops it, wherever it stands, when the hold is lost.
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`] or [`Error::Removed`] when `work` was dropped.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops `work`.
+    pub async fn scope<F: Future>(&self, work: F) -> Result<F::Output> {
+        tokio::select! {
+            biased;
+            reason = self.lost() => Err(match reason {
+                LostReason::Removed => Error::Removed(self.key().clone()),
+                reason => Error::SessionLost(reason),
+            }),
+            output = work => Ok(output),
+        }
+    }
+
+    /// A transaction that the store refuses unless this is still held.
+    pub fn txn(&self) -> Txn {
+        self.client().txn().guard(self)
+    }
+
+    /// Writes one key, refused by the store unless this is still held.
+    ///
+    /// # Errors
+    /// As [`Txn::commit`].
+    pub async fn put(
+        &self,
+        key: impl Into<Key>,
+        value: impl Into<Value>,
+    ) -> Result<Revision, TxnError> {
+        Ok(self.txn().put(key, value).commit().await?.revision())
+    }
+
+    /// Deletes one key, refused by the store unless this is still held. Returns whether it existed.
+    ///
+    /// # Errors
+    /// As [`Txn::commit`].
+    pub async fn delete(&self, key: impl Into<Key>) -> Result<bool, TxnError> {
+        Ok(self.txn().delete(key).commit().await?.deleted(0) > 0)
+    }
+
+    /// Writes a new value to the hold's own key, as a leader's proclamation does.
+    ///
+    /// # Errors
+    /// As [`Owned::write`].
+    pub async fn set_value(&self, value: impl Into<Value>) -> Result<Revision> {
+        self.owned.write(value.into().into_bytes(self.key())?).await
+    }
+
+    /// Gives it up and waits until the store has confirmed.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when it had been lost before; [`Error::SessionLost`]; the store's final
+    /// refusals. Nothing is held any more in any case, or is not once the session has ended.
+    ///
+    /// # Cancel safety
+    /// The release goes on when the future is dropped.
+    pub async fn release(self) -> Result<()> {
+        let Self { owned, session, .. } = self;
+        let outcome = owned.release().await;
+        drop(session);
+        match outcome? {
+            Some(false) => Err(Error::Fenced { owner: None }),
+            Some(true) | None => Ok(()),
+        }
+    }
+}
+
+async fn until_ended(mut ended: watch::Receiver<Option<LostReason>>) -> LostReason {
+    match ended.wait_for(Option::is_some).await {
+        Ok(reason) => reason.unwrap_or(LostReason::Released),
+        Err(_) => LostReason::Released,
+    }
+}
+
+/// Completes once `key` is no longer the one created at `created`. Says so only after the store
+/// did: trouble with the store is waited out.
+async fn until_replaced(client: &Client, key: &Key, created: Revision) {
+    let mut pause = Backoff::between_attempts(client);
+    loop {
+        match client.store().range(ops::get(key)).await {
+            Ok(answer) => {
+                let kv = answer.kvs.first();
+                if kv.is_none_or(|kv| kv.create_revision != created.0) {
+                    return;
+                }
+                let seen = answer.header.map_or(0, |header| header.revision);
+                let from = Revision(seen + 1);
+                match deleted(client, std::slice::from_ref(key), from).await {
+                    Ok(Woken::Deleted(_)) => return,
+                    Ok(Woken::Interrupted) => {}
+                    Err(error) => tracing::debug!(%key, %error, "watching a held key"),
+                }
+            }
+            Err(error) => tracing::debug!(%key, %error, "reading a held key"),
+        }
+        pause.pause().await;
+    }
+}

@@ -1,0 +1,449 @@
+//! The core of a session: its clock and state, and the tasks that do its writes. A recipe's write
+//! runs here to its end, whatever happens to the future that asked for it; what comes out cleans up
+//! when it is dropped. So a dropped future can leave nothing behind.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_proto::etcdserverpb::{ResponseHeader, TxnRequest, TxnResponse};
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Lost, SessionState};
+use crate::client::Client;
+use crate::clock::{self, Instant};
+use crate::error::{Error, LostReason, Result};
+use crate::keys::{Key, LeaseId, Revision};
+use crate::lock::Epoch;
+use crate::store::{Lease, StoreError};
+use crate::tasks::Tasks;
+use crate::wait::Backoff;
+
+/// Most operations of one session in progress at a time; more wait for a place.
+const OPERATIONS_MAX: usize = 256;
+
+/// How long closing a session waits for its operations in progress.
+const CLOSE_GRACE: Duration = Duration::from_secs(5);
+
+/// What does a session's writes. Cheap to clone; it does not keep the session alive.
+#[derive(Clone)]
+pub struct Actor {
+    pub(super) core: Arc<Core>,
+}
+
+pub(super) struct Core {
+    client: Client,
+    tasks: Tasks,
+    lease: LeaseId,
+    cluster_id: u64,
+    key: Key,
+    pub(super) value: Bytes,
+    epoch: Epoch,
+    marks: Mutex<Marks>,
+    state: watch::Sender<SessionState>,
+    /// The mod revision of the session's key, which every claim compares with. Held while sealing.
+    pub(super) sealed_at: tokio::sync::Mutex<Revision>,
+    /// The highest revision that an answer has shown.
+    floor: AtomicI64,
+    operations: Arc<Semaphore>,
+    closing: AtomicBool,
+    /// Cancelled once no write of this session can matter any more.
+    over: CancellationToken,
+}
+
+/// When the lease was last known to be alive, and until when that holds.
+#[derive(Debug, Clone, Copy)]
+struct Marks {
+    sent: Instant,
+    until: Instant,
+    suspended: Duration,
+    ttl: Duration,
+}
+
+impl Marks {
+    /// Counts from the moment the request was sent, because the lease's time began after that,
+    /// and leaves a tenth (at most 1 s) for clocks that run at different rates.
+    fn new(sent: Instant, ttl: Duration) -> Self {
+        let margin = (ttl / 10).clamp(Duration::from_millis(100), Duration::from_secs(1));
+        Self {
+            sent,
+            until: sent + ttl.saturating_sub(margin),
+            suspended: clock::suspended(),
+            ttl,
+        }
+    }
+
+    fn remaining(&self) -> Duration {
+        let slept = clock::suspended().saturating_sub(self.suspended);
+        self.until
+            .saturating_duration_since(clock::now())
+            .saturating_sub(slept)
+    }
+}
+
+impl Actor {
+    pub(super) fn new(
+        client: Client,
+        tasks: Tasks,
+        lease: Lease,
+        key: Key,
+        value: Bytes,
+        epoch: Epoch,
+    ) -> Self {
+        let marks = Marks::new(clock::now(), Duration::ZERO);
+        let (state, _) = watch::channel(SessionState::Live { until: marks.until });
+        Self {
+            core: Arc::new(Core {
+                client,
+                tasks,
+                lease: lease.id,
+                cluster_id: lease.header.cluster_id,
+                key,
+                value,
+                epoch,
+                marks: Mutex::new(marks),
+                state,
+                sealed_at: tokio::sync::Mutex::new(Revision(0)),
+                floor: AtomicI64::new(0),
+                operations: Arc::new(Semaphore::new(OPERATIONS_MAX)),
+                closing: AtomicBool::new(false),
+                over: CancellationToken::new(),
+            }),
+        }
+    }
+
+    /// The client that opened the session.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.core.client
+    }
+
+    /// The lease's id.
+    #[must_use]
+    pub fn lease(&self) -> LeaseId {
+        self.core.lease
+    }
+
+    pub(super) fn session_key(&self) -> &Key {
+        &self.core.key
+    }
+
+    /// The epoch read when the session was opened.
+    #[must_use]
+    pub fn epoch(&self) -> &Epoch {
+        &self.core.epoch
+    }
+
+    /// As [`Session::state`](super::Session::state).
+    #[must_use]
+    pub fn state(&self) -> SessionState {
+        let current = *self.core.state.borrow();
+        if matches!(current, SessionState::Lost(_)) {
+            return current;
+        }
+        let remaining = self.marks().remaining();
+        if remaining.is_zero() {
+            self.lose(LostReason::Expired);
+            return *self.core.state.borrow();
+        }
+        let until = clock::now() + remaining;
+        match current {
+            SessionState::Live { .. } => SessionState::Live { until },
+            _ => SessionState::Suspended { until },
+        }
+    }
+
+    /// As [`Session::remaining`](super::Session::remaining).
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        match self.state() {
+            SessionState::Lost(_) => Duration::ZERO,
+            _ => self.marks().remaining(),
+        }
+    }
+
+    /// As [`Session::check`](super::Session::check).
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`].
+    pub fn check(&self) -> Result<()> {
+        match self.state() {
+            SessionState::Lost(reason) => Err(Error::SessionLost(reason)),
+            _ => Ok(()),
+        }
+    }
+
+    /// As [`Session::lost`](super::Session::lost).
+    #[must_use]
+    pub fn lost(&self) -> Lost {
+        let mut state = self.subscribe();
+        Lost::new(async move {
+            loop {
+                if let SessionState::Lost(reason) = *state.borrow_and_update() {
+                    return reason;
+                }
+                if state.changed().await.is_err() {
+                    return LostReason::Closed;
+                }
+            }
+        })
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<SessionState> {
+        self.core.state.subscribe()
+    }
+
+    pub(super) fn ttl(&self) -> Duration {
+        self.marks().ttl
+    }
+
+    pub(super) fn since_acknowledged(&self) -> Duration {
+        clock::now().saturating_duration_since(self.marks().sent)
+    }
+
+    fn marks(&self) -> Marks {
+        *self.lock_marks()
+    }
+
+    fn lock_marks(&self) -> MutexGuard<'_, Marks> {
+        let marks = self.core.marks.lock();
+        marks.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) async fn set_session_revision(&self, revision: Revision) {
+        *self.core.sealed_at.lock().await = revision;
+    }
+
+    /// Notes a renewal that was sent at `sent` and has been acknowledged. Loss is final.
+    pub(super) fn acknowledge(&self, sent: Instant, lease: &Lease) {
+        let marks = Marks::new(sent, lease.ttl);
+        *self.lock_marks() = marks;
+        let mut resumed = false;
+        self.core.state.send_if_modified(|state| {
+            let lost = matches!(state, SessionState::Lost(_));
+            if !lost {
+                resumed = matches!(state, SessionState::Suspended { .. });
+                *state = SessionState::Live { until: marks.until };
+            }
+            !lost
+        });
+        if resumed {
+            tracing::info!(lease = %self.core.lease, "session live again");
+        }
+    }
+
+    pub(super) fn suspend(&self, why: &str) {
+        let until = clock::now() + self.marks().remaining();
+        let suspended = self.core.state.send_if_modified(|state| {
+            let live = matches!(state, SessionState::Live { .. });
+            if live {
+                *state = SessionState::Suspended { until };
+            }
+            live
+        });
+        if suspended {
+            tracing::warn!(lease = %self.core.lease, why, "session suspended");
+        }
+    }
+
+    /// Makes the session lost, once and for all.
+    pub(crate) fn lose(&self, reason: LostReason) {
+        let first = self.core.state.send_if_modified(|state| {
+            let lost = matches!(state, SessionState::Lost(_));
+            if !lost {
+                *state = SessionState::Lost(reason);
+            }
+            !lost
+        });
+        if reason != LostReason::Closed {
+            self.core.over.cancel();
+        }
+        if !first || reason == LostReason::Closed {
+            return;
+        }
+        tracing::warn!(lease = %self.core.lease, %reason, "session lost");
+        if reason == LostReason::Expired {
+            // A renewal still under way could keep the lease, and so the keys, for another period.
+            let actor = self.clone();
+            self.core.tasks.spawn_apart("revoke", async move {
+                drop(actor.revoke(clock::now() + actor.ttl()).await);
+            });
+        }
+    }
+
+    /// The error of a session that is over.
+    #[must_use]
+    pub fn loss(&self) -> Error {
+        match self.state() {
+            SessionState::Lost(reason) => Error::SessionLost(reason),
+            _ => Error::Closed,
+        }
+    }
+
+    pub(super) fn is_another_cluster(&self, header: &ResponseHeader) -> bool {
+        header.cluster_id != self.core.cluster_id
+    }
+
+    /// Starts a task that ends with the session. Closing waits for it, so it must end by itself
+    /// soon after the session is lost.
+    pub fn spawn<F>(&self, name: &'static str, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.core.tasks.spawn(name, future);
+    }
+
+    /// Runs a write of the session to its end, whether or not the returned future is kept. The
+    /// output must clean up after itself when dropped, as [`Owned`] does.
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`], and those of `operation`.
+    pub async fn run<T, F, Fut>(&self, operation: F) -> Result<T>
+    where
+        F: FnOnce(Self) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T>> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.check()?;
+        let places = Arc::clone(&self.core.operations);
+        let place = places.acquire_owned().await.map_err(|_| Error::Closed)?;
+        let (tell, answer) = oneshot::channel();
+        let actor = self.clone();
+        self.spawn("operation", async move {
+            let output = operation(actor).await;
+            drop(tell.send(output));
+            drop(place);
+        });
+        answer.await.map_err(|_| self.loss())?
+    }
+
+    /// One transaction, sent once. The session is lost if the store turns out to be another one.
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`], else the store's.
+    pub async fn attempt(&self, request: TxnRequest) -> Result<TxnResponse> {
+        let floor = self.core.floor.load(Ordering::Acquire);
+        let answer = tokio::select! {
+            biased;
+            () = self.core.over.cancelled() => return Err(self.loss()),
+            answer = self.core.client.store().txn(request) => answer,
+        };
+        match answer {
+            Ok(answer) => {
+                let header = answer.header.unwrap_or_default();
+                if self.is_another_cluster(&header) || header.revision < floor {
+                    self.lose(LostReason::StoreReplaced);
+                    return Err(self.loss());
+                }
+                self.core.floor.fetch_max(header.revision, Ordering::AcqRel);
+                Ok(answer)
+            }
+            Err(StoreError::LeaseNotFound) => {
+                self.lose(LostReason::LeaseGone);
+                Err(self.loss())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sends an idempotent transaction until it is answered or the session is over. Also returns
+    /// whether an earlier copy may have been applied before the one that was answered.
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`]; the store's final refusals.
+    pub async fn repeat(&self, request: TxnRequest) -> Result<(TxnResponse, bool)> {
+        let mut pause = Backoff::between_attempts(&self.core.client);
+        let mut repeated = false;
+        loop {
+            match self.attempt(request.clone()).await {
+                Ok(answer) => return Ok((answer, repeated)),
+                Err(Error::Store(error)) if error.is_transient() => {
+                    repeated |= error.is_ambiguous();
+                    tokio::select! {
+                        () = pause.pause() => {}
+                        () = self.core.over.cancelled() => return Err(self.loss()),
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Asks the store whether the lease is alive, and makes the session lost if it is not.
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`]; the store's.
+    pub async fn verify(&self) -> Result<()> {
+        self.check()?;
+        if self
+            .core
+            .client
+            .store()
+            .lease_ttl(self.core.lease)
+            .await?
+            .is_none()
+        {
+            self.lose(LostReason::LeaseGone);
+        }
+        self.check()
+    }
+
+    /// Ends the session in the background; `done` hears how it went.
+    pub(super) fn close_in_background(&self, done: Option<oneshot::Sender<Result<()>>>) {
+        let known = self.marks().remaining();
+        self.lose(LostReason::Closed);
+        let again = self.core.closing.swap(true, Ordering::AcqRel);
+        let lost_before = self.core.over.is_cancelled();
+        if again || lost_before {
+            if let Some(done) = done {
+                drop(done.send(Ok(())));
+            }
+            return;
+        }
+        let actor = self.clone();
+        self.core.tasks.spawn_apart("close", async move {
+            let deadline = clock::now() + known.max(Duration::from_secs(1));
+            if !actor.core.tasks.idle(CLOSE_GRACE.min(known)).await {
+                tracing::warn!(lease = %actor.core.lease, "closing with operations in progress");
+            }
+            actor.core.over.cancel();
+            actor.core.tasks.cancel();
+            let outcome = actor.revoke(deadline).await;
+            if let Some(done) = done {
+                drop(done.send(outcome));
+            }
+        });
+    }
+
+    async fn revoke(&self, deadline: Instant) -> Result<()> {
+        let mut pause = Backoff::between_attempts(&self.core.client);
+        loop {
+            let call = self.core.client.store().lease_revoke(self.core.lease);
+            match tokio::time::timeout_at(deadline, call).await {
+                Ok(Ok(()) | Err(StoreError::LeaseNotFound)) => return Ok(()),
+                Ok(Err(error)) if error.is_transient() && clock::now() < deadline => {
+                    pause.pause().await;
+                }
+                Ok(Err(error)) if !error.is_transient() => return Err(error.into()),
+                _ => {
+                    return Err(Error::OutcomeUnknown(format!(
+                        "lease {} was not revoked in time and is left to run out",
+                        self.core.lease
+                    )));
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Actor")
+            .field("lease", &self.core.lease)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,263 @@
+//! Transactions with guards: writes that the store refuses once a lock is lost. Used directly by
+//! users, and by every recipe that writes under a lock.
+
+use quorate_proto::etcdserverpb::{
+    RangeRequest, RequestOp, ResponseOp, TxnRequest, response_op::Response,
+};
+use quorate_proto::mvccpb::KeyValue;
+
+use crate::client::Client;
+use crate::error::{Error, TxnError};
+use crate::keys::{EPOCH_KEY, Key, KeyRange, Revision};
+use crate::lock::{Fence, Fenced, Holder};
+use crate::session::Session;
+use crate::store::ops::{self, Compare};
+use crate::value::Value;
+
+/// Reads that each guard adds to the branch of a refused transaction.
+const FENCE_READS: usize = 3;
+
+/// Compares and operations on several keys, done as one atomic step or not at all.
+///
+/// A transaction made by a guard, or given guards, is refused by the store itself unless every one
+/// of them is still held at the very revision of the commit. Nothing else, no clock, no check
+/// before the call, can promise that.
+///
+/// ```no_run
+/// # async fn f(client: quorate_recipes::Client, from: quorate_recipes::lock::MutexGuard,
+/// #            to: quorate_recipes::lock::MutexGuard) -> Result<(), quorate_recipes::TxnError> {
+/// client.txn().guard(&from).guard(&to).put("account/1", "70").put("account/2", "30").commit().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "nothing is sent before commit"]
+pub struct Txn {
+    client: Client,
+    fences: Vec<Fence>,
+    compares: Vec<Compare>,
+    success: Vec<RequestOp>,
+    failure: Vec<RequestOp>,
+    error: Option<Error>,
+}
+
+impl Txn {
+    pub(crate) fn new(client: Client) -> Self {
+        Self {
+            client,
+            fences: Vec::new(),
+            compares: Vec::new(),
+            success: Vec::new(),
+            failure: Vec::new(),
+            error: None,
+        }
+    }
+
+    /// Commits only while this guard is held.
+    pub fn guard(self, guard: &impl Fenced) -> Self {
+        self.fence(guard.fence().clone())
+    }
+
+    /// Commits only while the guard that this fence was taken from is held.
+    pub fn fence(mut self, fence: Fence) -> Self {
+        self.fences.push(fence);
+        self
+    }
+
+    /// Commits only if this holds.
+    pub fn when(mut self, compare: impl Into<Compare>) -> Self {
+        self.compares.push(compare.into());
+        self
+    }
+
+    /// Writes a key, without a lease: a lease that the key had is detached from it.
+    pub fn put(self, key: impl Into<Key>, value: impl Into<Value>) -> Self {
+        self.put_with(key.into(), value.into(), None)
+    }
+
+    /// Writes a key that goes away with the session.
+    pub fn put_leased(
+        self,
+        key: impl Into<Key>,
+        value: impl Into<Value>,
+        session: &Session,
+    ) -> Self {
+        self.put_with(key.into(), value.into(), Some(session))
+    }
+
+    fn put_with(mut self, key: Key, value: Value, session: Option<&Session>) -> Self {
+        match value.into_bytes(&key) {
+            Ok(value) => {
+                let lease = session.map(Session::lease);
+                self.success.push(ops::put(key, value, lease));
+            }
+            Err(error) => {
+                self.error.get_or_insert(error);
+            }
+        }
+        self
+    }
+
+    /// Deletes a key.
+    pub fn delete(self, key: impl Into<Key>) -> Self {
+        self.delete_range(KeyRange::one(key))
+    }
+
+    /// Deletes every key of a range.
+    pub fn delete_range(mut self, range: KeyRange) -> Self {
+        self.success.push(ops::delete(range));
+        self
+    }
+
+    /// Reads a key as part of the transaction.
+    pub fn get(self, key: impl Into<Key>) -> Self {
+        self.range(ops::get(key))
+    }
+
+    /// Reads as part of the transaction.
+    pub fn range(mut self, request: RangeRequest) -> Self {
+        self.success.push(ops::read(request));
+        self
+    }
+
+    /// Reads when a condition does not hold; the answer is in [`TxnError::Conflict`].
+    pub fn otherwise(mut self, request: RangeRequest) -> Self {
+        self.failure.push(ops::read(request));
+        self
+    }
+
+    /// Sends the transaction.
+    ///
+    /// # Errors
+    /// [`TxnError::Fenced`] when a guard was no longer held, [`TxnError::Conflict`] when only a
+    /// condition of the user's did not hold; nothing was written then. An ambiguous
+    /// [`TxnError::Failed`] may have been written.
+    ///
+    /// # Cancel safety
+    /// A dropped commit is an unknown outcome.
+    pub async fn commit(self) -> Result<Committed, TxnError> {
+        let request = self.request()?;
+        let answer = self.client.store().txn(request).await?;
+        let revision = Revision(answer.header.map_or(0, |header| header.revision));
+        if answer.succeeded {
+            return Ok(Committed {
+                revision,
+                responses: answer.responses,
+            });
+        }
+        let mut responses = answer.responses;
+        for (index, fence) in self.fences.iter().enumerate() {
+            let read = |offset| ops::kvs(&responses, index * FENCE_READS + offset).first();
+            if !fence.holds_for(read(0), read(1)) {
+                let owner = read(2).filter(|kv| kv.create_revision != fence.revision().0);
+                let owner = owner.map(|kv| Box::new(Holder::of(kv)));
+                return Err(TxnError::Fenced { owner });
+            }
+        }
+        Err(TxnError::Conflict {
+            revision,
+            responses: responses.split_off(self.fences.len() * FENCE_READS),
+        })
+    }
+
+    fn request(&self) -> Result<TxnRequest, Error> {
+        if let Some(error) = &self.error {
+            return Err(error.clone());
+        }
+        for fence in &self.fences {
+            fence.check()?;
+            self.stays_out_of(fence)?;
+        }
+        let compares = self.fences.iter().flat_map(Fence::compares);
+        let compare: Vec<_> = compares.chain(self.compares.iter().cloned()).collect();
+        let failure: Vec<_> = self
+            .fences
+            .iter()
+            .flat_map(|fence| {
+                [
+                    ops::get(fence.key()),
+                    ops::get(EPOCH_KEY),
+                    ops::oldest(fence.contenders().clone(), 1),
+                ]
+            })
+            .map(ops::read)
+            .chain(self.failure.iter().cloned())
+            .collect();
+        let most = self.client.store().capabilities().max_txn_ops;
+        let used = compare.len().max(failure.len()).max(self.success.len());
+        if used > most {
+            return Err(Error::Invalid(format!(
+                "a transaction of {used} compares or operations, the guards' included; the store takes {most}"
+            )));
+        }
+        Ok(TxnRequest {
+            compare: compare.into_iter().map(Into::into).collect(),
+            success: self.success.clone(),
+            failure,
+        })
+    }
+
+    /// A write under a lock must not touch the lock's own keys: others wait on them.
+    fn stays_out_of(&self, fence: &Fence) -> Result<(), Error> {
+        use quorate_proto::etcdserverpb::request_op::Request;
+        for op in &self.success {
+            let (start, end) = match &op.request {
+                Some(Request::RequestPut(put)) => (&put.key, None),
+                Some(Request::RequestDeleteRange(delete)) => (&delete.key, Some(&delete.range_end)),
+                _ => continue,
+            };
+            let own = fence.contenders();
+            let overlaps = own.contains(start)
+                || end.is_some_and(|end| {
+                    let range = KeyRange {
+                        start: start.clone(),
+                        end: end.clone(),
+                    };
+                    range.contains(&own.start)
+                });
+            if overlaps {
+                return Err(Error::Invalid(format!(
+                    "a write under a lock to the lock's own keys: {}",
+                    Key::from(start.clone())
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A transaction that was committed.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    revision: Revision,
+    responses: Vec<ResponseOp>,
+}
+
+impl Committed {
+    /// The store's revision after the transaction.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The answers, one an operation, in order.
+    #[must_use]
+    pub fn responses(&self) -> &[ResponseOp] {
+        &self.responses
+    }
+
+    /// The keys that operation `index` read; empty if it was not a read.
+    #[must_use]
+    pub fn kvs(&self, index: usize) -> &[KeyValue] {
+        ops::kvs(&self.responses, index)
+    }
+
+    /// How many keys operation `index` deleted; 0 if it was not a deletion.
+    #[must_use]
+    pub fn deleted(&self, index: usize) -> i64 {
+        let op = self.responses.get(index);
+        match op.and_then(|op| op.response.as_ref()) {
+            Some(Response::ResponseDeleteRange(delete)) => delete.deleted,
+            _ => 0,
+        }
+    }
+}

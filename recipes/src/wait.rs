@@ -1,0 +1,112 @@
+//! Waiting: pauses between attempts, and for keys to go away. Used by sessions and contenders.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use quorate_proto::etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType};
+use quorate_proto::mvccpb::event::EventType;
+
+use crate::client::Client;
+use crate::keys::{Key, Revision};
+use crate::store::{StoreError, WatchStream};
+
+/// Pauses that double from a first length to a longest one, with jitter.
+#[derive(Debug)]
+pub struct Backoff {
+    client: Client,
+    first: Duration,
+    next: Duration,
+    longest: Duration,
+}
+
+impl Backoff {
+    /// Pauses of `first`, then twice as long each time, up to `longest`.
+    #[must_use]
+    pub fn new(client: &Client, first: Duration, longest: Duration) -> Self {
+        Self {
+            client: client.clone(),
+            first,
+            next: first,
+            longest,
+        }
+    }
+
+    /// The pauses between attempts at the store: 50 ms to 1 s.
+    #[must_use]
+    pub fn between_attempts(client: &Client) -> Self {
+        Self::new(client, Duration::from_millis(50), Duration::from_secs(1))
+    }
+
+    /// Waits for the next pause: between half of its length and all of it.
+    pub async fn pause(&mut self) {
+        let length = self.client.jitter(self.next);
+        self.next = (self.next * 2).min(self.longest);
+        tokio::time::sleep(length).await;
+    }
+
+    /// Starts again from the first pause, after a success.
+    pub fn reset(&mut self) {
+        self.next = self.first;
+    }
+}
+
+/// What ended a wait for deletions.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// This key was deleted at or after the revision asked for.
+    Deleted(Key),
+    /// The watch ended, for a reason that says nothing about the keys: look again.
+    Interrupted,
+}
+
+/// Waits until one of `keys` is deleted, looking from revision `from` on, with one watch stream.
+pub(crate) async fn deleted(
+    client: &Client,
+    keys: &[Key],
+    from: Revision,
+) -> Result<Woken, StoreError> {
+    let requests = keys.iter().map(|key| WatchCreateRequest {
+        key: key.as_bytes().clone(),
+        start_revision: from.0,
+        filters: vec![FilterType::Noput.into()],
+        ..Default::default()
+    });
+    let stream = client.store().watch(requests.collect()).await?;
+    first_deletion(stream).await
+}
+
+async fn first_deletion(mut stream: WatchStream) -> Result<Woken, StoreError> {
+    while let Some(answer) = stream.next().await {
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) if error.is_transient() => return Ok(Woken::Interrupted),
+            Err(error) => return Err(error),
+        };
+        let gone = answer.events.into_iter().find_map(|event| {
+            let deleted = event.r#type() == EventType::Delete;
+            event.kv.filter(|_| deleted).map(|kv| kv.key)
+        });
+        if let Some(key) = gone {
+            return Ok(Woken::Deleted(key.into()));
+        }
+        if answer.canceled {
+            return match refusal(&answer.cancel_reason) {
+                Some(error) => Err(error),
+                None => Ok(Woken::Interrupted),
+            };
+        }
+    }
+    Ok(Woken::Interrupted)
+}
+
+/// The final error that a server's reason for ending a watch stands for, if it is one.
+pub(crate) fn refusal(reason: &str) -> Option<StoreError> {
+    let cause = || crate::store::Cause::new(reason);
+    if reason.contains("PermissionDenied") || reason.contains("user name is empty") {
+        return Some(StoreError::Auth(cause()));
+    }
+    if reason.contains("watcher range is empty") || reason.contains("duplicate watch ID") {
+        return Some(StoreError::Invalid(cause()));
+    }
+    None
+}
