@@ -6,26 +6,50 @@
 //! and `node`, which answer through [`Handler`] and [`RequestHandler`].
 //!
 //! ```text
-//!  Peer ── AppendSession ┐                                  ┌ Handler::append_session
-//!       ── request ──────┤ Link: lanes ── one call ── Inbound ┤ Handler::request
-//!       (no link) ───────┼─ Pipeline: unary call ─── Service ─┤ RequestHandler::request
-//!       ── send_snapshot ┴─ Pipeline: own connection ─────────┴ Handler::snapshot
+//!  Peer ── append_session ┐                               ┌ Handler::append_session
+//!       ── append ────────┤                               │ Handler::request
+//!       ── request ───────┼ Link: lanes ─ one call ─ Incoming ┤ RequestHandler::request
+//!       ── (no link) ─────┼ Pipeline ── unary call ─ Service ─┘
+//!       ── send_snapshot ─┴ Pipeline ── connection ─ Service ── Handler::snapshot
 //! ```
 //!
-//! Nothing here retries a message. Sending never blocks on a slow peer: a full buffer refuses and
-//! says so. What was under way when a stream breaks fails at once, and the error says whether the
-//! peer may have got it.
+//! Nothing here sends a message twice, and sending never blocks on a slow peer: a full buffer
+//! refuses and says so. What was under way when a stream breaks fails at once, and the error says
+//! whether the peer may have got it. Appends of one session arrive and are answered in order;
+//! between sessions, and between requests, there is no order. A request whose stream breaks is
+//! still finished by the peer.
 
 mod error;
 mod handler;
-mod handshake;
-mod session;
-mod status;
 mod transport;
 
+mod handshake;
+mod status;
+
+mod link;
+mod session;
+mod stream;
+
+mod pipeline;
+mod snapshot;
+
+mod dispatch;
+mod incoming;
+mod service;
+
+mod connector;
+mod lanes;
+
+#[cfg(test)]
+mod tests;
+
+pub use connector::{
+    CONNECTION_WINDOW_BYTES, Connection, Dial, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES,
+};
 pub use error::PeerError;
 pub use handler::{Appends, Chunks, Handler, Replies, RequestHandler};
 pub use handshake::{Local, PROTOCOL_VERSION};
+pub use service::PeerService;
 pub use session::AppendSession;
 pub use status::{Activity, PeerStatus};
-pub use transport::{Peer, Timings, Transport};
+pub use transport::{Peer, Timings, Transport, fetch_members};

@@ -1,10 +1,14 @@
 //! What is known of each peer's connection: for operators, and for what depends on reachability.
+//! State changes are logged here, each once.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use crate::clock::Instant;
+use crate::clock::{self, Instant};
 
 /// Whether the outgoing stream to a peer is up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,9 +36,9 @@ pub struct PeerStatus {
     pub rtt: Option<Duration>,
     /// Appends and requests sent and not answered.
     pub in_flight: usize,
-    /// Messages refused because a buffer was full, since start.
+    /// Messages refused because a buffer was full, since the peer was added.
     pub dropped: u64,
-    /// How often the outgoing stream came up, since start.
+    /// How often the outgoing stream came up, since the peer was added.
     pub connects: u64,
     /// Why the stream is, or last was, down.
     pub last_error: Option<String>,
@@ -42,4 +46,82 @@ pub struct PeerStatus {
     pub incarnation: Option<Uuid>,
     /// The process start the peer showed in its latest handshake.
     pub boot: Option<Uuid>,
+}
+
+#[derive(Debug)]
+struct State {
+    activity: Activity,
+    rtt: Option<Duration>,
+    last_error: Option<String>,
+}
+
+/// The changing part of a peer's status.
+#[derive(Debug)]
+pub(super) struct StatusCell {
+    peer: u64,
+    state: Mutex<State>,
+    dropped: AtomicU64,
+    connects: AtomicU64,
+}
+
+impl StatusCell {
+    pub(super) fn new(peer: u64) -> Self {
+        Self {
+            peer,
+            state: Mutex::new(State {
+                activity: Activity::Inactive(clock::now()),
+                rtt: None,
+                last_error: None,
+            }),
+            dropped: AtomicU64::new(0),
+            connects: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn up(&self, url: &str) {
+        self.connects.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.lock();
+        state.activity = Activity::Active(clock::now());
+        info!(peer = self.peer, url, "peer stream up");
+    }
+
+    pub(super) fn down(&self, why: &str) {
+        let mut state = self.lock();
+        let was_up = matches!(state.activity, Activity::Active(_));
+        if was_up {
+            state.activity = Activity::Inactive(clock::now());
+            state.rtt = None;
+        }
+        if was_up || state.last_error.is_none() {
+            warn!(peer = self.peer, why, "peer stream down");
+        } else if state.last_error.as_deref() != Some(why) {
+            debug!(peer = self.peer, why, "peer stream still down");
+        }
+        state.last_error = Some(why.to_owned());
+    }
+
+    pub(super) fn round_trip(&self, rtt: Duration) {
+        self.lock().rtt = Some(rtt);
+    }
+
+    /// Counts a refused message.
+    pub(super) fn drop_one(&self) {
+        let before = self.dropped.fetch_add(1, Ordering::Relaxed);
+        debug!(peer = self.peer, dropped = before + 1, "buffer full");
+    }
+
+    /// Fills in the changing part of `status`.
+    pub(super) fn fill(&self, status: &mut PeerStatus) {
+        let state = self.lock();
+        status.activity = state.activity;
+        status.rtt = state.rtt;
+        status.last_error.clone_from(&state.last_error);
+        status.dropped = self.dropped.load(Ordering::Relaxed);
+        status.connects = self.connects.load(Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every section leaves the state whole, so a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

@@ -1,16 +1,29 @@
 //! All connections of one member to its peers: what `raft` and `node` hold.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use quorate_proto::peer as pb;
+use quorate_proto::peer::peer_server::PeerServer;
+use quorate_proto::peer::unary_request::Kind as Asked;
+use quorate_proto::peer::unary_response::Kind as Answered;
 use uuid::Uuid;
 
 use super::PeerError;
+use super::connector::{Connector, Dial, MESSAGE_BYTES_MAX, call_error};
+use super::dispatch::Dispatch;
 use super::handler::{Chunks, Handler, RequestHandler};
-use super::handshake::Local;
+use super::handshake::{Gate, Local};
+use super::link::{Link, failure};
+use super::pipeline::Pipeline;
+use super::service::PeerService;
 use super::session::AppendSession;
-use super::status::PeerStatus;
+use super::status::{Activity, PeerStatus, StatusCell};
+use super::stream::Keeper;
+use crate::clock;
 use crate::tasks::Tasks;
 
 /// The timing of the connections, derived from raft's.
@@ -25,81 +38,239 @@ pub struct Timings {
 
 /// The connections of one member. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone)]
-pub struct Transport {}
+pub struct Transport {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    timings: Timings,
+    tasks: Tasks,
+    gate: Arc<Gate>,
+    dispatch: Arc<Dispatch>,
+    connector: Connector,
+    service: PeerService,
+    peers: Mutex<BTreeMap<u64, Peer>>,
+    snapshot_rate: Arc<AtomicU64>,
+}
 
 impl Transport {
-    /// A transport without peers; nothing is sent or accepted yet.
+    /// A transport without peers. Its tasks end with `tasks`.
     #[must_use]
     pub fn new(local: Local, timings: Timings, tasks: &Tasks) -> Self {
-        let _ = (local, timings, tasks);
-        unimplemented!()
+        let tasks = tasks.child();
+        let gate = Arc::new(Gate::new(local));
+        let dispatch = Arc::new(Dispatch::default());
+        let service = PeerService::new(
+            Arc::clone(&gate),
+            Arc::clone(&dispatch),
+            timings,
+            tasks.clone(),
+        );
+        Self {
+            shared: Arc::new(Shared {
+                timings,
+                tasks,
+                gate,
+                dispatch,
+                connector: Connector::new(timings.election_timeout),
+                service,
+                peers: Mutex::default(),
+                snapshot_rate: Arc::default(),
+            }),
+        }
     }
 
     /// Who this member is.
     #[must_use]
     pub fn local(&self) -> Local {
-        unimplemented!()
+        *self.shared.gate.local()
+    }
+
+    /// Opens connections by other means than TCP from now on. For simulations.
+    pub fn dial_with(&self, dial: Arc<dyn Dial>) {
+        self.shared.connector.dial_with(dial);
     }
 
     /// Sets what answers consensus messages. Until then peers are told that we are not ready.
     pub fn set_handler(&self, handler: Arc<dyn Handler>) {
-        let _ = handler;
-        unimplemented!()
+        self.shared.dispatch.set_raft(Some(handler));
     }
 
     /// Sets what answers all other requests. Until then peers are told that we are not ready.
     pub fn set_request_handler(&self, handler: Arc<dyn RequestHandler>) {
-        let _ = handler;
-        unimplemented!()
+        self.shared.dispatch.set_node(Some(handler));
     }
 
-    /// Adds a peer, or changes its name and addresses (`http://host:port`), and keeps a stream to it.
+    /// Limits each snapshot sent from now on to this many bytes a second; 0, the default, is no
+    /// limit.
+    pub fn limit_snapshots(&self, bytes_per_second: u64) {
+        let rate = &self.shared.snapshot_rate;
+        rate.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// What to mount on the peer listener. The listener should use [`STREAM_WINDOW_BYTES`] and
+    /// [`CONNECTION_WINDOW_BYTES`] and probe idle connections.
+    ///
+    /// [`STREAM_WINDOW_BYTES`]: super::STREAM_WINDOW_BYTES
+    /// [`CONNECTION_WINDOW_BYTES`]: super::CONNECTION_WINDOW_BYTES
+    #[must_use]
+    pub fn service(&self) -> PeerServer<PeerService> {
+        PeerServer::new(self.shared.service.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// The service without its transport's limits, to be wrapped by a test.
+    #[cfg(test)]
+    pub(super) fn service_for_tests(&self) -> PeerService {
+        self.shared.service.clone()
+    }
+
+    /// Adds a peer, or changes its name and addresses (`http://host:port`, tried in turn), and
+    /// keeps a stream to it. This member itself, and a peer as it is already known, change nothing;
+    /// new addresses break the stream to the old one.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub fn set_peer(&self, id: u64, name: &str, urls: &[String]) {
-        let _ = (id, name, urls);
-        unimplemented!()
+        let shared = &self.shared;
+        if id == shared.gate.local().member_id {
+            return;
+        }
+        let mut peers = shared.lock();
+        if let Some(known) = peers.get(&id) {
+            if known.inner.pipeline.urls() == urls {
+                *known.inner.name() = name.to_owned();
+                return;
+            }
+            known.inner.tasks.cancel();
+        }
+        let peer = Peer {
+            inner: Arc::new(Inner {
+                id,
+                name: Mutex::new(name.to_owned()),
+                pipeline: Pipeline::new(
+                    id,
+                    urls.to_vec(),
+                    Arc::clone(&shared.gate),
+                    shared.connector.clone(),
+                    Arc::clone(&shared.snapshot_rate),
+                ),
+                link: Arc::default(),
+                status: Arc::new(StatusCell::new(id)),
+                tasks: shared.tasks.child(),
+            }),
+        };
+        let keeper = Keeper {
+            peer: id,
+            urls: urls.to_vec(),
+            gate: Arc::clone(&shared.gate),
+            connector: shared.connector.clone(),
+            timings: shared.timings,
+            status: Arc::clone(&peer.inner.status),
+            link: Arc::clone(&peer.inner.link),
+        };
+        peer.inner.tasks.spawn("peer stream", keeper.run());
+        peers.insert(id, peer);
     }
 
-    /// Forgets a peer and ends the stream to it.
+    /// Forgets a peer and ends the stream to it. Whoever holds a [`Peer`] for it gets
+    /// [`PeerError::Unknown`] from now on.
     pub fn remove_peer(&self, id: u64) {
-        let _ = id;
-        unimplemented!()
+        if let Some(peer) = self.shared.lock().remove(&id) {
+            peer.inner.tasks.cancel();
+        }
     }
 
-    /// Refuses every contact with this id from now on: it was removed from the cluster for good.
+    /// Refuses every new contact with this id from now on: it was removed from the cluster for good.
     pub fn refuse(&self, id: u64) {
-        let _ = id;
-        unimplemented!()
+        self.shared.gate.refuse(id);
     }
 
-    /// Binds a peer to its incarnation: from now on any other under this id is refused.
+    /// Binds a peer to its incarnation: from now on any other under this id is refused. Which one a
+    /// peer shows is in [`PeerStatus::incarnation`].
     pub fn set_incarnation(&self, id: u64, incarnation: Uuid) {
-        let _ = (id, incarnation);
-        unimplemented!()
+        self.shared.gate.bind(id, incarnation);
     }
 
     /// The peer with this id, if it is known.
     #[must_use]
     pub fn peer(&self, id: u64) -> Option<Peer> {
-        let _ = id;
-        unimplemented!()
+        self.shared.lock().get(&id).cloned()
     }
 
-    /// The state of every peer's connection, by id.
+    /// The state of every peer's connection, in the order of their ids.
     #[must_use]
     pub fn status(&self) -> Vec<PeerStatus> {
-        unimplemented!()
+        let shared = &self.shared;
+        let peers: Vec<Peer> = shared.lock().values().cloned().collect();
+        let status = |peer: &Peer| {
+            let inner = &peer.inner;
+            let contact = shared.gate.contact(inner.id);
+            let mut status = PeerStatus {
+                id: inner.id,
+                name: inner.name().clone(),
+                urls: inner.pipeline.urls().to_vec(),
+                activity: Activity::Inactive(clock::now()),
+                incoming: shared.service.has_stream(inner.id),
+                rtt: None,
+                in_flight: inner.link.load().as_ref().map_or(0, |l| l.in_flight()),
+                dropped: 0,
+                connects: 0,
+                last_error: None,
+                incarnation: contact.map(|contact| contact.incarnation),
+                boot: contact.map(|contact| contact.boot),
+            };
+            inner.status.fill(&mut status);
+            status
+        };
+        peers.iter().map(status).collect()
+    }
+
+    /// Ends all streams and lets go of the handlers. Nothing is sent or accepted any more.
+    pub fn stop(&self) {
+        self.shared.tasks.cancel();
+        self.shared.dispatch.set_raft(None);
+        self.shared.dispatch.set_node(None);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Peer>> {
+        // Every section leaves the map whole, so a panic elsewhere does not spoil it.
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A way to one peer. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Peer {}
+pub struct Peer {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    id: u64,
+    name: Mutex<String>,
+    pipeline: Pipeline,
+    link: Arc<ArcSwapOption<Link>>,
+    status: Arc<StatusCell>,
+    /// Cancelled when the peer is forgotten or has moved.
+    tasks: Tasks,
+}
 
 impl Peer {
     /// The peer's member id.
     #[must_use]
     pub fn id(&self) -> u64 {
-        unimplemented!()
+        self.inner.id
+    }
+
+    /// Whether the stream to the peer is up.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.inner.link.load().is_some()
     }
 
     /// Opens an append session on the stream.
@@ -107,14 +278,17 @@ impl Peer {
     /// # Errors
     /// [`PeerError::Unreachable`] while the stream is down: use [`Peer::append`] meanwhile.
     pub fn append_session(&self) -> Result<AppendSession, PeerError> {
-        unimplemented!()
+        self.usable()?;
+        let link = self.inner.link.load_full();
+        let link = link.ok_or_else(|| PeerError::Unreachable("the stream is down".to_owned()))?;
+        self.counted(link.open_session())
     }
 
     /// Sends one append as a session of its own, ahead of whatever the append sessions have
     /// queued: for heartbeats and probes. While the stream is down it goes as a unary call.
     ///
     /// # Errors
-    /// See [`PeerError`].
+    /// See [`PeerError`]; an answer that is a failure is turned into one.
     ///
     /// # Cancel safety
     /// Dropping the future forgets the answer; the peer may still handle the append.
@@ -123,8 +297,25 @@ impl Peer {
         request: pb::AppendRequest,
         timeout: Duration,
     ) -> Result<pb::AppendReply, PeerError> {
-        let _ = (request, timeout);
-        unimplemented!()
+        self.usable()?;
+        let link = self.inner.link.load_full();
+        let reply = match link {
+            Some(link) => link.append(request, timeout).await,
+            None => {
+                let call = self.inner.pipeline.unary(Asked::Append(request), timeout);
+                match call.await {
+                    Ok(Answered::Append(reply)) => Ok(reply),
+                    Ok(Answered::Response(_)) => {
+                        Err(PeerError::Protocol("response to an append".to_owned()))
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        match self.counted(reply)?.outcome {
+            Some(pb::append_reply::Outcome::Failure(why)) => Err(failure(&why)),
+            outcome => Ok(pb::AppendReply { outcome }),
+        }
     }
 
     /// Sends a request and waits for its response, at most `timeout`. While the stream is down it
@@ -140,35 +331,98 @@ impl Peer {
         request: pb::Request,
         timeout: Duration,
     ) -> Result<pb::Response, PeerError> {
-        let _ = (request, timeout);
-        unimplemented!()
+        self.usable()?;
+        let link = self.inner.link.load_full();
+        let response = match link {
+            Some(link) => link.request(request, timeout).await,
+            None => {
+                let call = self.inner.pipeline.unary(Asked::Request(request), timeout);
+                match call.await {
+                    Ok(Answered::Response(response)) => Ok(response),
+                    Ok(Answered::Append(_)) => {
+                        Err(PeerError::Protocol("append answers a request".to_owned()))
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        match self.counted(response)?.kind {
+            Some(pb::response::Kind::Failure(why)) => Err(failure(&why)),
+            kind => Ok(pb::Response { kind }),
+        }
     }
 
-    /// Sends a snapshot over a connection of its own. The header's handshake is filled in here.
+    /// Sends a snapshot over a connection of its own. The header's handshake and the numbers of the
+    /// chunks are filled in here.
     ///
     /// # Errors
     /// See [`PeerError`]; an error among the chunks ends the call with that error.
     ///
     /// # Cancel safety
-    /// Dropping the future breaks the connection: the peer sees an incomplete snapshot.
+    /// Dropping the future breaks the connection: the peer sees an incomplete snapshot, unless it
+    /// had received all of it, when it may still install it.
     pub async fn send_snapshot(
         &self,
         header: pb::SnapshotHeader,
         chunks: Chunks,
     ) -> Result<pb::SnapshotReply, PeerError> {
-        let _ = (header, chunks);
-        unimplemented!()
+        self.usable()?;
+        self.inner.pipeline.send_snapshot(header, chunks).await
     }
 
     /// Asks the peer for a snapshot at or past `at_least_index`, over a connection of its own.
     ///
     /// # Errors
-    /// See [`PeerError`].
+    /// See [`PeerError`]. The last item of the chunks is an error unless the snapshot is complete.
+    ///
+    /// # Cancel safety
+    /// Dropping the future or the chunks ends the call; nothing changes at the peer.
     pub async fn fetch_snapshot(
         &self,
         at_least_index: u64,
     ) -> Result<(pb::SnapshotHeader, Chunks), PeerError> {
-        let _ = at_least_index;
-        unimplemented!()
+        self.usable()?;
+        self.inner.pipeline.fetch_snapshot(at_least_index).await
     }
+
+    fn usable(&self) -> Result<(), PeerError> {
+        if self.inner.tasks.is_cancelled() {
+            return Err(PeerError::Unknown(self.inner.id));
+        }
+        Ok(())
+    }
+
+    /// Counts what a full buffer refused.
+    fn counted<T>(&self, result: Result<T, PeerError>) -> Result<T, PeerError> {
+        if matches!(result, Err(PeerError::Full(_))) {
+            self.inner.status.drop_one();
+        }
+        result
+    }
+}
+
+impl Inner {
+    fn name(&self) -> MutexGuard<'_, String> {
+        // A name is replaced as a whole, so a panic elsewhere does not spoil it.
+        self.name.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks whoever serves peers at `url` who is in its cluster, at most for `timeout`. For a member
+/// that is about to join and knows neither its id nor its cluster's.
+///
+/// # Errors
+/// See [`PeerError`].
+pub async fn fetch_members(url: &str, timeout: Duration) -> Result<pb::MembersResponse, PeerError> {
+    let ask = async {
+        let mut client = Connector::new(timeout).connect(url).await?;
+        let answer = client.members(pb::MembersRequest {}).await;
+        answer.map_err(|status| call_error(&status))
+    };
+    let answer = tokio::time::timeout(timeout, ask).await;
+    let answer = answer.map_err(|_| PeerError::Timeout {
+        sent: true,
+        after: timeout,
+    })??;
+    Ok(answer.into_inner())
 }
