@@ -1,1 +1,187 @@
-//! (comes)
+//! Lease commands and the `leases` table. Used by the executor.
+
+use std::collections::BTreeMap;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use quorate_proto::Reason;
+use quorate_proto::log::{LeaseGrant, RemainingTtl};
+
+use super::executor::Executor;
+use super::{Answer, check};
+use crate::lease::{Change, Lease, Lessor};
+use crate::mvcc::{self, Error};
+use crate::storage::codec::{self, Table};
+use crate::storage::kv::{Direction, KvError, View};
+
+/// The leases while a batch is applied: the committed ones, and what the batch changed.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    committed: Lessor,
+    /// `None` means ended.
+    pending: BTreeMap<i64, Option<Lease>>,
+    changes: Vec<Change>,
+}
+
+impl Leases {
+    pub(super) fn new(committed: Lessor) -> Self {
+        Self {
+            committed,
+            ..Self::default()
+        }
+    }
+
+    fn find(&self, id: i64) -> Option<Lease> {
+        match self.pending.get(&id) {
+            Some(lease) => *lease,
+            None => self.committed.get(id),
+        }
+    }
+
+    /// Refuses a lease that is not granted; 0, which is no lease, is fine.
+    pub(super) fn expect(&self, id: i64) -> Result<(), Reason> {
+        if id == 0 || self.find(id).is_some() {
+            Ok(())
+        } else {
+            Err(Reason::LeaseNotFound)
+        }
+    }
+
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Granted(lease) => {
+                self.pending.insert(lease.id, Some(lease));
+            }
+            Change::Ended(id) => {
+                self.pending.insert(id, None);
+            }
+            Change::Checkpointed {
+                id,
+                remaining_ttl_seconds,
+            } => {
+                let lease = self.find(id).map(|lease| Lease {
+                    remaining_ttl_seconds,
+                    ..lease
+                });
+                self.pending.insert(id, lease);
+            }
+        }
+        self.changes.push(change);
+    }
+
+    /// What the batch changed, in order, for the lessor.
+    pub(super) fn into_changes(self) -> Vec<Change> {
+        self.changes
+    }
+}
+
+impl Executor {
+    pub(super) fn lease_grant(&mut self, grant: &LeaseGrant) -> Result<Answer, Error> {
+        check::ttl(grant.ttl_seconds)?;
+        self.alarms.admit_put()?;
+        // Whoever proposes picks an id and raises the time to live first.
+        if grant.id == 0 || grant.ttl_seconds < 1 {
+            return Err(Reason::UnknownCommand.into());
+        }
+        if self.leases.find(grant.id).is_some() {
+            return Err(Reason::LeaseExists.into());
+        }
+        let lease = Lease {
+            id: grant.id,
+            granted_ttl_seconds: grant.ttl_seconds,
+            remaining_ttl_seconds: 0,
+        };
+        self.overlay.put(codec::lease_key(lease.id), encode(&lease));
+        self.leases.change(Change::Granted(lease));
+        Ok(Answer::LeaseGrant {
+            revision: self.revision()?,
+            id: lease.id,
+            ttl_seconds: lease.granted_ttl_seconds,
+        })
+    }
+
+    pub(super) fn lease_revoke(&mut self, id: i64) -> Result<Answer, Error> {
+        self.alarms.admit_write()?;
+        if self.leases.find(id).is_none() {
+            return Err(Reason::LeaseNotFound.into());
+        }
+        self.end_lease(id)?;
+        Ok(Answer::LeaseRevoke {
+            revision: self.revision()?,
+        })
+    }
+
+    pub(super) fn lease_expire(&mut self, ids: &[i64]) -> Result<Answer, Error> {
+        self.alarms.admit_write()?;
+        for id in ids {
+            if self.leases.find(*id).is_some() {
+                self.end_lease(*id)?;
+            }
+        }
+        Ok(Answer::LeaseExpire)
+    }
+
+    /// Deletes a lease's keys, in key order and in one revision, and the lease.
+    fn end_lease(&mut self, id: i64) -> Result<(), Error> {
+        let mut txn = self.overlay.begin()?;
+        for key in mvcc::keys_of_lease(txn.view(), id)? {
+            txn.delete(&key)?;
+        }
+        txn.set(codec::lease_key(id), None);
+        let committed = txn.commit();
+        self.keep(committed);
+        self.leases.change(Change::Ended(id));
+        Ok(())
+    }
+
+    pub(super) fn lease_checkpoint(&mut self, leases: &[RemainingTtl]) -> Answer {
+        for checkpoint in leases {
+            let Some(lease) = self.leases.find(checkpoint.id) else {
+                continue;
+            };
+            let remaining_ttl_seconds = checkpoint.remaining_ttl_seconds.max(0);
+            let lease = Lease {
+                remaining_ttl_seconds,
+                ..lease
+            };
+            self.overlay.put(codec::lease_key(lease.id), encode(&lease));
+            self.leases.change(Change::Checkpointed {
+                id: lease.id,
+                remaining_ttl_seconds,
+            });
+        }
+        Answer::LeaseCheckpoint
+    }
+}
+
+/// The record of a lease: format, granted and remaining seconds, big-endian.
+fn encode(lease: &Lease) -> Bytes {
+    let mut record = BytesMut::with_capacity(17);
+    record.put_u8(codec::FORMAT);
+    record.put_i64(lease.granted_ttl_seconds);
+    record.put_i64(lease.remaining_ttl_seconds);
+    record.freeze()
+}
+
+fn decode(id: i64, record: &[u8]) -> Option<Lease> {
+    let numbers = record.strip_prefix(&[codec::FORMAT])?;
+    let (granted, remaining) = numbers.split_first_chunk::<8>()?;
+    Some(Lease {
+        id,
+        granted_ttl_seconds: i64::from_be_bytes(*granted),
+        remaining_ttl_seconds: i64::from_be_bytes(remaining.try_into().ok()?),
+    })
+}
+
+/// All leases in the table.
+pub(super) fn load(view: &dyn View) -> Result<Vec<Lease>, KvError> {
+    let (start, end) = codec::table_bounds(Table::Leases);
+    let rows = view.range(start, end, Direction::Forward);
+    rows.map(|row| {
+        let (key, record) = row?;
+        let id = codec::lease_of(&key)?;
+        decode(id, &record).ok_or_else(|| KvError::Corrupt {
+            what: format!("lease {id}"),
+        })
+    })
+    .collect()
+}

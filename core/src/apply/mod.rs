@@ -20,7 +20,7 @@ mod lease;
 mod members;
 mod reader;
 mod state;
-mod txn;
+pub mod txn;
 
 #[cfg(test)]
 mod tests;

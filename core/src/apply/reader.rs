@@ -1,62 +1,117 @@
-//! Reads of the replicated state, from any thread. Used by `node` and `watch`.
+//! Reads of the replicated state, from any thread. Used by `node` and, for its views, by `watch`.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use super::{Alarm, Member};
 use crate::lease::Lessor;
-use crate::storage::kv::View;
+use crate::storage::kv::{Kv, View};
 
-/// Shows the state after the last applied batch. Cheap to clone; outlives snapshot installs.
+/// Shows the state after the last applied batch. Cheap to clone; stays valid, and follows, when a
+/// snapshot replaces the store.
 #[derive(Debug, Clone)]
-pub struct Reader {}
+pub struct Reader {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    current: RwLock<Current>,
+    lessor: Lessor,
+    quota_bytes: u64,
+}
+
+/// What is replaced after each batch.
+#[derive(Debug, Clone)]
+pub(super) struct Current {
+    pub(super) kv: Arc<dyn Kv>,
+    pub(super) revision: i64,
+    pub(super) compact_revision: i64,
+    pub(super) alarms: Arc<[Alarm]>,
+    pub(super) members: Arc<[Member]>,
+}
 
 impl Reader {
-    /// A read view of the store. Reading it is disk work: not for a runtime thread.
+    pub(super) fn new(current: Current, lessor: Lessor, quota_bytes: u64) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                current: RwLock::new(current),
+                lessor,
+                quota_bytes,
+            }),
+        }
+    }
+
+    pub(super) fn update(&self, change: impl FnOnce(&mut Current)) {
+        let mut current = self
+            .shared
+            .current
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        change(&mut current);
+    }
+
+    fn current(&self) -> RwLockReadGuard<'_, Current> {
+        self.shared
+            .current
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The store in use: for persisting it, and for removing compacted history.
+    #[must_use]
+    pub fn kv(&self) -> Arc<dyn Kv> {
+        Arc::clone(&self.current().kv)
+    }
+
+    /// A read view of the store; for an instant it may be a batch ahead of the other answers here.
+    /// Reading it is disk work, not for a runtime thread.
     #[must_use]
     pub fn view(&self) -> Arc<dyn View> {
-        unimplemented!()
+        self.kv().view()
     }
 
     /// The main revision; 1 in a fresh store.
     #[must_use]
     pub fn revision(&self) -> i64 {
-        unimplemented!()
+        self.current().revision
     }
 
-    /// The compact revision; 0 before any compaction.
+    /// The compact revision; -1 before any compaction.
     #[must_use]
     pub fn compact_revision(&self) -> i64 {
-        unimplemented!()
+        self.current().compact_revision
     }
 
     /// The leases.
     #[must_use]
     pub fn lessor(&self) -> Lessor {
-        unimplemented!()
+        self.shared.lessor.clone()
     }
 
     /// The alarms raised, in order of member.
     #[must_use]
     pub fn alarms(&self) -> Arc<[Alarm]> {
-        unimplemented!()
+        Arc::clone(&self.current().alarms)
     }
 
     /// What members said of themselves, in order of id.
     #[must_use]
     pub fn members(&self) -> Arc<[Member]> {
-        unimplemented!()
+        Arc::clone(&self.current().members)
     }
 
     /// Size of the store in bytes: approximate.
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
-        unimplemented!()
+        self.kv().disk_bytes()
     }
 
-    /// Whether the store has outgrown its quota: the member should propose to raise its NOSPACE
-    /// alarm, and refuse puts itself until that applied.
+    /// Whether the store has outgrown its quota: the member should refuse what would grow it and
+    /// propose to raise its NOSPACE alarm. Only the alarm changes what commands do, since members
+    /// differ in size.
     #[must_use]
     pub fn over_quota(&self) -> bool {
-        unimplemented!()
+        let quota = self.shared.quota_bytes;
+        quota > 0 && self.disk_bytes() > quota
     }
 }

@@ -140,12 +140,7 @@ impl Selected {
     }
 
     /// Adds the events as they are told. The pair before is left out once it is compacted.
-    pub(super) fn tell(
-        &self,
-        prev_kv: bool,
-        compact_revision: i64,
-        told: &mut Vec<mvccpb::Event>,
-    ) {
+    pub(super) fn tell(&self, prev_kv: bool, compact_revision: i64, told: &mut Vec<mvccpb::Event>) {
         let prev_kv = prev_kv && self.revision() > compact_revision;
         let mut tell = |event: &Event| {
             let before = prev_kv.then(|| event.prev_kv.clone()).flatten();
