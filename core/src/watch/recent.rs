@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::mvcc::Event;
 
 /// What one applied batch has to tell the watchers. Made by `apply`, handed on as it is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Publication {
     pub(super) revisions: Vec<Arc<Changes>>,
     pub(super) revision: i64,
