@@ -196,6 +196,12 @@ impl Worker {
         Ok((meta.map(|meta| Pinned { meta, view }), kv))
     }
 
+    /// Makes all that is applied durable.
+    pub(super) fn persist(&self) -> io::Result<()> {
+        let persisted = self.parts.state.kv().persist();
+        persisted.map_err(|error| self.fail(&error))
+    }
+
     /// A view to send, the same as last time while the log still continues it.
     pub(super) fn pin(&mut self) -> io::Result<Option<Pinned>> {
         let purged = self.parts.log.ends().purged;

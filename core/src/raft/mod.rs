@@ -1,13 +1,31 @@
 //! Consensus: openraft glued to the log, the state and the peers. The only module that names openraft.
+//!
+//! ```text
+//! propose ─▶ openraft ─▶ log ─▶ Wal            commit ─▶ state_machine ─▶ machine (one thread)
+//!               │                                          waits for log      │ State, Hub, Pending
+//!               └─ network ─▶ peers                                           └─▶ AppliedPoint
+//! ```
+//!
+//! - `log` and `state_machine` are what openraft stores through; `machine` owns the state.
+//! - `start` decides whether a log and a state belong together; `retention` how much log is kept.
+//! - `leadership` says who leads; `pending` what became of this member's own proposals.
 
+mod alone;
 pub mod codec;
+mod consensus;
+mod leadership;
 mod log;
 mod machine;
-pub mod pending;
+mod pending;
+mod retention;
+mod settings;
 pub mod snapshot;
 pub mod start;
 mod state_machine;
 pub mod types;
 
+pub use consensus::{Consensus, Options, ProposeError, RaftMember, Status};
+pub use leadership::Leadership;
 pub use machine::AppliedPoint;
 pub use pending::{Completion, Pending, Ticket};
+pub use types::Peer;

@@ -28,7 +28,7 @@ pub(crate) type RaftSnapshot = Snapshot<CommittedLeaderId, u64, Peer, SnapshotDa
 
 /// The state machine as openraft sees it.
 #[derive(Debug, Clone)]
-pub struct StateMachine {
+pub(crate) struct StateMachine {
     machine: Machine,
     log: Log,
     mode: WriterMode,
