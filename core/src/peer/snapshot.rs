@@ -1,6 +1,8 @@
 //! A snapshot as frames of one call: taken apart by the sender, put together by the receiver. Used
 //! by `pipeline` and `service`; what is in the chunks is not known here.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::stream::BoxStream;
@@ -44,6 +46,18 @@ impl Progress {
     }
 }
 
+/// The frames of a snapshot on their way out. A type without a lifetime, which the compiler needs
+/// to see that a call with it is `Send`.
+pub(super) struct SnapshotFrames(BoxStream<'static, pb::SnapshotFrame>);
+
+impl Stream for SnapshotFrames {
+    type Item = pb::SnapshotFrame;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.as_mut().poll_next(context)
+    }
+}
+
 /// The sending side of a snapshot.
 pub(super) struct Outgoing {
     header: Option<pb::SnapshotHeader>,
@@ -62,7 +76,7 @@ impl Outgoing {
         header: pb::SnapshotHeader,
         chunks: Chunks,
         rate: u64,
-    ) -> (BoxStream<'static, pb::SnapshotFrame>, Progress) {
+    ) -> (SnapshotFrames, Progress) {
         let (outcome, progress) = watch::channel(Outcome::Sent(0));
         let outgoing = Self {
             header: Some(header),
@@ -80,7 +94,7 @@ impl Outgoing {
             let frame = pb::SnapshotFrame { kind: Some(kind) };
             Some((frame, (!last).then_some(outgoing)))
         });
-        (frames.boxed(), Progress(progress))
+        (SnapshotFrames(frames.boxed()), Progress(progress))
     }
 
     async fn next(&mut self) -> Option<Kind> {

@@ -194,7 +194,7 @@ fn vote(term: u64) -> pb::Request {
         kind: Some(pb::request::Kind::Vote(pb::VoteRequest {
             vote: Some(pb::Vote {
                 term,
-                voted_for: Some(1),
+                voted_for: 1,
                 committed: false,
             }),
             ..pb::VoteRequest::default()

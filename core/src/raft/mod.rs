@@ -8,21 +8,26 @@
 //!
 //! - `log` and `state_machine` are what openraft stores through; `machine` owns the state.
 //! - `start` decides whether a log and a state belong together; `retention` how much log is kept.
+//! - `network` and `handler` are the two ends of a message between members; `wire` is its form.
 //! - `leadership` says who leads; `pending` what became of this member's own proposals.
 
 mod alone;
 pub mod codec;
 mod consensus;
+mod handler;
 mod leadership;
 mod log;
 mod machine;
+mod network;
 mod pending;
 mod retention;
 mod settings;
 pub mod snapshot;
 pub mod start;
 mod state_machine;
+mod transfer;
 pub mod types;
+mod wire;
 
 pub use consensus::{Consensus, Options, ProposeError, RaftMember, Status};
 pub use leadership::Leadership;

@@ -1,0 +1,289 @@
+//! How openraft reaches the other members: its network traits over [`Transport`]. Made by
+//! `consensus`.
+//!
+//! Replication goes as append sessions of the stream, heartbeats as single appends that overtake
+//! them, snapshots over connections of their own. While the stream is down appends go one by one
+//! as unary calls.
+
+use std::future::Future;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{
+    NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+};
+use openraft::network::{
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+    RPCTypes, RaftNetworkFactory,
+};
+use openraft::raft::{
+    AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, Snapshot};
+use quorate_proto::peer as pb;
+use quorate_proto::peer::request::Kind as Asked;
+use quorate_proto::peer::response::Kind as Answered;
+
+use crate::peer::{AppendSession, Peer, PeerError, Timings, Transport};
+use crate::raft::snapshot::SnapshotData;
+use crate::raft::types::{self, CommittedLeaderId, TypeConfig, Vote};
+use crate::raft::{transfer, wire};
+use crate::storage::wal::WriterMode;
+
+type Rpc<T> = Result<T, RPCError<TypeConfig>>;
+type Replies<'s> = BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>>;
+
+/// Makes openraft's clients. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Network {
+    transport: Transport,
+    timings: Timings,
+    mode: WriterMode,
+}
+
+impl Network {
+    /// Clients over `transport`; `mode` says whether reading a snapshot may use other threads.
+    #[must_use]
+    pub fn new(transport: Transport, timings: Timings, mode: WriterMode) -> Self {
+        Self {
+            transport,
+            timings,
+            mode,
+        }
+    }
+
+    fn client(&self, target: u64, node: &types::Peer, purpose: Purpose) -> Client {
+        // Raft's membership is what says where a member is.
+        let urls = &node.peer_urls;
+        self.transport.set_peer(target, &node.name, urls);
+        Client {
+            network: self.clone(),
+            target,
+            purpose,
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: u64, node: &types::Peer) -> Client {
+        self.client(target, node, Purpose::Replication)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &types::Peer) -> Client {
+        self.client(target, node, Purpose::Heartbeat)
+    }
+}
+
+/// What openraft uses a client for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// Sessions of appends, and everything else.
+    Replication,
+    /// Appends without entries, one a session, which must never queue behind those with entries.
+    Heartbeat,
+}
+
+/// openraft's way to one other member.
+#[derive(Debug)]
+pub struct Client {
+    network: Network,
+    target: u64,
+    purpose: Purpose,
+}
+
+impl Client {
+    fn peer(&self) -> Result<Peer, PeerError> {
+        let peer = self.network.transport.peer(self.target);
+        peer.ok_or(PeerError::Unknown(self.target))
+    }
+
+    async fn ask(&self, kind: Asked, action: RPCTypes, limit: Duration) -> Rpc<Answered> {
+        let failed = |error| self.rpc_error(action, &error);
+        let request = pb::Request { kind: Some(kind) };
+        let peer = self.peer().map_err(failed)?;
+        let response = peer.request(request, limit).await.map_err(failed)?;
+        let empty = || PeerError::Protocol("an empty response".to_owned());
+        response.kind.ok_or_else(|| failed(empty()))
+    }
+
+    fn unfit(&self, action: RPCTypes) -> RPCError<TypeConfig> {
+        let error = PeerError::Protocol("the response to another request".to_owned());
+        self.rpc_error(action, &error)
+    }
+
+    /// What an error means to openraft: `Unreachable` makes it wait before it tries again.
+    fn rpc_error(&self, action: RPCTypes, error: &PeerError) -> RPCError<TypeConfig> {
+        match error {
+            PeerError::Timeout { after, .. } => RPCError::Timeout(Timeout {
+                action,
+                id: self.network.transport.local().member_id,
+                target: self.target,
+                timeout: *after,
+            }),
+            PeerError::Lost { .. } => RPCError::Network(NetworkError::from_string(error)),
+            PeerError::Unknown(_)
+            | PeerError::Full(_)
+            | PeerError::Unreachable(_)
+            | PeerError::Refused(_)
+            | PeerError::NotReady(_)
+            | PeerError::Failed(_)
+            | PeerError::Protocol(_)
+            | PeerError::Cancelled(_) => RPCError::Unreachable(Unreachable::from_string(error)),
+        }
+    }
+
+    fn append_result(
+        &self,
+        reply: Result<pb::AppendReply, PeerError>,
+    ) -> Rpc<StreamAppendResult<TypeConfig>> {
+        let result = reply.and_then(wire::to_append_result);
+        result.map_err(|error| self.rpc_error(RPCTypes::AppendEntries, &error))
+    }
+
+    /// Sends the next append alone and ends: a heartbeat, or what must do while the stream is down.
+    fn one<'s, S>(&'s self, mut input: S, peer: Peer, limit: Duration) -> Replies<'s>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        let reply = async move {
+            let append = wire::append(input.next().await?);
+            Some(self.append_result(peer.append(append, limit).await))
+        };
+        Box::pin(futures::stream::once(reply).filter_map(std::future::ready))
+    }
+
+    /// Sends all appends through one session. The limit openraft gives is a heartbeat interval,
+    /// which a follower's disk may well exceed: a session ends when there has been no progress for
+    /// an election timeout.
+    fn all<'s, S>(&'s self, input: S, session: AppendSession) -> Replies<'s>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        let stall = self.network.timings.election_timeout;
+        let replies = session.pipe(input.map(wire::append), stall);
+        Box::pin(replies.map(|reply| self.append_result(reply)))
+    }
+}
+
+impl NetStreamAppend<TypeConfig> for Client {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Rpc<Replies<'s>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        let this = &*self;
+        Box::pin(async move {
+            let failed = |error| this.rpc_error(RPCTypes::AppendEntries, &error);
+            let peer = this.peer().map_err(failed)?;
+            if this.purpose == Purpose::Heartbeat {
+                return Ok(this.one(input, peer, option.hard_ttl()));
+            }
+            match peer.append_session() {
+                Ok(session) => Ok(this.all(input, session)),
+                Err(PeerError::Unreachable(_) | PeerError::Lost { .. }) => {
+                    let limit = this.network.timings.election_timeout;
+                    Ok(this.one(input, peer, limit))
+                }
+                Err(error) => Err(failed(error)),
+            }
+        })
+    }
+}
+
+impl NetVote<TypeConfig> for Client {
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<TypeConfig>> {
+        let asked = Asked::Vote(wire::vote_request(&rpc));
+        let answer = self.ask(asked, RPCTypes::Vote, option.soft_ttl()).await?;
+        let Answered::Vote(response) = answer else {
+            return Err(self.unfit(RPCTypes::Vote));
+        };
+        wire::to_vote_response(response).map_err(|error| self.rpc_error(RPCTypes::Vote, &error))
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<TypeConfig>> {
+        let asked = Asked::PreVote(wire::vote_request(&rpc));
+        let answer = self.ask(asked, RPCTypes::Vote, option.soft_ttl()).await?;
+        let Answered::PreVote(response) = answer else {
+            return Err(self.unfit(RPCTypes::Vote));
+        };
+        wire::to_vote_response(response).map_err(|error| self.rpc_error(RPCTypes::Vote, &error))
+    }
+}
+
+impl NetSnapshot<TypeConfig> for Client {
+    type SnapshotData = SnapshotData;
+
+    /// Sends a snapshot. openraft's limit is meant for one chunk; here the peer layer gives up when
+    /// no chunk moves.
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot<CommittedLeaderId, u64, types::Peer, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let failed = |error| {
+            let error = self.rpc_error(RPCTypes::InstallSnapshot, &error);
+            StreamingError::from(error)
+        };
+        let peer = self.peer().map_err(failed)?;
+        let header = wire::header(&snapshot.meta, Some(&vote));
+        let chunks = transfer::chunks(snapshot.snapshot, self.network.mode);
+        let reply = tokio::select! {
+            reply = peer.send_snapshot(header, chunks) => reply.map_err(failed)?,
+            // Breaks the connection; the receiver discards what came.
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+        };
+        let vote = wire::to_vote(reply.vote).map_err(failed)?;
+        Ok(SnapshotResponse::new(vote))
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for Client {
+    async fn transfer_leader(
+        &mut self,
+        rpc: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<TransferLeaderResponse<TypeConfig>> {
+        let action = RPCTypes::TransferLeader;
+        let asked = Asked::TransferLeader(wire::transfer_request(&rpc));
+        // The target waits for its log to be synced before it answers.
+        let limit = option.soft_ttl().max(self.network.timings.election_timeout);
+        let answer = self.ask(asked, action, limit).await?;
+        let Answered::TransferLeader(response) = answer else {
+            return Err(self.unfit(action));
+        };
+        wire::to_transfer_response(response, &rpc).map_err(|error| self.rpc_error(action, &error))
+    }
+}
+
+impl NetBackoff<TypeConfig> for Client {
+    /// From a heartbeat interval up to an election timeout: openraft starts over as soon as a
+    /// heartbeat gets through.
+    fn backoff(&self) -> Option<Backoff> {
+        let (mut pause, most) = (
+            self.network.timings.heartbeat_interval,
+            self.network.timings.election_timeout,
+        );
+        Some(Backoff::new(std::iter::from_fn(move || {
+            let this = pause.min(most);
+            pause = this.saturating_mul(2);
+            Some(this)
+        })))
+    }
+}
