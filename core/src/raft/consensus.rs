@@ -19,11 +19,13 @@ use uuid::Uuid;
 use crate::apply;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::peer::Transport;
+use crate::peer::{Timings, Transport};
 use crate::raft::alone::Alone;
+use crate::raft::handler::RaftHandler;
 use crate::raft::leadership::{Leadership, Observer};
 use crate::raft::log::{self, Log};
 use crate::raft::machine::{AppliedPoint, Failure, Machine, Parts, report};
+use crate::raft::network::Network;
 use crate::raft::pending::Pending;
 use crate::raft::retention::{Limits, Retention};
 use crate::raft::settings;
@@ -154,6 +156,7 @@ struct Inner {
     failure: Failure,
     proposals: Semaphore,
     retention: Retention,
+    transport: Option<Transport>,
     tasks: Tasks,
 }
 
@@ -166,7 +169,19 @@ impl Consensus {
     /// The log and the state do not belong together, storage fails, or the timers cannot work. The
     /// message names the way out.
     pub async fn start(options: Options) -> Result<Self> {
-        Self::start_on(options, Alone).await
+        let Some(transport) = options.transport.clone() else {
+            return Self::start_on(options, Alone).await;
+        };
+        let timings = Timings {
+            heartbeat_interval: options.heartbeat_interval,
+            election_timeout: options.election_timeout,
+        };
+        let (stores, mode) = (options.stores.clone(), options.apply_on);
+        let network = Network::new(transport.clone(), timings, mode);
+        let consensus = Self::start_on(options, network).await?;
+        let handler = RaftHandler::new(consensus.raft().clone(), stores, mode);
+        transport.set_handler(Arc::new(handler));
+        Ok(consensus)
     }
 
     /// [`Consensus::start`] over any network.
@@ -228,7 +243,7 @@ impl Consensus {
             applied: machine.applied(),
             published,
             failure: failure.clone(),
-            transport: options.transport,
+            transport: options.transport.clone(),
             peers: BTreeMap::new(),
         };
         let tasks = options.tasks.child();
@@ -250,6 +265,7 @@ impl Consensus {
                 pending: options.pending,
                 proposals: Semaphore::new(PROPOSED_UNITS_MAX),
                 retention: retention(&raft),
+                transport: options.transport,
                 machine,
                 tasks,
                 raft,
@@ -491,8 +507,13 @@ impl Consensus {
 
     /// Leaves consensus: refuses proposals, ends waiting ones with an unknown outcome, makes the
     /// state durable so that the next start is quick, and closes the log. Later calls do nothing.
+    /// The transport stops with it.
     pub async fn shutdown(&self) {
         self.inner.proposals.close();
+        if let Some(transport) = &self.inner.transport {
+            // It holds the handler, which holds openraft.
+            transport.stop();
+        }
         // Its only error is that the task was gone already.
         drop(self.inner.raft.shutdown().await);
         self.inner.pending.close();

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
+use openraft::OptionalSend;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{
     NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
@@ -21,14 +22,14 @@ use openraft::raft::{
     AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::{OptionalSend, Snapshot};
 use quorate_proto::peer as pb;
 use quorate_proto::peer::request::Kind as Asked;
 use quorate_proto::peer::response::Kind as Answered;
 
 use crate::peer::{AppendSession, Peer, PeerError, Timings, Transport};
 use crate::raft::snapshot::SnapshotData;
-use crate::raft::types::{self, CommittedLeaderId, TypeConfig, Vote};
+use crate::raft::state_machine::RaftSnapshot;
+use crate::raft::types::{self, TypeConfig, Vote};
 use crate::raft::{transfer, wire};
 use crate::storage::wal::WriterMode;
 
@@ -37,7 +38,7 @@ type Replies<'s> = BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>>;
 
 /// Makes openraft's clients. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Network {
+pub(super) struct Network {
     transport: Transport,
     timings: Timings,
     mode: WriterMode,
@@ -46,7 +47,7 @@ pub struct Network {
 impl Network {
     /// Clients over `transport`; `mode` says whether reading a snapshot may use other threads.
     #[must_use]
-    pub fn new(transport: Transport, timings: Timings, mode: WriterMode) -> Self {
+    pub(super) fn new(transport: Transport, timings: Timings, mode: WriterMode) -> Self {
         Self {
             transport,
             timings,
@@ -89,7 +90,7 @@ enum Purpose {
 
 /// openraft's way to one other member.
 #[derive(Debug)]
-pub struct Client {
+pub(super) struct Client {
     network: Network,
     target: u64,
     purpose: Purpose,
@@ -233,7 +234,7 @@ impl NetSnapshot<TypeConfig> for Client {
     async fn full_snapshot(
         &mut self,
         vote: Vote,
-        snapshot: Snapshot<CommittedLeaderId, u64, types::Peer, SnapshotData>,
+        snapshot: RaftSnapshot,
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {

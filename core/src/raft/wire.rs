@@ -259,8 +259,10 @@ mod tests {
     use bytes::Bytes;
     use openraft::EntryPayload;
 
+    use pb::EntryKind::{Blank, Membership, Normal};
+
     use super::*;
-    use crate::raft::types::{Command, Membership, Peer};
+    use crate::raft::types::{Command, Membership as Members, Peer};
 
     fn at(index: u64) -> LogId {
         codec::log_id(wal::EntryId::new(3, index))
@@ -283,7 +285,7 @@ mod tests {
             peer_urls: vec!["http://a:1".to_owned()],
         };
         let nodes = BTreeMap::from([(1, peer)]);
-        let membership = Membership::new(vec![BTreeSet::from([1])], nodes).unwrap();
+        let membership = Members::new(vec![BTreeSet::from([1])], nodes).unwrap();
         let payloads = [
             EntryPayload::Blank,
             EntryPayload::Normal(Command(Bytes::from_static(b"batch"))),
@@ -299,11 +301,14 @@ mod tests {
             leader_commit: Some(at(4)),
             entries: entries.collect(),
         };
-        assert_eq!(to_append(append(sent.clone())).unwrap(), sent);
-        let mut gap = append(sent.clone());
+        let sent = append(sent);
+        assert_eq!(append(to_append(sent.clone()).unwrap()), sent);
+        let kinds: Vec<_> = sent.entries.iter().map(pb::Entry::kind).collect();
+        assert_eq!(kinds, [Blank, Normal, Membership]);
+        let mut gap = sent.clone();
         gap.entries.remove(1);
         assert!(to_append(gap).is_err());
-        let mut voteless = append(sent);
+        let mut voteless = sent;
         voteless.vote = None;
         assert!(to_append(voteless).is_err());
     }
