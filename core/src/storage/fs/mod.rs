@@ -9,7 +9,7 @@ mod real;
 
 use std::{fmt::Debug, io, path::Path, sync::Arc};
 
-pub use mem::MemFs;
+pub use mem::{Block, MemFs, SyncHold};
 pub use real::RealFs;
 
 /// A file system, as the WAL sees it.

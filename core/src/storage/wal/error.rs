@@ -1,6 +1,10 @@
 //! Why a WAL refuses: each variant says what a caller, or the operator, can do.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::types::Identity;
 
@@ -140,6 +144,11 @@ impl WalError {
             path,
             source,
         }
+    }
+
+    /// [`WalError::io`] for `map_err`.
+    pub(super) fn io_of(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::io(action, path, source)
     }
 
     /// Whether the log on disk is damaged or incomplete: the member must be replaced.
