@@ -4,17 +4,14 @@
 //! Events lead to the garbage: the event that ended a pair names it. So the work grows with what
 //! was written since the last compaction, not with the number of keys.
 
+use std::ops::Bound;
+
 use quorate_proto::Reason;
 
 use crate::storage::codec::{self, EventRecord, MetaKey};
 use crate::storage::kv::{Direction, KvError, View, WriteBatch};
 
 use super::{Overlay, Revision, meta};
-
-/// Progress of a finished compaction up to main revision `main`.
-const fn finished(main: i64) -> Revision {
-    Revision::new(main, i64::MAX)
-}
 
 /// Whether history may be compacted at `revision`, given the current and the compact one.
 ///
@@ -42,7 +39,31 @@ pub fn schedule(overlay: &mut Overlay, revision: i64) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
     target: i64,
+    /// The next event to look at; all before it are done.
     next: Revision,
+}
+
+impl Cursor {
+    /// Nothing left up to `target`.
+    const fn finished(target: i64) -> Cursor {
+        let next = Revision::new(target, i64::MAX);
+        Cursor { target, next }
+    }
+
+    /// The record of the progress made.
+    fn encode(self) -> Vec<u8> {
+        let numbers = [self.target, self.next.main, self.next.sub];
+        numbers.map(i64::to_be_bytes).concat()
+    }
+
+    fn decode(record: &[u8]) -> Result<Cursor, KvError> {
+        let ([target, main, sub], []) = record.as_chunks::<8>() else {
+            return Err(KvError::corrupt("compaction progress"));
+        };
+        let [target, main, sub] = [target, main, sub].map(|bytes| i64::from_be_bytes(*bytes));
+        let next = Revision::new(main, sub);
+        Ok(Cursor { target, next })
+    }
 }
 
 /// One bounded piece of removal.
@@ -62,19 +83,20 @@ pub struct Step {
 pub fn pending(view: &dyn View) -> Result<Option<Cursor>, KvError> {
     let target = meta::compact_revision(view)?;
     let record = view.get(&codec::meta_key(MetaKey::CompactionProgress))?;
-    let progress = match record {
-        Some(record) => decode_progress(&record)?,
-        None => Revision::new(0, 0),
+    let done = match record {
+        Some(record) => Cursor::decode(&record)?,
+        None => Cursor::finished(0),
     };
-    if target <= 0 || progress >= finished(target) {
+    if target <= 0 || done == Cursor::finished(target) {
         return Ok(None);
     }
-    // Events of the revision reached may have to be looked at again: those at a compact revision
-    // are kept until the next one.
-    Ok(Some(Cursor {
-        target,
-        next: Revision::new(progress.main, 0),
-    }))
+    let mut next = done.next;
+    if next.main == done.target && target != done.target {
+        // Events at a compact revision, and pairs that came and went there, are kept until the
+        // next compaction.
+        next.sub = 0;
+    }
+    Ok(Some(Cursor { target, next }))
 }
 
 /// Looks at up to `items_max` events (at least one) and gives what can be removed with them.
@@ -86,13 +108,13 @@ pub fn step(view: &dyn View, cursor: Cursor, items_max: usize) -> Result<Step, K
     let Cursor { target, next } = cursor;
     let mut batch = WriteBatch::new();
     let (_, end) = codec::event_bounds(0, target);
-    let start = std::ops::Bound::Included(codec::event_key(next));
-    let mut progress = finished(target);
+    let start = Bound::Included(codec::event_key(next));
+    let mut done = Cursor::finished(target);
     for (looked_at, stored) in view.range(start, end, Direction::Forward).enumerate() {
         let (key, record) = stored?;
         let revision = codec::event_revision(&key)?;
         if looked_at >= items_max.max(1) {
-            progress = revision;
+            done.next = revision;
             break;
         }
         let record = EventRecord::decode(record)?;
@@ -105,28 +127,7 @@ pub fn step(view: &dyn View, cursor: Cursor, items_max: usize) -> Result<Step, K
             batch.delete(key);
         }
     }
-    batch.put(
-        codec::meta_key(MetaKey::CompactionProgress),
-        encode_progress(progress),
-    );
-    let next = (progress != finished(target)).then_some(Cursor {
-        target,
-        next: progress,
-    });
+    batch.put(codec::meta_key(MetaKey::CompactionProgress), done.encode());
+    let next = (done != Cursor::finished(target)).then_some(done);
     Ok(Step { batch, next })
-}
-
-fn encode_progress(progress: Revision) -> Vec<u8> {
-    let halves = [progress.main.to_be_bytes(), progress.sub.to_be_bytes()];
-    halves.concat()
-}
-
-fn decode_progress(record: &[u8]) -> Result<Revision, KvError> {
-    match record.split_at_checked(8) {
-        Some((main, sub)) => Ok(Revision::new(
-            codec::decode_number(main)?,
-            codec::decode_number(sub)?,
-        )),
-        None => Err(KvError::corrupt("compaction progress")),
-    }
 }

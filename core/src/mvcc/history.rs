@@ -48,6 +48,9 @@ pub fn events(
         return Err(Reason::Compacted.into());
     }
     let mut events = Vec::new();
+    if last < first.max(0) {
+        return Ok(EventPage { events, next: None });
+    }
     let (mut bytes, mut main) = (0, first);
     let (start, end) = codec::event_bounds(first.max(0), last);
     for (looked_at, stored) in view.range(start, end, Direction::Forward).enumerate() {
