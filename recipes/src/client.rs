@@ -148,13 +148,11 @@ impl Client {
     }
 
     /// Opens a session: `client.session().ttl(Duration::from_secs(10)).await`.
-    #[must_use]
     pub fn session(&self) -> SessionBuilder {
         SessionBuilder::new(self.clone())
     }
 
     /// A transaction, to be filled and committed.
-    #[must_use]
     pub fn txn(&self) -> Txn {
         Txn::new(self.clone())
     }

@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn lease_ids_are_written_as_go_writes_them() {
-        assert_eq!(LeaseId(0x694d_01).to_string(), "694d01");
+        assert_eq!(LeaseId(0x0069_4d01).to_string(), "694d01");
         assert_eq!(LeaseId(-10).to_string(), "-a");
     }
 }

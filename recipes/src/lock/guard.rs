@@ -276,7 +276,10 @@ impl Hold {
             let ended = until_ended(ending.subscribe());
             tokio::select! {
                 () = until_replaced(actor.client(), &key, created) => {
-                    Ending(ending).end(LostReason::Removed);
+                    // With the lease gone, it is the session that is lost, and says so itself.
+                    if !matches!(actor.verify().await, Err(Error::SessionLost(_))) {
+                        Ending(ending).end(LostReason::Removed);
+                    }
                 }
                 _ = actor.lost() => {}
                 _ = ended => {}

@@ -178,7 +178,6 @@ impl Actor {
     }
 
     /// As [`Session::lost`](super::Session::lost).
-    #[must_use]
     pub fn lost(&self) -> Lost {
         let mut state = self.subscribe();
         Lost::new(async move {

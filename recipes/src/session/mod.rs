@@ -88,7 +88,6 @@ impl Session {
     }
 
     /// Completes when the session is lost or closed.
-    #[must_use]
     pub fn lost(&self) -> Lost {
         self.handle.actor.lost()
     }
