@@ -63,6 +63,9 @@ pub struct Limits {
     /// Reads and writes of clients waiting in this member. Default 8,192. When hit, the next is
     /// refused with `etcdserver: too many requests`.
     pub max_pending: usize,
+    /// Client connections at once, half of it from one address. Default 16,384. Above the
+    /// process's file descriptors it protects nothing; when hit, the next is closed at once.
+    pub max_connections: usize,
 }
 
 impl Default for Limits {
@@ -73,6 +76,7 @@ impl Default for Limits {
             max_key_bytes: 32_000,
             max_watchers_per_stream: 100_000,
             max_pending: 8_192,
+            max_connections: 16_384,
         }
     }
 }
@@ -130,7 +134,7 @@ pub struct Config {
 /// etcd's default client-visible peer address, used where no peer listens.
 const DEFAULT_PEER_URL: &str = "http://localhost:2380";
 /// Default quota, 2 GiB.
-const DEFAULT_QUOTA_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+pub(crate) const DEFAULT_QUOTA_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 /// A request bound above this would not fit the peer protocol's frames.
 const MAX_REQUEST_BYTES_CEILING: usize = 64 * 1024 * 1024;
 /// The storage engine's bound on keys, halved by escaping.

@@ -1,63 +1,134 @@
-//! Listeners: accepts client connections and routes them to gRPC services and HTTP routes. Used by
-//! the binary and by tests.
+//! Listeners: accepts client connections and routes them to gRPC services and HTTP routes, both
+//! HTTP/2 and HTTP/1.1 on one port. Used by the binary and by tests.
 
+mod accept;
+mod words;
+
+use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
+use axum::Router;
+use tonic::service::{Routes, RoutesBuilder};
+
+use crate::api;
+use crate::config::url_authority;
 use crate::node::Node;
+use crate::tasks::Tasks;
+
+/// How long [`Server::stop`] lets running requests end before it closes their connections.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a server serves and where, before it listens. Made by [`Server::builder`].
 #[derive(Debug)]
 #[must_use = "nothing listens until `start`"]
-pub struct ServerBuilder {}
+pub struct ServerBuilder {
+    node: Node,
+    urls: Vec<String>,
+    listeners: Vec<TcpListener>,
+    services: RoutesBuilder,
+    routes: Router,
+}
 
-/// A listening server. Dropping it closes its connections at once; [`Server::stop`] waits for them.
+/// A listening server. Dropping it stops accepting and closes its connections;
+/// [`Server::stop`] also waits for them.
 #[derive(Debug)]
-pub struct Server {}
+pub struct Server {
+    addrs: Vec<SocketAddr>,
+    tasks: Tasks,
+}
 
 impl Server {
-    /// A server of this member with etcd's services, that listens nowhere yet.
-    pub fn builder(_node: Node) -> ServerBuilder {
-        unimplemented!()
+    /// A server of this member with etcd's services and the HTTP routes, that listens nowhere yet.
+    pub fn builder(node: Node) -> ServerBuilder {
+        let mut services = Routes::builder();
+        api::grpc::add_services(&mut services, &node);
+        ServerBuilder {
+            routes: api::http::routes(node.clone()),
+            node,
+            urls: Vec::new(),
+            listeners: Vec::new(),
+            services,
+        }
     }
 
     /// The bound addresses, in the order they were given.
     #[must_use]
     pub fn local_addrs(&self) -> &[SocketAddr] {
-        unimplemented!()
+        &self.addrs
     }
 
-    /// Stops accepting, lets running requests end for a while, then closes.
+    /// Stops accepting, lets running requests end for at most 5 s, then closes. Stop the server
+    /// before its node: requests under way can then still be answered.
     pub async fn stop(self) {
-        unimplemented!()
+        if !self.tasks.stop(STOP_LIMIT).await {
+            tracing::warn!("some connections had to be closed with requests under way");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.tasks.cancel();
     }
 }
 
 impl ServerBuilder {
     /// Also listens on this `http://host:port`; port 0 lets the system choose.
-    pub fn listen(self, _url: impl Into<String>) -> Self {
-        unimplemented!()
+    pub fn listen(mut self, url: impl Into<String>) -> Self {
+        self.urls.push(url.into());
+        self
     }
 
     /// Also serves this bound listener.
-    pub fn listener(self, _listener: TcpListener) -> Self {
-        unimplemented!()
+    pub fn listener(mut self, listener: TcpListener) -> Self {
+        self.listeners.push(listener);
+        self
     }
 
     /// Adds gRPC services: `|routes| { routes.add_service(..); }`.
-    pub fn services(self, _add: impl FnOnce(&mut tonic::service::RoutesBuilder)) -> Self {
-        unimplemented!()
+    pub fn services(mut self, add: impl FnOnce(&mut RoutesBuilder)) -> Self {
+        add(&mut self.services);
+        self
     }
 
     /// Adds HTTP routes.
-    pub fn routes(self, _routes: axum::Router) -> Self {
-        unimplemented!()
+    pub fn routes(mut self, routes: Router) -> Self {
+        self.routes = self.routes.merge(routes);
+        self
     }
 
     /// Binds all addresses and serves.
     ///
     /// # Errors
-    /// An address that cannot be bound; nothing listens then.
-    pub async fn start(self) -> std::io::Result<Server> {
-        unimplemented!()
+    /// An address that is malformed or cannot be bound; nothing listens then.
+    pub async fn start(self) -> io::Result<Server> {
+        let mut listeners = Vec::new();
+        for url in &self.urls {
+            let address = url_authority(url).ok_or_else(|| {
+                let text = format!("client URL {url:?} is not of the form http://host:port");
+                io::Error::new(io::ErrorKind::InvalidInput, text)
+            })?;
+            let listener = tokio::net::TcpListener::bind(address)
+                .await
+                .map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))?;
+            listeners.push(listener);
+        }
+        for listener in self.listeners {
+            listener.set_nonblocking(true)?;
+            listeners.push(tokio::net::TcpListener::from_std(listener)?);
+        }
+        let addrs = listeners
+            .iter()
+            .map(tokio::net::TcpListener::local_addr)
+            .collect::<io::Result<_>>()?;
+        let services = words::in_etcds_words(self.services.routes().into_axum_router());
+        let router = services.merge(self.routes);
+        let tasks = Tasks::new();
+        let gate = accept::Gate::new(self.node.limits().max_connections);
+        for listener in listeners {
+            accept::run(listener, router.clone(), gate.clone(), &tasks);
+        }
+        Ok(Server { addrs, tasks })
     }
 }

@@ -1,10 +1,42 @@
-//! Puts a member together: data folder, storage, state, peers, consensus, and the node's own tasks.
+//! Puts a member together: data folder, log, state, hub, peers, consensus, and the node's own
+//! tasks. The order is that of the layers: nothing listens before it can refuse, nothing takes part
+//! in consensus before its past is checked.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 
-use super::{DataDirError, Node};
-use crate::config::{Config, ConfigError};
+use quorate_proto::Reason;
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+use super::data_dir::{DataDir, Identity};
+use super::rounds::Rounds;
+use super::{DataDirError, Node, Shared, background, batch, forward, lease, read};
+use crate::apply::{self, Reader, State};
+use crate::config::{
+    ClusterState, Config, ConfigError, DEFAULT_QUOTA_BYTES, Data, Identities, url_authority,
+};
 use crate::error::Error;
+use crate::peer::{Local, Timings, Transport};
+use crate::raft::{self, Consensus, Peer, Pending};
+use crate::storage::fs::{Fs, MemFs, RealFs};
+use crate::storage::kv::DiskOptions;
+use crate::storage::snapshot::Stores;
+use crate::storage::wal::{self, Wal, WalOptions, WriterMode};
+use crate::tasks::Tasks;
+use crate::watch::Hub;
+
+/// The log of a member in memory is kept in pieces of this size.
+const MEMORY_SEGMENT_BYTES: u64 = 4 << 20;
+/// Recent entries a member in memory keeps twice, in bytes.
+const MEMORY_CACHE_BYTES: usize = 4 << 20;
+/// Entries a member keeps that has no peers to catch up.
+const LONE_CATCH_UP_ENTRIES: u64 = 512;
+/// Room in the registry of proposals beyond those clients wait for: the leader's own, and those
+/// whose clients have gone while they are under way.
+const PENDING_EXTRA: usize = 16_384;
 
 /// Why a member did not start.
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +61,283 @@ pub enum StartError {
     Member(#[from] Error),
 }
 
-pub(crate) async fn start(
-    _config: Config,
-    _peer_listener: Option<TcpListener>,
+/// A failure of storage, told with its own text.
+fn storage(error: impl std::error::Error + Send + Sync + 'static) -> StartError {
+    let text = error.to_string();
+    StartError::Member(Error::with_detail(Reason::StorageFailed, text).caused_by(error))
+}
+
+/// What is opened before consensus starts.
+struct Opened {
+    wal: Wal,
+    stores: Stores,
+    state: State,
+}
+
+/// Starts a member. On an error nothing keeps running.
+pub(super) async fn start(
+    config: Config,
+    peer_listener: Option<TcpListener>,
 ) -> Result<Node, StartError> {
-    unimplemented!()
+    let network = Tasks::new();
+    let started = assemble(config, peer_listener, &network).await;
+    if started.is_err() {
+        network.cancel();
+    }
+    started
+}
+
+async fn assemble(
+    config: Config,
+    peer_listener: Option<TcpListener>,
+    network: &Tasks,
+) -> Result<Node, StartError> {
+    let ids = config.identities()?;
+    let boot = Uuid::new_v4();
+    let (data_dir, identity) = claim(&config, &ids)?;
+    let listeners = bind(&config, peer_listener)?;
+
+    let quota_bytes = match config.quota_backend_bytes {
+        0 => DEFAULT_QUOTA_BYTES,
+        bytes => bytes,
+    };
+    let opened = {
+        let folder = data_dir
+            .as_ref()
+            .map(|dir| (dir.path().to_owned(), dir.wal()));
+        let wal_id = wal::Identity {
+            cluster_id: ids.cluster_id,
+            member_id: ids.member_id,
+        };
+        let opening = tokio::task::spawn_blocking(move || {
+            let paths = folder
+                .as_ref()
+                .map(|(root, wal)| (root.as_path(), wal.as_path()));
+            open(paths, wal_id, quota_bytes)
+        });
+        opening.await.map_err(|_| Error::from(Reason::Internal))??
+    };
+    let reader = opened.state.reader();
+    let hub = hub(&reader);
+    let pending = Pending::new(boot, config.limits.max_pending + PENDING_EXTRA);
+    let transport = config.cluster.is_some().then(|| {
+        transport(
+            &config,
+            &ids,
+            Local {
+                cluster_id: ids.cluster_id,
+                member_id: ids.member_id,
+                incarnation: identity.incarnation,
+                boot,
+            },
+            network,
+        )
+    });
+    if let Some(transport) = &transport {
+        for (address, listener) in listeners {
+            transport
+                .serve(listener, network)
+                .map_err(|source| StartError::Listen { address, source })?;
+        }
+    }
+    let catch_up_entries = match config.cluster {
+        Some(_) => config.catch_up_entries,
+        None => config.catch_up_entries.min(LONE_CATCH_UP_ENTRIES),
+    };
+    let consensus = Consensus::start(raft::Options {
+        member_id: ids.member_id,
+        cluster_id: ids.cluster_id,
+        boot,
+        heartbeat_interval: config.heartbeat_interval,
+        election_timeout: config.election_timeout,
+        wal: opened.wal,
+        stores: opened.stores,
+        state: opened.state,
+        hub: hub.clone(),
+        pending: Arc::clone(&pending),
+        transport: transport.clone(),
+        tasks: network.clone(),
+        catch_up_entries,
+        apply_on: WriterMode::Thread,
+    })
+    .await?;
+
+    let limits = config.limits;
+    let own = &ids.members[&ids.member_id];
+    let node = Node {
+        shared: Arc::new(Shared {
+            cluster_id: ids.cluster_id,
+            member_id: ids.member_id,
+            incarnation: identity.incarnation,
+            boot,
+            own_peer_urls: own.peer_urls.clone(),
+            quota_bytes,
+            consensus,
+            reader,
+            hub,
+            transport,
+            pending,
+            proposals: Rounds::new(limits.max_pending),
+            reads: Rounds::new(limits.max_pending),
+            keep_alives: Rounds::new(limits.max_pending),
+            forwarded: forward::Forwarded::default(),
+            disk_reads: Arc::new(Semaphore::new(read::READS_IN_FLIGHT)),
+            leader_since: tokio::sync::watch::Sender::new(None),
+            tasks: Tasks::new(),
+            network: network.clone(),
+            data_dir: Mutex::new(data_dir),
+            config,
+        }),
+    };
+    if let Err(error) = node.take_part(ids.members).await {
+        node.shutdown().await;
+        return Err(error.into());
+    }
+    Ok(node)
+}
+
+/// Locks the data folder and learns, or decides, whose it is.
+fn claim(config: &Config, ids: &Identities) -> Result<(Option<DataDir>, Identity), StartError> {
+    let fresh = Identity {
+        cluster_id: ids.cluster_id,
+        member_id: ids.member_id,
+        incarnation: Uuid::new_v4(),
+        peers: ids
+            .members
+            .iter()
+            .map(|(id, member)| (*id, member.peer_urls.clone()))
+            .collect(),
+    };
+    match &config.data {
+        Data::Memory => Ok((None, fresh)),
+        Data::Folder(path) => {
+            let dir = DataDir::lock(path)?;
+            let identity = dir.claim(&fresh)?;
+            Ok((Some(dir), identity))
+        }
+    }
+}
+
+/// Binds where peers will connect; nothing is accepted yet.
+fn bind(
+    config: &Config,
+    given: Option<TcpListener>,
+) -> Result<Vec<(String, TcpListener)>, StartError> {
+    if let Some(listener) = given {
+        return Ok(vec![("the given listener".to_owned(), listener)]);
+    }
+    let urls = config
+        .cluster
+        .iter()
+        .flat_map(|cluster| &cluster.listen_peer_urls);
+    urls.map(|url| {
+        let address = url_authority(url).unwrap_or(url).to_owned();
+        match TcpListener::bind(&address) {
+            Ok(listener) => Ok((address, listener)),
+            Err(source) => Err(StartError::Listen { address, source }),
+        }
+    })
+    .collect()
+}
+
+/// Opens log, store and state: disk work.
+fn open(
+    folder: Option<(&Path, &Path)>,
+    identity: wal::Identity,
+    quota_backend_bytes: u64,
+) -> Result<Opened, StartError> {
+    // Unpredictable for clients, so that no value can pose as a log record.
+    let (salt_seed, _) = Uuid::new_v4().as_u64_pair();
+    let mut options = WalOptions::new(identity, salt_seed);
+    let (wal, stores) = match folder {
+        Some((root, wal)) => {
+            let fs: Arc<dyn Fs> = Arc::new(RealFs);
+            let wal = Wal::open(fs, wal, options).map_err(storage)?;
+            (wal, Stores::disk(root, DiskOptions::default()))
+        }
+        None => {
+            options.segment_bytes = MEMORY_SEGMENT_BYTES;
+            options.cache_bytes = MEMORY_CACHE_BYTES;
+            let fs: Arc<dyn Fs> = Arc::new(MemFs::new());
+            let wal = Wal::open(fs, Path::new("/wal"), options).map_err(storage)?;
+            (wal, Stores::memory())
+        }
+    };
+    let kv = stores.open().map_err(storage)?;
+    let state = State::open(
+        kv,
+        &apply::Options {
+            quota_backend_bytes,
+        },
+    )
+    .map_err(storage)?;
+    Ok(Opened { wal, stores, state })
+}
+
+fn hub(reader: &Reader) -> Hub {
+    let source = reader.clone();
+    Hub::new(
+        Arc::new(move || source.view()),
+        reader.revision(),
+        reader.compact_revision(),
+        &crate::watch::Options::default(),
+    )
+}
+
+/// A transport that knows the initial members, until the membership says otherwise.
+fn transport(config: &Config, ids: &Identities, local: Local, network: &Tasks) -> Transport {
+    let timings = Timings {
+        heartbeat_interval: config.heartbeat_interval,
+        election_timeout: config.election_timeout,
+    };
+    let transport = Transport::new(local, timings, network);
+    for (id, member) in &ids.members {
+        if *id != local.member_id {
+            transport.set_peer(*id, &member.name, &member.peer_urls);
+        }
+    }
+    transport
+}
+
+impl Node {
+    /// Forms the cluster if it is new, and starts the node's duties.
+    async fn take_part(
+        &self,
+        members: BTreeMap<u64, crate::config::InitialMember>,
+    ) -> Result<(), Error> {
+        if let Some(transport) = &self.shared.transport {
+            transport.set_request_handler(Arc::new(forward::Serving::new(self.clone())));
+        }
+        let is_new = self
+            .shared
+            .config
+            .cluster
+            .as_ref()
+            .is_none_or(|cluster| cluster.state == ClusterState::New);
+        if is_new && !self.shared.consensus.is_initialized().await? {
+            let peers = members
+                .into_iter()
+                .map(|(id, member)| {
+                    (
+                        id,
+                        Peer {
+                            name: member.name,
+                            peer_urls: member.peer_urls,
+                        },
+                    )
+                })
+                .collect();
+            self.shared.consensus.initialize(peers).await?;
+        }
+        let tasks = &self.shared.tasks;
+        tasks.spawn("batch proposals", batch::run(self.clone()));
+        tasks.spawn("read rounds", read::run(self.clone()));
+        tasks.spawn("keep-alives", lease::run(self.clone()));
+        tasks.spawn("lease clock", background::lease_clock(self.clone()));
+        tasks.spawn("remove history", background::remove_history(self.clone()));
+        tasks.spawn("guard quota", background::guard_quota(self.clone()));
+        tasks.spawn("publish attributes", background::publish(self.clone()));
+        tasks.spawn("note leaders", background::note_leaders(self.clone()));
+        Ok(())
+    }
 }

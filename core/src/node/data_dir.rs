@@ -6,7 +6,7 @@
 //!   LOCK                    held exclusively while the member runs
 //!   IDENTITY                who this is; synced before the first log record is written
 //!   wal/                    the raft log
-//!   kv/                     the applied state
+//!   kv-<n>/, CURRENT        the applied state, and which of them it is
 //! ```
 //!
 //! The identity is outside the state on purpose: a member whose state is unreadable still knows
@@ -149,9 +149,9 @@ impl DataDir {
         self.path.join("wal")
     }
 
-    /// The folder of the applied state.
-    pub(crate) fn kv(&self) -> PathBuf {
-        self.path.join("kv")
+    /// The folder itself; the applied state lives in it under names of its own.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Reads the identity, or writes `fresh` into a folder that is empty but for the lock.

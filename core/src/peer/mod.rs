@@ -35,6 +35,7 @@ mod snapshot;
 
 mod dispatch;
 mod incoming;
+mod listen;
 mod service;
 
 mod connector;

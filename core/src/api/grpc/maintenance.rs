@@ -1,0 +1,96 @@
+//! The Maintenance service.
+
+use std::pin::Pin;
+
+use futures::Stream;
+use quorate_proto::Reason;
+use quorate_proto::etcdserverpb::maintenance_server;
+use quorate_proto::etcdserverpb::{
+    AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeRequest,
+    DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
+    MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
+};
+use tonic::{Request, Response, Status};
+
+use super::check_leader;
+use crate::node::Node;
+
+/// etcd's Maintenance service, for one member.
+#[derive(Debug)]
+pub struct Maintenance {
+    node: Node,
+}
+
+impl Maintenance {
+    /// The service of this member.
+    #[must_use]
+    pub fn new(node: Node) -> Self {
+        Self { node }
+    }
+}
+
+#[tonic::async_trait]
+impl maintenance_server::Maintenance for Maintenance {
+    async fn alarm(
+        &self,
+        request: Request<AlarmRequest>,
+    ) -> Result<Response<AlarmResponse>, Status> {
+        check_leader(&self.node, request.metadata())?;
+        Ok(Response::new(self.node.alarm(request.into_inner()).await?))
+    }
+
+    async fn status(
+        &self,
+        _request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        Ok(Response::new(self.node.status().await?))
+    }
+
+    /// Space is given back by the storage engine as it goes: there is nothing left to do here, and
+    /// the answer says so as etcd's does, by being empty.
+    async fn defragment(
+        &self,
+        _request: Request<DefragmentRequest>,
+    ) -> Result<Response<DefragmentResponse>, Status> {
+        Ok(Response::new(DefragmentResponse::default()))
+    }
+
+    async fn hash(&self, _request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        Ok(Response::new(self.node.hash().await?))
+    }
+
+    async fn hash_kv(
+        &self,
+        request: Request<HashKvRequest>,
+    ) -> Result<Response<HashKvResponse>, Status> {
+        Ok(Response::new(
+            self.node.hash_kv(request.into_inner()).await?,
+        ))
+    }
+
+    type SnapshotStream =
+        Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send + 'static>>;
+
+    async fn snapshot(
+        &self,
+        _request: Request<SnapshotRequest>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        Err(Reason::Unimplemented.into())
+    }
+
+    async fn move_leader(
+        &self,
+        request: Request<MoveLeaderRequest>,
+    ) -> Result<Response<MoveLeaderResponse>, Status> {
+        Ok(Response::new(
+            self.node.move_leader(request.into_inner()).await?,
+        ))
+    }
+
+    async fn downgrade(
+        &self,
+        _request: Request<DowngradeRequest>,
+    ) -> Result<Response<DowngradeResponse>, Status> {
+        Err(Reason::Unimplemented.into())
+    }
+}

@@ -1,0 +1,101 @@
+//! etcd's gRPC services, one file each, and what they share.
+
+mod auth;
+mod cluster;
+mod kv;
+mod lease;
+mod maintenance;
+mod watch;
+
+pub use auth::Auth;
+pub use cluster::Cluster;
+pub use kv::Kv;
+pub use lease::Lease;
+pub use maintenance::Maintenance;
+pub use watch::Watch;
+
+use quorate_proto::Reason;
+use quorate_proto::etcdserverpb::auth_server::AuthServer;
+use quorate_proto::etcdserverpb::cluster_server::ClusterServer;
+use quorate_proto::etcdserverpb::kv_server::KvServer;
+use quorate_proto::etcdserverpb::lease_server::LeaseServer;
+use quorate_proto::etcdserverpb::maintenance_server::MaintenanceServer;
+use quorate_proto::etcdserverpb::watch_server::WatchServer;
+use quorate_proto::limits::GRPC_OVERHEAD_BYTES;
+use tonic::metadata::MetadataMap;
+use tonic::service::RoutesBuilder;
+use tonic::{Code, Status};
+
+use crate::node::Node;
+
+/// Adds all services of `node` to `routes`, with etcd's limits on message sizes.
+pub fn add_services(routes: &mut RoutesBuilder, node: &Node) {
+    let limit = node.limits().max_request_bytes + GRPC_OVERHEAD_BYTES;
+    routes
+        .add_service(KvServer::new(Kv::new(node.clone())).max_decoding_message_size(limit))
+        .add_service(WatchServer::new(Watch::new(node.clone())).max_decoding_message_size(limit))
+        .add_service(LeaseServer::new(Lease::new(node.clone())).max_decoding_message_size(limit))
+        .add_service(
+            ClusterServer::new(Cluster::new(node.clone())).max_decoding_message_size(limit),
+        )
+        .add_service(
+            MaintenanceServer::new(Maintenance::new(node.clone())).max_decoding_message_size(limit),
+        )
+        .add_service(AuthServer::new(Auth::new(node.clone())).max_decoding_message_size(limit));
+}
+
+/// Whether the caller wants an error rather than a wait when there is no leader.
+fn wants_leader(metadata: &MetadataMap) -> bool {
+    metadata
+        .get("hasleader")
+        .is_some_and(|value| value == "true")
+}
+
+/// Refuses a call that wants a leader when none is known.
+fn check_leader(node: &Node, metadata: &MetadataMap) -> Result<(), Status> {
+    if wants_leader(metadata) && node.leadership().leader.is_none() {
+        return Err(Reason::NoLeader.into());
+    }
+    Ok(())
+}
+
+/// The text of the gRPC library for a message above the decode limit; the numbers follow it.
+const TOO_LARGE: &str = "Error, decoded message length too large: found ";
+
+/// Tells a message above the decode limit in etcd's words; other statuses pass unchanged.
+#[must_use]
+pub fn in_etcds_words(status: Status) -> Status {
+    let Some(rest) = status.message().strip_prefix(TOO_LARGE) else {
+        return status;
+    };
+    let mut numbers = rest
+        .split(|c: char| !c.is_ascii_digit())
+        .filter(|word| !word.is_empty());
+    let (Some(found), Some(limit)) = (numbers.next(), numbers.next()) else {
+        return status;
+    };
+    let text = format!("grpc: received message larger than max ({found} vs. {limit})");
+    Status::new(Code::ResourceExhausted, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_above_the_limit_is_refused_in_etcds_words() {
+        let status = Status::out_of_range(format!(
+            "{TOO_LARGE}2097163 bytes, the limit is: 2097152 bytes"
+        ));
+        let told = in_etcds_words(status);
+        assert_eq!(told.code(), Code::ResourceExhausted);
+        assert_eq!(
+            told.message(),
+            "grpc: received message larger than max (2097163 vs. 2097152)"
+        );
+        assert_eq!(
+            in_etcds_words(Status::not_found("x")).code(),
+            Code::NotFound
+        );
+    }
+}

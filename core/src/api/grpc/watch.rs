@@ -1,0 +1,97 @@
+//! The Watch service: carries one stream's requests to a watch session and its answers back.
+
+use std::pin::Pin;
+
+use futures::Stream;
+use quorate_proto::Reason;
+use quorate_proto::etcdserverpb::watch_request::RequestUnion;
+use quorate_proto::etcdserverpb::watch_server;
+use quorate_proto::etcdserverpb::{WatchRequest, WatchResponse};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{check_leader, in_etcds_words, wants_leader};
+use crate::node::{Node, WatchControl, WatchSession};
+
+/// etcd's Watch service, for one member.
+#[derive(Debug)]
+pub struct Watch {
+    node: Node,
+}
+
+impl Watch {
+    /// The service of this member.
+    #[must_use]
+    pub fn new(node: Node) -> Self {
+        Self { node }
+    }
+}
+
+/// What one call holds.
+struct Call {
+    session: WatchSession,
+    /// Carries requests to the session; ends when the client closes its side or breaks.
+    requests: Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>,
+    /// Ends when there is no leader; never for a client that does not care.
+    leaderless: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+#[tonic::async_trait]
+impl watch_server::Watch for Watch {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send + 'static>>;
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        check_leader(&self.node, request.metadata())?;
+        let wants_leader = wants_leader(request.metadata());
+        let session = self.node.watch();
+        let node = self.node.clone();
+        let call = Call {
+            requests: Box::pin(carry(request.into_inner(), session.control())),
+            session,
+            leaderless: Box::pin(async move {
+                if wants_leader {
+                    node.leaderless().await;
+                } else {
+                    std::future::pending::<()>().await;
+                }
+            }),
+        };
+        let answers = futures::stream::unfold(Some(call), |call| async move {
+            let mut call = call?;
+            match call.answer().await {
+                Ok(Some(answer)) => Some((Ok(answer), Some(call))),
+                Ok(None) => None,
+                Err(status) => Some((Err(status), None)),
+            }
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+impl Call {
+    /// The next answer, or the end of the call. All branches are cancel safe: the two inner
+    /// futures are kept over calls.
+    async fn answer(&mut self) -> Result<Option<WatchResponse>, Status> {
+        tokio::select! {
+            biased;
+            ended = &mut self.requests => ended.map(|()| None),
+            answer = self.session.next() => Ok(Some(answer?)),
+            () = &mut self.leaderless => Err(Reason::NoLeader.into()),
+        }
+    }
+}
+
+/// Carries requests to the session until the client closes its side.
+async fn carry(mut requests: Streaming<WatchRequest>, control: WatchControl) -> Result<(), Status> {
+    while let Some(request) = requests.message().await.map_err(in_etcds_words)? {
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(create)) => control.create(create).await,
+            Some(RequestUnion::CancelRequest(cancel)) => control.cancel(cancel.watch_id).await,
+            Some(RequestUnion::ProgressRequest(_)) => control.progress().await,
+            None => {}
+        }
+    }
+    Ok(())
+}

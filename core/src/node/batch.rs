@@ -1,0 +1,214 @@
+//! Sends this member's queued commands, many in a batch: to its own log while it leads, otherwise
+//! to the leader. Run by `bootstrap` as one task.
+//!
+//! A few batches are under way at once and the rest gathers meanwhile, so a busy member sends large
+//! batches and an idle one sends at once. A batch is sent under one term, and its commands get
+//! their names for that term alone. It comes back to the queue only when it was certainly not
+//! appended anywhere; the names are then forgotten.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use quorate_proto::log::{Batch, Proposal};
+use quorate_proto::{Reason, peer as pb};
+use tokio::sync::Semaphore;
+
+use super::Node;
+use super::propose::{Queued, Underway};
+use super::rounds::Caller;
+use crate::raft::{Completion, Leadership, ProposeError, Ticket};
+
+/// Batches under way at once. One is being synced while the next is on its way; more only makes
+/// batches smaller.
+const BATCHES_IN_FLIGHT: usize = 4;
+/// Proposals in a batch; an entry of more would delay the reads behind it.
+const BATCH_PROPOSALS_MAX: usize = 1_024;
+/// Bytes in a batch, unless one proposal alone is larger.
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Pause before trying again what was refused while nothing seems to have changed.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+
+/// A waiting command.
+type Waiting = Caller<Queued, Underway>;
+
+/// What became of sending a batch.
+enum Sent {
+    /// It is, or may be, in the leader's log: apply, or the end of the term, tells. With the
+    /// outcome of its first command, if that showed already.
+    Settled(Option<Completion>),
+    /// It is certainly in no log.
+    Refused,
+}
+
+/// Sends queued commands until the member stops.
+pub(super) async fn run(node: Node) {
+    let window = Arc::new(Semaphore::new(BATCHES_IN_FLIGHT));
+    let mut leadership = node.shared.consensus.leadership();
+    loop {
+        let Ok(permit) = window.clone().acquire_owned().await else {
+            return;
+        };
+        if leadership
+            .wait_for(|known| known.leader.is_some())
+            .await
+            .is_err()
+        {
+            return;
+        }
+        let (mut count, mut bytes) = (0, 0);
+        let waiting = node
+            .shared
+            .proposals
+            .gather(|queued| {
+                count += 1;
+                bytes += queued.bytes;
+                count <= BATCH_PROPOSALS_MAX && bytes <= BATCH_BYTES_MAX
+            })
+            .await;
+        let known = *leadership.borrow();
+        let task = node.clone();
+        node.shared.tasks.spawn("send proposals", async move {
+            task.send(waiting, known).await;
+            drop(permit);
+        });
+    }
+}
+
+impl Node {
+    /// Sends a batch under the leadership `known`, and tells its callers where to wait.
+    async fn send(&self, waiting: Vec<Waiting>, known: Leadership) {
+        let mut tickets = Vec::with_capacity(waiting.len());
+        for _ in &waiting {
+            match self.shared.pending.register(known.term) {
+                Ok(ticket) => tickets.push(ticket),
+                Err(reason) => {
+                    for caller in waiting {
+                        caller.answer(Err(reason.into()));
+                    }
+                    return;
+                }
+            }
+        }
+        let proposals = waiting
+            .iter()
+            .zip(&tickets)
+            .map(|(caller, ticket)| Proposal {
+                boot_id: ticket.id().boot.as_bytes().to_vec().into(),
+                sequence: ticket.id().sequence,
+                command: Some(caller.question.command.clone()),
+            });
+        let sent = match known.leader {
+            Some(leader) if leader == self.member_id() => {
+                self.propose_here(proposals.collect(), known.term).await
+            }
+            Some(leader) => {
+                self.forward(leader, known, proposals.collect(), &mut tickets[0])
+                    .await
+            }
+            None => Sent::Refused,
+        };
+        match sent {
+            Sent::Settled(mut first) => {
+                for (caller, ticket) in waiting.into_iter().zip(tickets) {
+                    caller.answer(Ok(Underway {
+                        ticket,
+                        completion: first.take(),
+                    }));
+                }
+            }
+            Sent::Refused => {
+                drop(tickets);
+                self.pause_for_change(known).await;
+                self.shared.proposals.put_back(waiting);
+            }
+        }
+    }
+
+    /// Appends a batch to this member's own log, as the leader of `term`.
+    async fn propose_here(&self, proposals: Vec<Proposal>, term: u64) -> Sent {
+        let batch = Bytes::from(Batch { proposals }.encode_to_vec());
+        match self.shared.consensus.propose(batch, term).await {
+            Ok(()) | Err(ProposeError::Discarded | ProposeError::Stopped) => Sent::Settled(None),
+            Err(ProposeError::NotLeader { .. } | ProposeError::NotNow | ProposeError::Full) => {
+                Sent::Refused
+            }
+        }
+    }
+
+    /// Forwards a batch to another member, again and again over broken connections while that
+    /// member leads in the same term; the leader drops what it has had before. Ends early when this
+    /// member applies the batch's first command.
+    async fn forward(
+        &self,
+        leader: u64,
+        known: Leadership,
+        proposals: Vec<Proposal>,
+        first: &mut Ticket,
+    ) -> Sent {
+        let timeout = 2 * self.shared.config.election_timeout;
+        // Whether an earlier attempt may have arrived.
+        let mut doubt = false;
+        loop {
+            let request = pb::request::Kind::Forward(pb::ForwardRequest {
+                boot_id: self.shared.boot.as_bytes().to_vec().into(),
+                term: known.term,
+                lowest_pending: self.shared.pending.lowest(),
+                proposals: proposals.clone(),
+            });
+            let answer = tokio::select! {
+                answer = self.ask(leader, request, timeout) => answer,
+                completion = first.completion() => return Sent::Settled(Some(completion)),
+                // Cut off in the middle: it may have arrived.
+                () = self.term_over(known) => return Sent::Settled(None),
+            };
+            match answer {
+                Ok(pb::response::Kind::Forward(pb::ForwardResponse {
+                    outcome: Some(outcome),
+                })) => match outcome {
+                    pb::forward_response::Outcome::Accepted(_) => return Sent::Settled(None),
+                    pb::forward_response::Outcome::Refused(refusal) if refusal.not_applied => {
+                        if !doubt {
+                            return Sent::Refused;
+                        }
+                        if refusal.text != Reason::TooManyRequests.text() {
+                            return Sent::Settled(None);
+                        }
+                    }
+                    pb::forward_response::Outcome::Refused(_) => return Sent::Settled(None),
+                },
+                Ok(_) => doubt = true,
+                Err(error) if error.certainly_not_handled() => {
+                    if !doubt {
+                        return Sent::Refused;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(leader, %error, "forwarding proposals failed, trying again");
+                    doubt = true;
+                }
+            }
+            self.pause_for_change(known).await;
+            if self.is_over(known) {
+                return Sent::Settled(None);
+            }
+        }
+    }
+
+    /// Whether the term of `known` is over. A leader that is silent may come back in its term.
+    fn is_over(&self, known: Leadership) -> bool {
+        self.leadership().term != known.term
+    }
+
+    /// Completes when the term of `known` is over.
+    async fn term_over(&self, known: Leadership) {
+        let mut leadership = self.shared.consensus.leadership();
+        drop(leadership.wait_for(|now| now.term != known.term).await);
+    }
+
+    /// Waits for another term than that of `known`, but not for long.
+    pub(super) async fn pause_for_change(&self, known: Leadership) {
+        drop(tokio::time::timeout(RETRY_PAUSE, self.term_over(known)).await);
+    }
+}

@@ -1,0 +1,263 @@
+//! Three members in one process, over loopback.
+
+use std::net::TcpListener;
+
+use quorate_proto::etcdserverpb::{
+    HashKvRequest, LeaseTimeToLiveRequest, MoveLeaderRequest, PutRequest, RangeRequest,
+    WatchCreateRequest,
+};
+
+use super::*;
+
+/// Three members, by position; one may be stopped.
+struct Cluster {
+    nodes: Vec<Option<Node>>,
+    members: Vec<(String, Vec<String>)>,
+    folders: Vec<tempfile::TempDir>,
+    catch_up_entries: u64,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        Self::start_with(5_000).await
+    }
+
+    async fn start_with(catch_up_entries: u64) -> Self {
+        let listeners: Vec<TcpListener> = (0..3)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let members = listeners
+            .iter()
+            .enumerate()
+            .map(|(n, listener)| {
+                let url = format!("http://{}", listener.local_addr().unwrap());
+                (format!("n{n}"), vec![url])
+            })
+            .collect();
+        let folders = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+        let mut cluster = Self {
+            nodes: Vec::new(),
+            members,
+            folders,
+            catch_up_entries,
+        };
+        let starting = listeners
+            .into_iter()
+            .enumerate()
+            .map(|(n, listener)| cluster.builder(n).peer_listener(listener).start());
+        let started = futures::future::join_all(starting).await;
+        cluster.nodes = started
+            .into_iter()
+            .map(|node| Some(node.unwrap()))
+            .collect();
+        cluster
+    }
+
+    fn builder(&self, n: usize) -> NodeBuilder {
+        quick(Node::builder())
+            .name(format!("n{n}"))
+            .data_dir(self.folders[n].path())
+            .cluster(self.members.clone())
+            .catch_up_entries(self.catch_up_entries)
+    }
+
+    fn node(&self, n: usize) -> &Node {
+        self.nodes[n].as_ref().expect("this member runs")
+    }
+
+    /// The positions of a member that leads and of one that runs and does not.
+    async fn roles(&self) -> (usize, usize) {
+        let any = self.nodes.iter().flatten().next().unwrap();
+        let leader = tokio::time::timeout(PATIENCE, any.wait_for_leader()).await;
+        let leader = leader.expect("a leader in time").expect("the member runs");
+        let leads =
+            |node: &Option<Node>| node.as_ref().is_some_and(|node| node.member_id() == leader);
+        let leads_at = self.nodes.iter().position(leads).expect("it runs");
+        let follows_at = (0..3)
+            .find(|&n| n != leads_at && self.nodes[n].is_some())
+            .unwrap();
+        (leads_at, follows_at)
+    }
+
+    async fn stop(&mut self, n: usize) {
+        let node = self.nodes[n].take().expect("this member runs");
+        node.shutdown().await;
+    }
+
+    async fn restart(&mut self, n: usize) {
+        let url = self.members[n].1[0].clone();
+        let node = self.builder(n).listen_peers([url]).start().await.unwrap();
+        self.nodes[n] = Some(node);
+    }
+
+    async fn shutdown(mut self) {
+        for node in self.nodes.iter_mut().filter_map(Option::take) {
+            node.shutdown().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_member_writes_and_every_member_reads_it_at_once() {
+    let cluster = Cluster::start().await;
+    for writer in 0..3 {
+        for reader in 0..3 {
+            let value = format!("{writer} to {reader}");
+            cluster.node(writer).put(put("a", &value)).await.unwrap();
+            let read = cluster.node(reader).range(get("a")).await.unwrap();
+            assert_eq!(values(&read), [value]);
+        }
+    }
+    // Its own writes are in a member's own state, also without asking the leader.
+    let (_, follower) = cluster.roles().await;
+    cluster.node(follower).put(put("own", "x")).await.unwrap();
+    let local = RangeRequest {
+        serializable: true,
+        ..get("own")
+    };
+    assert_eq!(
+        values(&cluster.node(follower).range(local).await.unwrap()),
+        ["x"]
+    );
+    let hash = |n: usize| cluster.node(n).hash_kv(HashKvRequest { revision: 10 });
+    let hashes = [hash(0).await, hash(1).await, hash(2).await].map(|hash| hash.unwrap().hash);
+    assert!(hashes.iter().all(|&hash| hash == hashes[0]), "{hashes:?}");
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_on_all_members_at_once_each_write_once() {
+    let cluster = Cluster::start().await;
+    let writers = (0..24).map(|writer| {
+        let node = cluster.node(writer % 3).clone();
+        tokio::spawn(async move {
+            for round in 0..10 {
+                node.put(put(&format!("w{writer}"), &round.to_string()))
+                    .await
+                    .unwrap();
+            }
+        })
+    });
+    for writer in futures::future::join_all(writers).await {
+        writer.unwrap();
+    }
+    let read = cluster.node(0).range(get("w0")).await.unwrap();
+    assert_eq!(read.kvs[0].version, 10);
+    assert_eq!(read.header.unwrap().revision, 1 + 24 * 10);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_go_on_when_the_leader_stops_and_it_catches_up_when_it_is_back() {
+    let mut cluster = Cluster::start().await;
+    let (leader, follower) = cluster.roles().await;
+    cluster
+        .node(follower)
+        .put(put("a", "before"))
+        .await
+        .unwrap();
+    cluster.stop(leader).await;
+    cluster.node(follower).put(put("a", "after")).await.unwrap();
+    let read = cluster.node(follower).range(get("a")).await.unwrap();
+    assert_eq!(values(&read), ["after"]);
+    cluster.restart(leader).await;
+    let read = cluster.node(leader).range(get("a")).await.unwrap();
+    assert_eq!(values(&read), ["after"]);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_beyond_the_catch_up_window_gets_a_snapshot() {
+    let mut cluster = Cluster::start_with(20).await;
+    let (leader, follower) = cluster.roles().await;
+    cluster.node(leader).put(put("early", "x")).await.unwrap();
+    cluster.stop(follower).await;
+    for round in 0..200 {
+        cluster
+            .node(leader)
+            .put(put("a", &round.to_string()))
+            .await
+            .unwrap();
+    }
+    let applied = cluster.node(leader).shared.consensus.status().applied_index;
+    cluster.node(leader).shared.consensus.purge(applied).await;
+    cluster.restart(follower).await;
+    let read = cluster.node(follower).range(get("a")).await.unwrap();
+    assert_eq!(values(&read), ["199"]);
+    let early = RangeRequest {
+        serializable: true,
+        revision: 2,
+        ..get("early")
+    };
+    assert_eq!(
+        values(&cluster.node(follower).range(early).await.unwrap()),
+        ["x"]
+    );
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_keeps_leases_alive_and_watches_what_others_write() {
+    let cluster = Cluster::start().await;
+    let (leader, follower) = cluster.roles().await;
+    let (leader, follower) = (cluster.node(leader), cluster.node(follower));
+    follower.lease_grant(grant(1, 5)).await.unwrap();
+    follower
+        .put(PutRequest {
+            lease: 5,
+            ..put("leased", "x")
+        })
+        .await
+        .unwrap();
+    let mut session = follower.watch();
+    let request = WatchCreateRequest {
+        key: "leased".into(),
+        ..Default::default()
+    };
+    session.control().create(request).await;
+    assert!(next(&mut session).await.created);
+    let until = crate::clock::now() + Duration::from_secs(3);
+    while crate::clock::now() < until {
+        assert_eq!(follower.lease_keep_alive(5).await.unwrap().ttl, 1);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(values(&leader.range(get("leased")).await.unwrap()), ["x"]);
+    let ask = LeaseTimeToLiveRequest { id: 5, keys: true };
+    let left = follower.lease_time_to_live(ask).await.unwrap();
+    assert_eq!((left.granted_ttl, left.keys.len()), (1, 1));
+    // Nobody keeps it alive any more: the leader ends it, and the follower's watch tells.
+    let gone = next(&mut session).await;
+    assert_eq!(gone.events.len(), 1);
+    assert!(follower.range(get("leased")).await.unwrap().kvs.is_empty());
+    assert_eq!(follower.lease_keep_alive(5).await.unwrap().ttl, 0);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leadership_moves_when_asked_and_all_members_are_listed_by_name() {
+    let cluster = Cluster::start().await;
+    let (leader, follower) = cluster.roles().await;
+    eventually("all members are named", || async {
+        let list = cluster.node(follower).member_list(true).await.unwrap();
+        let mut names: Vec<&str> = list
+            .members
+            .iter()
+            .map(|member| member.name.as_str())
+            .collect();
+        names.sort_unstable();
+        names == ["n0", "n1", "n2"]
+    })
+    .await;
+    let target_id = cluster.node(follower).member_id();
+    cluster
+        .node(leader)
+        .move_leader(MoveLeaderRequest { target_id })
+        .await
+        .unwrap();
+    eventually("the follower leads", || async {
+        cluster.node(follower).leadership().leader == Some(target_id)
+    })
+    .await;
+    cluster.node(leader).put(put("a", "1")).await.unwrap();
+    cluster.shutdown().await;
+}

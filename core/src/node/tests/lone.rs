@@ -1,0 +1,415 @@
+//! Every kind of request, on a lone member in memory.
+
+use std::time::Duration;
+
+use quorate_proto::etcdserverpb::alarm_request::AlarmAction;
+use quorate_proto::etcdserverpb::{
+    AlarmRequest, AlarmType, CompactionRequest, DeleteRangeRequest, HashKvRequest,
+    LeaseRevokeRequest, LeaseTimeToLiveRequest, MoveLeaderRequest, PutRequest, RangeRequest,
+};
+use quorate_proto::txn::{self, TxnBuilder};
+use quorate_proto::{KeyRange, Reason};
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_are_read_back_with_whole_headers() {
+    let node = lone().await;
+    let answer = node.put(put("a", "1")).await.unwrap();
+    let header = answer.header.unwrap();
+    assert_eq!(
+        (header.cluster_id, header.member_id),
+        (node.cluster_id(), node.member_id())
+    );
+    assert_eq!(header.revision, 2);
+    assert!(header.raft_term > 0);
+    let again = PutRequest {
+        prev_kv: true,
+        ..put("a", "2")
+    };
+    assert_eq!(node.put(again).await.unwrap().prev_kv.unwrap().value, "1");
+    let read = node.range(get("a")).await.unwrap();
+    assert_eq!(
+        (values(&read), read.header.unwrap().revision),
+        (vec!["2"], 3)
+    );
+    let old = node
+        .range(RangeRequest {
+            revision: 2,
+            ..get("a")
+        })
+        .await
+        .unwrap();
+    assert_eq!(values(&old), ["1"]);
+    let serializable = RangeRequest {
+        serializable: true,
+        ..get("a")
+    };
+    assert_eq!(values(&node.range(serializable).await.unwrap()), ["2"]);
+    let deleted = DeleteRangeRequest {
+        key: "a".into(),
+        prev_kv: true,
+        ..Default::default()
+    };
+    let deleted = node.delete_range(deleted).await.unwrap();
+    assert_eq!((deleted.deleted, deleted.prev_kvs.len()), (1, 1));
+    assert!(node.range(get("a")).await.unwrap().kvs.is_empty());
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_takes_one_branch_and_one_revision() {
+    let node = lone().await;
+    let request = || {
+        TxnBuilder::new()
+            .when(txn::absent("lock"))
+            .then(txn::put("lock", "mine"))
+            .then(txn::put("log", "taken"))
+            .or_else(txn::get("lock"))
+            .build()
+    };
+    let won = node.txn(request()).await.unwrap();
+    assert!(won.succeeded && won.responses.len() == 2);
+    assert_eq!(won.header.as_ref().unwrap().revision, 2);
+    let lost = node.txn(request()).await.unwrap();
+    assert!(!lost.succeeded);
+    assert_eq!(values(lost.responses[0].as_range().unwrap()), ["mine"]);
+    assert_eq!(
+        lost.header.as_ref().unwrap().revision,
+        2,
+        "it wrote nothing"
+    );
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_requests_are_refused_as_etcd_does() {
+    let node = lone().await;
+    let refusal = |error: crate::error::Error| error.reason();
+    assert_eq!(
+        node.put(put("", "x")).await.map_err(refusal),
+        Err(Reason::EmptyKey)
+    );
+    assert_eq!(
+        node.range(get("")).await.map_err(refusal),
+        Err(Reason::EmptyKey)
+    );
+    let leased = PutRequest {
+        lease: 77,
+        ..put("a", "x")
+    };
+    assert_eq!(
+        node.put(leased).await.map_err(refusal),
+        Err(Reason::LeaseNotFound)
+    );
+    let large = put("big", &"x".repeat(1_572_864));
+    assert_eq!(
+        node.put(large).await.map_err(refusal),
+        Err(Reason::RequestTooLarge)
+    );
+    node.put(put("big", &"x".repeat(1_572_800))).await.unwrap();
+    let future = RangeRequest {
+        revision: 99,
+        ..get("a")
+    };
+    assert_eq!(
+        node.range(future).await.map_err(refusal),
+        Err(Reason::FutureRevision)
+    );
+    let twice = TxnBuilder::new()
+        .then(txn::put("k", "1"))
+        .then(txn::put("k", "2"))
+        .build();
+    assert_eq!(
+        node.txn(twice).await.map_err(refusal),
+        Err(Reason::DuplicateKey)
+    );
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compaction_hides_history_and_then_removes_it() {
+    let node = lone().await;
+    for round in 0..20 {
+        node.put(put("a", &round.to_string())).await.unwrap();
+    }
+    let compact = |revision| CompactionRequest {
+        revision,
+        physical: true,
+    };
+    node.compact(compact(15)).await.unwrap();
+    let before = RangeRequest {
+        revision: 14,
+        ..get("a")
+    };
+    assert_eq!(
+        node.range(before).await.unwrap_err().reason(),
+        Reason::Compacted
+    );
+    let at = RangeRequest {
+        revision: 15,
+        ..get("a")
+    };
+    assert_eq!(values(&node.range(at).await.unwrap()), ["13"]);
+    assert_eq!(
+        node.compact(compact(15)).await.unwrap_err().reason(),
+        Reason::Compacted
+    );
+    assert_eq!(
+        node.compact(compact(99)).await.unwrap_err().reason(),
+        Reason::FutureRevision
+    );
+    eventually("history is removed", || async {
+        let view = node.shared.reader.view();
+        crate::mvcc::compaction::pending(&*view).unwrap().is_none()
+    })
+    .await;
+    let hashed = node.hash_kv(HashKvRequest::default()).await.unwrap();
+    assert_eq!((hashed.compact_revision, hashed.hash_revision), (15, 21));
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_granted_kept_alive_listed_and_revoked_with_its_keys() {
+    let node = lone().await;
+    let chosen = node.lease_grant(grant(60, 0)).await.unwrap();
+    assert!(chosen.id > 0 && chosen.ttl == 60);
+    let short = node.lease_grant(grant(-5, 7)).await.unwrap();
+    assert_eq!(
+        (short.id, short.ttl),
+        (7, 1),
+        "raised to one and a half election timeouts"
+    );
+    let taken = node.lease_grant(grant(60, 7)).await.unwrap_err();
+    assert_eq!(taken.reason(), Reason::LeaseExists);
+    let leased = PutRequest {
+        lease: chosen.id,
+        ..put("leased", "x")
+    };
+    node.put(leased).await.unwrap();
+    assert_eq!(node.lease_keep_alive(chosen.id).await.unwrap().ttl, 60);
+    assert_eq!(node.lease_keep_alive(12345).await.unwrap().ttl, 0);
+    let ask = LeaseTimeToLiveRequest {
+        id: chosen.id,
+        keys: true,
+    };
+    let left = node.lease_time_to_live(ask).await.unwrap();
+    assert!((58..=60).contains(&left.ttl) && left.granted_ttl == 60);
+    assert_eq!(left.keys, ["leased"]);
+    let unknown = LeaseTimeToLiveRequest {
+        id: 12345,
+        keys: true,
+    };
+    assert_eq!(node.lease_time_to_live(unknown).await.unwrap().ttl, -1);
+    assert!(
+        node.leases()
+            .await
+            .unwrap()
+            .leases
+            .iter()
+            .any(|lease| lease.id == chosen.id)
+    );
+    node.lease_revoke(LeaseRevokeRequest { id: chosen.id })
+        .await
+        .unwrap();
+    assert!(node.range(get("leased")).await.unwrap().kvs.is_empty());
+    let again = node
+        .lease_revoke(LeaseRevokeRequest { id: chosen.id })
+        .await
+        .unwrap_err();
+    assert_eq!(again.reason(), Reason::LeaseNotFound);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_nobody_keeps_alive_expires_with_its_keys_and_a_kept_one_does_not() {
+    let node = lone().await;
+    node.lease_grant(grant(1, 1)).await.unwrap();
+    node.lease_grant(grant(1, 2)).await.unwrap();
+    let began = crate::clock::now();
+    node.put(PutRequest {
+        lease: 1,
+        ..put("left", "x")
+    })
+    .await
+    .unwrap();
+    node.put(PutRequest {
+        lease: 2,
+        ..put("kept", "x")
+    })
+    .await
+    .unwrap();
+    eventually("the lease expires", || async {
+        assert_eq!(node.lease_keep_alive(2).await.unwrap().ttl, 1);
+        node.range(get("left")).await.unwrap().kvs.is_empty()
+    })
+    .await;
+    let lived = crate::clock::now() - began;
+    assert!(
+        lived > Duration::from_millis(900),
+        "it lived only {lived:?}"
+    );
+    assert_eq!(node.lease_keep_alive(1).await.unwrap().ttl, 0);
+    assert_eq!(values(&node.range(get("kept")).await.unwrap()), ["x"]);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_streamed_range_is_the_same_as_a_whole_one() {
+    let node = lone().await;
+    let value = "v".repeat(400 * 1024);
+    for n in 0..6 {
+        node.put(put(&format!("k{n}"), &value)).await.unwrap();
+    }
+    let all = RangeRequest {
+        key: "k".into(),
+        range_end: "l".into(),
+        ..Default::default()
+    };
+    let whole = node.range(all.clone()).await.unwrap();
+    let mut pages = node.range_stream(all.clone()).await.unwrap();
+    let (mut kvs, mut count, mut answers) = (Vec::new(), 0, 0);
+    while let Some(page) = pages.next().await.unwrap() {
+        kvs.extend(page.kvs);
+        (count, answers) = (page.count, answers + 1);
+    }
+    assert_eq!((kvs, count), (whole.kvs, 6));
+    assert!(answers > 1, "it came in pieces");
+    let limited = RangeRequest {
+        limit: 2,
+        keys_only: true,
+        ..all
+    };
+    let mut pages = node.range_stream(limited).await.unwrap();
+    let page = pages.next().await.unwrap().unwrap();
+    assert_eq!((page.kvs.len(), page.more, page.count), (2, true, 6));
+    assert!(page.kvs[0].value.is_empty());
+    assert!(pages.next().await.unwrap().is_none());
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_see_status_members_and_alarms() {
+    let node = lone().await;
+    node.put(put("a", "1")).await.unwrap();
+    let status = node.status().await.unwrap();
+    assert_eq!(
+        (status.leader, status.version.as_str()),
+        (node.member_id(), super::super::ETCD_VERSION)
+    );
+    assert!(status.raft_applied_index > 0 && status.errors.is_empty());
+    eventually("the member's name is known", || async {
+        let list = node.member_list(true).await.unwrap();
+        list.members.len() == 1 && list.members[0].name == "default"
+    })
+    .await;
+    let alarm = |action: AlarmAction| AlarmRequest {
+        action: action.into(),
+        member_id: node.member_id(),
+        alarm: AlarmType::Nospace.into(),
+    };
+    node.alarm(alarm(AlarmAction::Activate)).await.unwrap();
+    assert_eq!(
+        node.put(put("a", "2")).await.unwrap_err().reason(),
+        Reason::NoSpace
+    );
+    let errors = node.status().await.unwrap().errors;
+    assert_eq!(
+        errors,
+        [format!("memberID:{} alarm:NOSPACE ", node.member_id())]
+    );
+    assert_eq!(
+        node.alarm(alarm(AlarmAction::Deactivate))
+            .await
+            .unwrap()
+            .alarms
+            .len(),
+        1
+    );
+    node.put(put("a", "2")).await.unwrap();
+    let nobody = MoveLeaderRequest { target_id: 5 };
+    assert_eq!(
+        node.move_leader(nobody).await.unwrap_err().reason(),
+        Reason::BadLeaderTransferee
+    );
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outgrowing_the_quota_raises_the_alarm_and_refuses_puts_but_not_deletes() {
+    let node = quick(Node::builder().in_memory())
+        .quota(256 * 1024)
+        .start()
+        .await
+        .unwrap();
+    let value = "v".repeat(64 * 1024);
+    eventually("a put is refused", || async {
+        match node.put(put("a", &value)).await {
+            Ok(_) => false,
+            Err(error) => {
+                assert_eq!(error.reason(), Reason::NoSpace);
+                true
+            }
+        }
+    })
+    .await;
+    eventually("the alarm is raised", || async { node.alarms().len() == 1 }).await;
+    let everything = KeyRange::all().to_wire();
+    let delete = DeleteRangeRequest {
+        key: everything.0,
+        range_end: everything.1,
+        prev_kv: false,
+    };
+    assert_eq!(node.delete_range(delete).await.unwrap().deleted, 1);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_writers_at_once_are_all_answered_and_counted_once() {
+    let node = lone().await;
+    let writers = (0..64).map(|writer| {
+        let node = node.clone();
+        tokio::spawn(async move {
+            for round in 0..20 {
+                node.put(put(&format!("w{writer}"), &round.to_string()))
+                    .await
+                    .unwrap();
+            }
+        })
+    });
+    for writer in futures::future::join_all(writers).await {
+        writer.unwrap();
+    }
+    assert_eq!(
+        node.range(get("w0"))
+            .await
+            .unwrap()
+            .header
+            .unwrap()
+            .revision,
+        1 + 64 * 20
+    );
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_member_refuses_at_once() {
+    let node = lone().await;
+    node.put(put("a", "1")).await.unwrap();
+    let mut session = node.watch();
+    node.shutdown().await;
+    assert_eq!(
+        node.put(put("a", "2")).await.unwrap_err().reason(),
+        Reason::Stopped
+    );
+    assert_eq!(
+        node.range(get("a")).await.unwrap_err().reason(),
+        Reason::Stopped
+    );
+    assert_eq!(
+        node.lease_keep_alive(1).await.unwrap_err().reason(),
+        Reason::Stopped
+    );
+    assert_eq!(session.next().await.unwrap_err().reason(), Reason::Stopped);
+    node.shutdown().await;
+}

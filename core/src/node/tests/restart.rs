@@ -1,0 +1,76 @@
+//! A member on disk, over restarts.
+
+use quorate_proto::etcdserverpb::{LeaseTimeToLiveRequest, PutRequest, RangeRequest};
+
+use super::*;
+use crate::node::StartError;
+
+async fn on_disk(folder: &std::path::Path) -> Node {
+    quick(Node::builder().data_dir(folder))
+        .start()
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_member_has_its_keys_history_leases_and_ids() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = on_disk(folder.path()).await;
+    node.put(put("a", "1")).await.unwrap();
+    node.put(put("a", "2")).await.unwrap();
+    node.lease_grant(grant(600, 7)).await.unwrap();
+    node.put(PutRequest {
+        lease: 7,
+        ..put("leased", "x")
+    })
+    .await
+    .unwrap();
+    let ids = (node.cluster_id(), node.member_id());
+    node.shutdown().await;
+    drop(node);
+
+    let node = on_disk(folder.path()).await;
+    assert_eq!((node.cluster_id(), node.member_id()), ids);
+    let read = node.range(get("a")).await.unwrap();
+    assert_eq!(
+        (values(&read), read.header.unwrap().revision),
+        (vec!["2"], 4)
+    );
+    let old = node
+        .range(RangeRequest {
+            revision: 2,
+            ..get("a")
+        })
+        .await
+        .unwrap();
+    assert_eq!(values(&old), ["1"]);
+    let left = node
+        .lease_time_to_live(LeaseTimeToLiveRequest { id: 7, keys: true })
+        .await
+        .unwrap();
+    assert_eq!((left.granted_ttl, left.keys.len()), (600, 1));
+    node.put(put("a", "3")).await.unwrap();
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_serves_one_running_member_of_one_cluster() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = on_disk(folder.path()).await;
+    let second = quick(Node::builder().data_dir(folder.path()))
+        .start()
+        .await
+        .unwrap_err();
+    assert!(
+        second.to_string().contains("locked by another process"),
+        "{second}"
+    );
+    node.shutdown().await;
+    drop(node);
+    let other = quick(Node::builder().data_dir(folder.path()).token("other"))
+        .start()
+        .await;
+    let error = other.unwrap_err();
+    assert!(matches!(error, StartError::DataDir(_)));
+    assert!(error.to_string().contains("belongs to member"), "{error}");
+}
