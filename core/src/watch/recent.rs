@@ -30,6 +30,11 @@ impl Publication {
         }
     }
 
+    /// All events of the batch, in order.
+    pub fn events(&self) -> impl Iterator<Item = &Event> {
+        self.revisions.iter().flat_map(|changes| &changes.events)
+    }
+
     /// The main revision after the batch.
     #[must_use]
     pub fn revision(&self) -> i64 {
