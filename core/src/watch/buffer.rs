@@ -9,7 +9,6 @@ use quorate_proto::{KeyRange, mvccpb};
 use tokio::sync::Notify;
 
 use super::recent::Changes;
-use super::watcher::Request;
 use crate::mvcc::{Event, EventKind};
 
 /// Events one answer holds before it is told, in number and bytes; whole revisions go beyond it.
@@ -55,19 +54,11 @@ impl Budget {
 #[derive(Debug, Clone)]
 pub(super) struct Filter {
     pub(super) range: KeyRange,
-    puts: bool,
-    deletes: bool,
+    pub(super) puts: bool,
+    pub(super) deletes: bool,
 }
 
 impl Filter {
-    pub(super) fn of(request: &Request) -> Self {
-        Self {
-            range: request.range.clone(),
-            puts: request.puts,
-            deletes: request.deletes,
-        }
-    }
-
     /// Whether it wants this kind of event, on whatever key.
     pub(super) fn wants_kind(&self, event: &Event) -> bool {
         match event.kind {
@@ -192,13 +183,13 @@ pub(super) enum Found {
 
 impl Buffer {
     pub(super) fn new(
-        request: &Request,
+        filter: Filter,
         position: Position,
         budget: Arc<Budget>,
         bytes_max: usize,
     ) -> Self {
         Self {
-            filter: Filter::of(request),
+            filter,
             budget,
             bytes_max,
             inner: Mutex::new(Inner {

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use quorate_proto::Reason;
 use tokio::sync::Semaphore;
 
-use super::buffer::{ANSWER_BYTES_MAX, Budget, Buffer, Position, Selected};
+use super::buffer::{ANSWER_BYTES_MAX, Budget, Buffer, Filter, Position, Selected};
 use super::range_set::RangeSet;
 use super::recent::{Changes, Publication, Recent};
-use super::watcher::{Request, Watcher};
+use super::watcher::{Request, Start, Watcher};
 use crate::storage::kv::View;
 
 /// Gives the current read view of the store; after a snapshot install, of the new one.
@@ -173,10 +173,18 @@ impl Hub {
     /// [`Reason::WatchRangeEmpty`], [`Reason::TooManyWatchers`], and [`Reason::Compacted`] for a
     /// negative start revision.
     pub fn watch(&self, request: Request) -> Result<Watcher, Reason> {
-        if request.range.is_empty() {
+        let Request {
+            range,
+            start_revision,
+            prev_kv,
+            puts,
+            deletes,
+            progress_every,
+        } = request;
+        if range.is_empty() {
             return Err(Reason::WatchRangeEmpty);
         }
-        if request.start_revision < 0 {
+        if start_revision < 0 {
             return Err(Reason::Compacted);
         }
         let mut state = self.state();
@@ -184,7 +192,7 @@ impl Hub {
             return Err(Reason::TooManyWatchers);
         }
         let revision = state.revision;
-        let start = match request.start_revision {
+        let start = match start_revision {
             0 => revision + 1,
             start => start,
         };
@@ -196,8 +204,13 @@ impl Hub {
         let compacted = (start < state.compact_revision).then_some(state.compact_revision);
         state.last_number += 1;
         let number = state.last_number;
+        let filter = Filter {
+            range,
+            puts,
+            deletes,
+        };
         let buffer = Arc::new(Buffer::new(
-            &request,
+            filter,
             position,
             Arc::clone(&self.shared.budget),
             self.shared.watcher_bytes_max,
@@ -205,7 +218,7 @@ impl Hub {
         if compacted.is_none() {
             state
                 .by_range
-                .insert(&request.range, number, Arc::clone(&buffer));
+                .insert(&buffer.filter.range, number, Arc::clone(&buffer));
         }
         state.by_number.insert(number, Arc::clone(&buffer));
         drop(state);
@@ -213,9 +226,12 @@ impl Hub {
             self.clone(),
             number,
             buffer,
-            &request,
-            revision,
-            compacted,
+            Start {
+                prev_kv,
+                progress_every,
+                created_at: revision,
+                compacted,
+            },
         ))
     }
 

@@ -67,39 +67,37 @@ pub enum Item {
     },
 }
 
+/// How a watcher begins, beside its buffer.
+#[derive(Debug)]
+pub(super) struct Start {
+    pub(super) prev_kv: bool,
+    pub(super) progress_every: Option<Duration>,
+    /// The hub's revision.
+    pub(super) created_at: i64,
+    /// The compact revision, once the watcher has to end with it.
+    pub(super) compacted: Option<i64>,
+}
+
 /// A watcher. Dropping it ends it.
 #[derive(Debug)]
 pub struct Watcher {
     hub: Hub,
     number: u64,
     buffer: Arc<Buffer>,
-    prev_kv: bool,
-    created_at: i64,
-    compacted: Option<i64>,
+    start: Start,
     /// A page of past events on its way; kept here so that dropping `next` loses nothing.
     reading: Option<JoinHandle<Result<Read, KvError>>>,
-    progress_every: Option<Duration>,
     progress_at: Option<Instant>,
 }
 
 impl Watcher {
-    pub(super) fn new(
-        hub: Hub,
-        number: u64,
-        buffer: Arc<Buffer>,
-        request: &Request,
-        created_at: i64,
-        compacted: Option<i64>,
-    ) -> Self {
+    pub(super) fn new(hub: Hub, number: u64, buffer: Arc<Buffer>, start: Start) -> Self {
         let mut watcher = Self {
             hub,
             number,
             buffer,
-            prev_kv: request.prev_kv,
-            created_at,
-            compacted,
+            start,
             reading: None,
-            progress_every: request.progress_every,
             progress_at: None,
         };
         watcher.restart_silence();
@@ -109,14 +107,14 @@ impl Watcher {
     /// The hub's revision when the watcher began.
     #[must_use]
     pub fn created_at(&self) -> i64 {
-        self.created_at
+        self.start.created_at
     }
 
     /// The hub's revision, if everything up to it has been taken from this watcher, so that it may
     /// be told as progress; `None` while something waits, it is catching up, or it begins later.
     #[must_use]
     pub fn progress(&self) -> Option<i64> {
-        if self.compacted.is_some() || self.reading.is_some() {
+        if self.start.compacted.is_some() || self.reading.is_some() {
             return None;
         }
         self.hub.synced(&self.buffer)
@@ -133,7 +131,7 @@ impl Watcher {
     /// Safe: nothing is lost when the future is dropped.
     pub async fn next(&mut self) -> Result<Item, KvError> {
         loop {
-            if let Some(compact_revision) = self.compacted {
+            if let Some(compact_revision) = self.start.compacted {
                 return Ok(Item::Compacted { compact_revision });
             }
             let item = match self.buffer.take() {
@@ -153,7 +151,7 @@ impl Watcher {
         let compact_revision = self.hub.compact_revision();
         let mut events = Vec::with_capacity(waiting.iter().map(Selected::len).sum());
         for selected in waiting {
-            selected.tell(self.prev_kv, compact_revision, &mut events);
+            selected.tell(self.start.prev_kv, compact_revision, &mut events);
         }
         Item::Events { revision, events }
     }
@@ -175,7 +173,7 @@ impl Watcher {
                 for changes in &revisions {
                     after = changes.revision + 1;
                     if let Some(selected) = self.buffer.filter.select(changes) {
-                        selected.tell(self.prev_kv, compact_revision, &mut events);
+                        selected.tell(self.start.prev_kv, compact_revision, &mut events);
                     }
                 }
                 self.buffer.set(Position::Behind(after));
@@ -189,8 +187,11 @@ impl Watcher {
             Ahead::Stored { last } => {
                 let permit = self.hub.reads().acquire_owned().await;
                 let permit = permit.expect("the hub never closes its semaphore");
-                let (hub, buffer, prev_kv) =
-                    (self.hub.clone(), Arc::clone(&self.buffer), self.prev_kv);
+                let (hub, buffer, prev_kv) = (
+                    self.hub.clone(),
+                    Arc::clone(&self.buffer),
+                    self.start.prev_kv,
+                );
                 self.reading = Some(tokio::task::spawn_blocking(move || {
                     let read = page::read(&*hub.view(), &buffer.filter, prev_kv, next, last);
                     drop(permit);
@@ -212,7 +213,7 @@ impl Watcher {
         })?;
         match read? {
             Read::Compacted { compact_revision } => {
-                self.compacted = Some(compact_revision);
+                self.start.compacted = Some(compact_revision);
                 Ok(None)
             }
             Read::Page(page) => {
@@ -245,7 +246,10 @@ impl Watcher {
     }
 
     fn restart_silence(&mut self) {
-        self.progress_at = self.progress_every.map(|silence| clock::now() + silence);
+        self.progress_at = self
+            .start
+            .progress_every
+            .map(|silence| clock::now() + silence);
     }
 }
 

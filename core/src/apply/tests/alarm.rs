@@ -14,7 +14,6 @@ fn alarm(action: AlarmAction, member_id: u64, kind: AlarmType) -> Command {
         member_id,
         alarm: kind.into(),
     })
-    .into()
 }
 
 fn told(machine: &mut Machine, command: Command) -> Vec<(u64, AlarmType)> {
@@ -70,17 +69,18 @@ fn alarms_are_raised_listed_and_cleared() {
             member_id: 1,
             alarm,
         })
-        .into()
     };
     assert_eq!(machine.run(bad(9, 1)), Err(Reason::UnknownAlarm));
     assert_eq!(machine.run(bad(0, 9)), Err(Reason::UnknownAlarm));
     assert_eq!(machine.revision(), 1);
 }
 
+type Outcome = Result<(), Reason>;
+
 /// A command of each kind that alarms may forbid, with what they make of it.
-fn commands() -> Vec<(Command, Result<(), Reason>, Result<(), Reason>)> {
+fn commands() -> Vec<(Command, Outcome, Outcome)> {
     let (space, corrupt) = (Err(Reason::NoSpace), Err(Reason::Corrupt));
-    let txn = |builder: TxnBuilder| Kind::Txn(builder.build()).into();
+    let txn = |builder: TxnBuilder| Kind::Txn(builder.build());
     let grant = Kind::LeaseGrant(LeaseGrant {
         id: 99,
         ttl_seconds: 5,
@@ -89,7 +89,7 @@ fn commands() -> Vec<(Command, Result<(), Reason>, Result<(), Reason>)> {
     let nested = TxnBuilder::new().then(TxnBuilder::new().or_else(put_op("k", "v")).build());
     vec![
         (put(pair_of("k", "v")), space, corrupt),
-        (grant.into(), space, corrupt),
+        (grant, space, corrupt),
         (txn(in_the_other_branch), space, corrupt),
         (txn(nested), space, corrupt),
         (txn(TxnBuilder::new().then(delete_op("k"))), Ok(()), corrupt),
@@ -144,7 +144,7 @@ fn a_member_replaces_what_was_known_of_it() {
         peer_urls: Vec::new(),
     };
     for name in ["old", "new"] {
-        let command = Kind::MemberAttributes(attributes(name)).into();
+        let command = Kind::MemberAttributes(attributes(name));
         assert_eq!(machine.run(command), Ok(Answer::MemberAttributes));
     }
     let reopened = State::open(machine.state.kv(), &Options::default()).expect("opens");

@@ -98,29 +98,29 @@ fn a_put_moves_keeps_or_drops_the_lease_of_its_key() {
     let mut machine = Machine::new();
     machine.grant(7);
     machine.grant(8);
-    let key = Bytes::from("k");
+    let key = [Bytes::from("k")];
     machine.put(PutRequest {
         lease: 7,
         ..pair_of("k", "1")
     });
-    assert_eq!(machine.keys_of_lease(7), [key.clone()]);
+    assert_eq!(machine.keys_of_lease(7), key);
     machine.put(PutRequest {
         lease: 8,
         ..pair_of("k", "2")
     });
     assert!(machine.keys_of_lease(7).is_empty());
-    assert_eq!(machine.keys_of_lease(8), [key.clone()]);
+    assert_eq!(machine.keys_of_lease(8), key);
     machine.put(PutRequest {
         ignore_lease: true,
         ..pair_of("k", "3")
     });
-    assert_eq!(machine.keys_of_lease(8), [key.clone()]);
+    assert_eq!(machine.keys_of_lease(8), key);
     machine.put(PutRequest {
         ignore_value: true,
         lease: 7,
         ..pair_of("k", "")
     });
-    assert_eq!(machine.keys_of_lease(7), [key]);
+    assert_eq!(machine.keys_of_lease(7), key);
     assert_eq!(machine.pair("k").expect("put").value, "3");
     machine.put(pair_of("k", "4"));
     assert!(machine.keys_of_lease(7).is_empty());

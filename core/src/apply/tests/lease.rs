@@ -6,7 +6,7 @@ use crate::lease::Lease;
 #[test]
 fn a_grant_costs_no_revision_and_is_refused_twice() {
     let mut machine = Machine::new();
-    let grant = |id, ttl_seconds| Kind::LeaseGrant(LeaseGrant { id, ttl_seconds }).into();
+    let grant = |id, ttl_seconds| Kind::LeaseGrant(LeaseGrant { id, ttl_seconds });
     let granted = Answer::LeaseGrant {
         revision: 1,
         id: -5,
@@ -92,12 +92,7 @@ fn commands_of_one_batch_see_each_others_leases() {
             ..pair_of(key, "v")
         })
     };
-    let entry = machine.entry(vec![
-        grant.into(),
-        with_lease("a"),
-        revoke(7),
-        with_lease("b"),
-    ]);
+    let entry = machine.entry(vec![grant, with_lease("a"), revoke(7), with_lease("b")]);
     let applied = machine.apply_entries(vec![entry]);
     let passed: Vec<_> = applied
         .outcomes

@@ -105,7 +105,7 @@ impl Machine {
     }
 
     fn txn(&mut self, request: TxnRequest) -> Result<TxnResponse, Reason> {
-        let answer = self.run(Kind::Txn(request).into())?;
+        let answer = self.run(Kind::Txn(request))?;
         let Answer::Txn(answer) = answer else {
             panic!("{answer:?}")
         };
@@ -117,7 +117,7 @@ impl Machine {
             id,
             ttl_seconds: 60,
         });
-        self.run(grant.into()).expect("a fresh lease id");
+        self.run(grant).expect("a fresh lease id");
     }
 
     /// Keys of the last `count` events.
@@ -166,7 +166,6 @@ fn delete(key: &str, range_end: &str) -> Command {
         range_end: Bytes::copy_from_slice(range_end.as_bytes()),
         prev_kv: true,
     })
-    .into()
 }
 
 fn compact(revision: i64) -> Command {
@@ -174,15 +173,14 @@ fn compact(revision: i64) -> Command {
         revision,
         physical: false,
     })
-    .into()
 }
 
 fn revoke(id: i64) -> Command {
-    Kind::LeaseRevoke(LeaseRevoke { id }).into()
+    Kind::LeaseRevoke(LeaseRevoke { id })
 }
 
 fn expire(ids: &[i64]) -> Command {
-    Kind::LeaseExpire(LeaseExpire { ids: ids.to_vec() }).into()
+    Kind::LeaseExpire(LeaseExpire { ids: ids.to_vec() })
 }
 
 fn checkpoint(id: i64, remaining_ttl_seconds: i64) -> Command {
@@ -193,7 +191,6 @@ fn checkpoint(id: i64, remaining_ttl_seconds: i64) -> Command {
     Kind::LeaseCheckpoint(LeaseCheckpoint {
         leases: vec![remaining],
     })
-    .into()
 }
 
 /// The revision in a header.

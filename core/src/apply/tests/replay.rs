@@ -34,8 +34,7 @@ fn command(rng: &mut StdRng, revision_guess: i64) -> Command {
         7 => Kind::LeaseGrant(LeaseGrant {
             id: lease,
             ttl_seconds: 60,
-        })
-        .into(),
+        }),
         8 => revoke(lease),
         9 => expire(&[lease, 3]),
         10 => checkpoint(lease, rng.random_range(0..50)),
@@ -54,14 +53,13 @@ fn command(rng: &mut StdRng, revision_guess: i64) -> Command {
                     lease,
                     ..put_op(key(rng), "f")
                 });
-            Kind::Txn(txn.build()).into()
+            Kind::Txn(txn.build())
         }
         _ if rng.random_bool(0.5) => Kind::MemberAttributes(MemberAttributes {
             id: lease.unsigned_abs(),
             name: key_one,
             ..MemberAttributes::default()
-        })
-        .into(),
+        }),
         _ => {
             let action = [
                 AlarmAction::Activate,
@@ -73,7 +71,6 @@ fn command(rng: &mut StdRng, revision_guess: i64) -> Command {
                 member_id: lease.unsigned_abs(),
                 alarm: AlarmType::Nospace.into(),
             })
-            .into()
         }
     }
 }
@@ -275,7 +272,7 @@ fn a_batch_that_cannot_be_stored_shows_nowhere() {
         id: 7,
         ttl_seconds: 60,
     });
-    let payload = Payload::Normal(batch(vec![grant.into(), put(pair_of("k", "v"))]));
+    let payload = Payload::Normal(batch(vec![grant, put(pair_of("k", "v"))]));
     let entry = Committed {
         id: EntryId::new(1, 1),
         payload,
