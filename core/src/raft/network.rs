@@ -288,3 +288,6 @@ impl NetBackoff<TypeConfig> for Client {
         })))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,351 @@
+//! Three members on real sockets of the loopback interface, with logs and stores in memory.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use prost::Message;
+use quorate_proto::etcdserverpb::PutRequest;
+use quorate_proto::log;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use uuid::Uuid;
+
+use super::*;
+use crate::apply;
+use crate::peer::Local;
+use crate::raft::{Consensus, Options, Pending};
+use crate::storage::fs::MemFs;
+use crate::storage::snapshot::Stores;
+use crate::storage::wal::{Identity, Wal, WalOptions};
+use crate::tasks::Tasks;
+use crate::watch::Hub;
+
+const CLUSTER: u64 = 0xc0;
+const LIMIT: Duration = Duration::from_secs(30);
+const HEARTBEAT: Duration = Duration::from_millis(100);
+const ELECTION: Duration = Duration::from_millis(1000);
+
+/// What of a member outlives its process.
+struct Machine {
+    id: u64,
+    fs: MemFs,
+    stores: Stores,
+    address: SocketAddr,
+    running: Option<Running>,
+}
+
+/// A started member.
+struct Running {
+    consensus: Consensus,
+    reader: apply::Reader,
+    transport: Transport,
+    tasks: Tasks,
+}
+
+impl Machine {
+    async fn start(&mut self, listener: TcpListener, peers: &BTreeMap<u64, types::Peer>) {
+        static BOOTS: AtomicU64 = AtomicU64::new(1);
+        let boot = Uuid::from_u128(u128::from(BOOTS.fetch_add(1, Ordering::Relaxed)));
+        let tasks = Tasks::new();
+        let local = Local {
+            cluster_id: CLUSTER,
+            member_id: self.id,
+            incarnation: Uuid::from_u128(u128::from(self.id)),
+            boot,
+        };
+        let timings = Timings {
+            heartbeat_interval: HEARTBEAT,
+            election_timeout: ELECTION,
+        };
+        let transport = Transport::new(local, timings, &tasks);
+        for (id, peer) in peers {
+            transport.set_peer(*id, &peer.name, &peer.peer_urls);
+        }
+        let server = tonic::transport::Server::builder()
+            .add_service(transport.service())
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        tasks.spawn("test server", async move {
+            server.await.ok();
+        });
+        let identity = Identity {
+            cluster_id: CLUSTER,
+            member_id: self.id,
+        };
+        let mut wal = WalOptions::new(identity, u64::from(boot.as_fields().0));
+        wal.segment_bytes = 1 << 20;
+        let wal = Wal::open(Arc::new(self.fs.clone()), Path::new("/wal"), wal).unwrap();
+        let kv = self.stores.open().unwrap();
+        let state = apply::State::open(kv, &apply::Options::default()).unwrap();
+        let reader = state.reader();
+        let views = state.reader();
+        let hub = Hub::new(
+            Arc::new(move || views.view()),
+            reader.revision(),
+            reader.compact_revision(),
+            &crate::watch::Options::default(),
+        );
+        let consensus = Consensus::start(Options {
+            member_id: self.id,
+            cluster_id: CLUSTER,
+            boot,
+            heartbeat_interval: HEARTBEAT,
+            election_timeout: ELECTION,
+            wal,
+            stores: self.stores.clone(),
+            state,
+            hub,
+            pending: Pending::new(boot, 1000),
+            transport: Some(transport.clone()),
+            tasks: tasks.clone(),
+            catch_up_entries: 5000,
+            apply_on: WriterMode::Thread,
+        })
+        .await
+        .unwrap();
+        self.running = Some(Running {
+            consensus,
+            reader,
+            transport,
+            tasks,
+        });
+    }
+
+    async fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.consensus.shutdown().await;
+            assert!(running.tasks.stop(LIMIT).await, "a task would not end");
+        }
+    }
+
+    fn consensus(&self) -> &Consensus {
+        &self.running.as_ref().unwrap().consensus
+    }
+}
+
+/// Three members.
+struct Cluster {
+    members: BTreeMap<u64, types::Peer>,
+    machines: Vec<Machine>,
+    sequence: u64,
+}
+
+impl Cluster {
+    async fn form() -> Self {
+        let mut machines = Vec::new();
+        let mut listeners = Vec::new();
+        for id in 1..=3 {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            machines.push(Machine {
+                id,
+                fs: MemFs::new(),
+                stores: Stores::memory(),
+                address: listener.local_addr().unwrap(),
+                running: None,
+            });
+            listeners.push(listener);
+        }
+        let members = machines.iter().map(|machine| {
+            let peer = types::Peer {
+                name: format!("m{}", machine.id),
+                peer_urls: vec![format!("http://{}", machine.address)],
+            };
+            (machine.id, peer)
+        });
+        let members: BTreeMap<_, _> = members.collect();
+        for (machine, listener) in machines.iter_mut().zip(listeners) {
+            machine.start(listener, &members).await;
+        }
+        for machine in &machines {
+            let formed = machine.consensus().initialize(members.clone()).await;
+            formed.unwrap();
+        }
+        Self {
+            members,
+            machines,
+            sequence: 0,
+        }
+    }
+
+    async fn restart(&mut self, id: u64) {
+        let machine = self.machines.iter_mut().find(|m| m.id == id).unwrap();
+        let deadline = crate::clock::now() + LIMIT;
+        let listener = loop {
+            match TcpListener::bind(machine.address).await {
+                Ok(listener) => break listener,
+                Err(error) => assert!(crate::clock::now() < deadline, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        machine.start(listener, &self.members).await;
+    }
+
+    fn machine(&mut self, id: u64) -> &mut Machine {
+        self.machines.iter_mut().find(|m| m.id == id).unwrap()
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Machine> {
+        self.machines.iter().filter(|m| m.running.is_some())
+    }
+
+    /// Waits until a running member leads and is ready; its id and term.
+    async fn leader(&self) -> (u64, u64) {
+        let mut found = None;
+        until("a leader", || {
+            found = self.running().find_map(|machine| {
+                let leadership = *machine.consensus().leadership().borrow();
+                leadership.ready.then_some((machine.id, leadership.term))
+            });
+            found.is_some()
+        })
+        .await;
+        found.unwrap()
+    }
+
+    /// Puts `count` values of `bytes` through the leader, each acknowledged.
+    async fn put(&mut self, count: usize, bytes: usize) {
+        for _ in 0..count {
+            let deadline = crate::clock::now() + LIMIT;
+            loop {
+                let (leader, term) = self.leader().await;
+                self.sequence += 1;
+                let batch = self.batch(bytes);
+                let leader = self.machine(leader).consensus().clone();
+                if leader.propose(batch, term).await.is_ok() {
+                    break;
+                }
+                assert!(crate::clock::now() < deadline, "nothing is acknowledged");
+            }
+        }
+    }
+
+    fn batch(&self, bytes: usize) -> Bytes {
+        let put = PutRequest {
+            key: Bytes::from(format!("key-{}", self.sequence % 10)),
+            value: Bytes::from(vec![b'x'; bytes]),
+            ..PutRequest::default()
+        };
+        let proposal = log::Proposal {
+            boot_id: Bytes::copy_from_slice(Uuid::from_u128(77).as_bytes()),
+            sequence: self.sequence,
+            command: Some(log::Command {
+                kind: Some(log::command::Kind::Put(put)),
+            }),
+        };
+        let batch = log::Batch {
+            proposals: vec![proposal],
+        };
+        Bytes::from(batch.encode_to_vec())
+    }
+
+    /// Waits until all running members have applied the same, at `revision` or later.
+    async fn agree(&self, revision: i64) {
+        until("the members agree", || {
+            let points = self.running().map(|machine| {
+                let running = machine.running.as_ref().unwrap();
+                let status = running.consensus.status();
+                (status.applied_index, running.reader.revision())
+            });
+            let points: Vec<_> = points.collect();
+            points
+                .iter()
+                .all(|point| *point == points[0] && point.1 >= revision)
+        })
+        .await;
+    }
+
+    async fn stop(mut self) {
+        for machine in &mut self.machines {
+            machine.stop().await;
+        }
+    }
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(LIMIT, wait).await;
+    assert!(waited.is_ok(), "not within {LIMIT:?}: {what}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_acknowledged_reaches_every_member() {
+    let mut cluster = Cluster::form().await;
+    cluster.put(50, 10_000).await;
+    cluster.agree(51).await;
+    let (leader, _) = cluster.leader().await;
+    let consensus = cluster.machine(leader).consensus().clone();
+    let index = consensus.read_index().await.unwrap();
+    assert!(index >= 50, "{index}");
+    let status = cluster.machine(leader).running.as_ref().unwrap();
+    let status = status.transport.status();
+    assert_eq!(status.len(), 2);
+    for peer in status {
+        assert_eq!(peer.connects, 1, "{peer:?}");
+        assert_eq!(peer.dropped, 0, "{peer:?}");
+        assert!(peer.incoming, "{peer:?}");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_outlives_its_leader_and_takes_it_back() {
+    let mut cluster = Cluster::form().await;
+    cluster.put(10, 100).await;
+    let (first, term) = cluster.leader().await;
+    cluster.machine(first).stop().await;
+    let (second, later) = cluster.leader().await;
+    assert!(second != first && later > term, "{second} in {later}");
+    cluster.put(10, 100).await;
+    cluster.restart(first).await;
+    cluster.agree(21).await;
+    cluster.put(1, 100).await;
+    cluster.agree(22).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_missed_too_much_gets_a_snapshot() {
+    let mut cluster = Cluster::form().await;
+    cluster.put(5, 100).await;
+    let (leader, _) = cluster.leader().await;
+    let lagging = if leader == 1 { 2 } else { 1 };
+    cluster.machine(lagging).stop().await;
+    cluster.put(20, 100_000).await;
+    let (leader, _) = cluster.leader().await;
+    let consensus = cluster.machine(leader).consensus().clone();
+    consensus.purge(u64::MAX).await;
+    cluster.put(1, 100).await;
+    cluster.restart(lagging).await;
+    cluster.agree(27).await;
+    cluster.put(1, 100).await;
+    cluster.agree(28).await;
+    let stores = cluster.machine(lagging).stores.clone();
+    let installed = crate::raft::snapshot::installed_in(&*stores.open().unwrap().view());
+    assert!(installed.unwrap().is_some(), "it came as a snapshot");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_is_handed_over_on_request() {
+    let mut cluster = Cluster::form().await;
+    cluster.put(3, 100).await;
+    let (leader, _) = cluster.leader().await;
+    let next = if leader == 3 { 1 } else { 3 };
+    let consensus = cluster.machine(leader).consensus().clone();
+    consensus.transfer_leader(next).await.unwrap();
+    until("the chosen one leads", || {
+        let chosen = cluster.running().find(|m| m.id == next).unwrap();
+        chosen.consensus().leadership().borrow().ready
+    })
+    .await;
+    cluster.put(3, 100).await;
+    cluster.agree(7).await;
+    cluster.stop().await;
+}
