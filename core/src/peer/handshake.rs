@@ -3,7 +3,7 @@
 //! A wrong address, a connection to oneself, another cluster, a removed member, and a member that
 //! lost its data and came back under its old id are all refused before any message is looked at.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -58,12 +58,12 @@ pub(super) struct Contact {
 #[derive(Debug, Default)]
 struct State {
     /// Incarnations bound by the cluster.
-    bound: HashMap<u64, Uuid>,
+    bound: BTreeMap<u64, Uuid>,
     /// Removed for good.
-    removed: HashSet<u64>,
-    contacts: HashMap<u64, Contact>,
+    removed: BTreeSet<u64>,
+    contacts: BTreeMap<u64, Contact>,
     /// The refusal last logged for an id, so that each is logged once.
-    refusals: HashMap<u64, String>,
+    refusals: BTreeMap<u64, String>,
 }
 
 /// Checks handshakes against what is known of the members.

@@ -4,7 +4,7 @@
 //! Reading never waits for a handler. A session has a bounded queue; a caller that overruns it
 //! loses the session. Requests beyond the limit are refused.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -62,7 +62,7 @@ impl Incoming {
         let _close = Close(Arc::clone(&self.lanes));
         // Sessions end with the stream: their answers could not be told any more.
         let sessions = Sessions {
-            open: HashMap::new(),
+            open: BTreeMap::new(),
             tasks: self.tasks.child(),
         };
         let mut state = State {
@@ -258,7 +258,7 @@ struct State {
 /// The open sessions of a stream; dropping it stops their tasks.
 #[derive(Debug)]
 struct Sessions {
-    open: HashMap<u64, Session>,
+    open: BTreeMap<u64, Session>,
     tasks: Tasks,
 }
 

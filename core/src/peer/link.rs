@@ -4,7 +4,7 @@
 //! A link never comes back: when its call ends, everything that waits fails at once, and the next
 //! connection is a new link.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -52,8 +52,8 @@ struct Slot {
 #[derive(Debug, Default)]
 struct State {
     /// By request id or session number: one counter numbers both.
-    waiting: HashMap<u64, Waiter>,
-    sessions: HashMap<u64, Slot>,
+    waiting: BTreeMap<u64, Waiter>,
+    sessions: BTreeMap<u64, Slot>,
     next: u64,
     /// Set when the call has ended.
     lost: Option<String>,

@@ -1,7 +1,7 @@
 //! What a member serves to its peers: the gRPC side of incoming calls. Mounted on the peer
 //! listener by the node.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -268,7 +268,7 @@ fn failed_append(failure: pb::Failure) -> pb::AppendReply {
 
 /// The open incoming streams, one a member.
 #[derive(Debug, Default)]
-struct Streams(Mutex<HashMap<u64, CancellationToken>>);
+struct Streams(Mutex<BTreeMap<u64, CancellationToken>>);
 
 impl Streams {
     /// Makes room for a new stream of `from`, ending the one it has.
@@ -281,7 +281,7 @@ impl Streams {
         token
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, CancellationToken>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
         // Every section leaves the map whole, so a panic elsewhere does not spoil it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use openraft::async_runtime::watch::WatchReceiver as _;
 use prost::Message;
 use quorate_proto::etcdserverpb::PutRequest;
 use quorate_proto::log;
@@ -322,6 +323,12 @@ async fn a_member_that_missed_too_much_gets_a_snapshot() {
     let consensus = cluster.machine(leader).consensus().clone();
     consensus.purge(u64::MAX).await;
     cluster.put(1, 100).await;
+    until("the log is purged", || {
+        let metrics = consensus.raft().metrics();
+        let purged = metrics.borrow_watched().purged;
+        purged.is_some_and(|id| id.index >= 20)
+    })
+    .await;
     cluster.restart(lagging).await;
     cluster.agree(27).await;
     cluster.put(1, 100).await;
