@@ -7,6 +7,9 @@
 mod mem;
 mod real;
 
+#[cfg(test)]
+mod tests;
+
 use std::{fmt::Debug, io, path::Path, sync::Arc};
 
 pub use mem::{Block, MemFs, SyncHold};

@@ -414,16 +414,17 @@ impl Handle {
                     writer.drain();
                 }
             }
-            WriterPlace::Thread(thread) => match lock(thread).take() {
-                // A callback held the last clone: the thread ends by itself.
-                Some(thread) if thread.thread().id() == thread::current().id() => {}
-                Some(thread) => {
-                    if thread.join().is_err() {
-                        warn!("the log's writer thread panicked");
-                    }
+            WriterPlace::Thread(thread) => {
+                let mut place = lock(thread);
+                // In a callback that held the last clone, the thread ends by itself.
+                let joined = place
+                    .take()
+                    .filter(|thread| thread.thread().id() != thread::current().id())
+                    .map(thread::JoinHandle::join);
+                if let Some(Err(_)) = joined {
+                    warn!("the log's writer thread panicked");
                 }
-                None => {}
-            },
+            }
         }
     }
 }
