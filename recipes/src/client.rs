@@ -9,6 +9,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+use crate::election::Election;
 use crate::error::Result;
 use crate::keys::{Key, KeyRange, LeaseId, Name, Revision};
 use crate::lock::{ExclusiveLock, Mutex as QueuedMutex};
@@ -167,6 +168,12 @@ impl Client {
     #[must_use]
     pub fn exclusive(&self, name: impl Into<Name>) -> ExclusiveLock {
         ExclusiveLock::new(self.clone(), &name.into())
+    }
+
+    /// The election of this name.
+    #[must_use]
+    pub fn election<T>(&self, name: impl Into<Name>) -> Election<T> {
+        Election::new(self.clone(), &name.into())
     }
 
     /// Reads one key.

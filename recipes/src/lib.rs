@@ -41,6 +41,7 @@
 
 mod client;
 mod clock;
+pub mod election;
 pub mod error;
 pub mod keys;
 pub mod kit;
@@ -54,6 +55,7 @@ mod wait;
 pub mod watch;
 
 pub use client::{Client, ClientBuilder, Identity};
+pub use election::{Election, Leader, Leadership};
 pub use error::{Error, LostReason, Result, TxnError};
 pub use keys::{Key, KeyRange, KeySpace, LeaseId, Name, Revision};
 pub use lock::{Fence, Fenced, FencingToken};
