@@ -28,6 +28,7 @@ pub struct ServerBuilder {
     listeners: Vec<TcpListener>,
     services: RoutesBuilder,
     routes: Router,
+    tasks: Tasks,
 }
 
 /// A listening server. Dropping it stops accepting and closes its connections;
@@ -42,13 +43,15 @@ impl Server {
     /// A server of this member with etcd's services and the HTTP routes, that listens nowhere yet.
     pub fn builder(node: Node) -> ServerBuilder {
         let mut services = Routes::builder();
-        api::grpc::add_services(&mut services, &node);
+        let tasks = Tasks::new();
+        api::grpc::add_services(&mut services, &node, &tasks);
         ServerBuilder {
             routes: api::http::routes(node.clone()),
             node,
             urls: Vec::new(),
             listeners: Vec::new(),
             services,
+            tasks,
         }
     }
 
@@ -124,7 +127,7 @@ impl ServerBuilder {
             .collect::<io::Result<_>>()?;
         let services = words::in_etcds_words(self.services.routes().into_axum_router());
         let router = services.merge(self.routes);
-        let tasks = Tasks::new();
+        let tasks = self.tasks;
         let gate = accept::Gate::new(self.node.limits().max_connections);
         for listener in listeners {
             accept::run(listener, router.clone(), gate.clone(), &tasks);

@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{check_leader, in_etcds_words};
 use crate::node::Node;
+use crate::tasks::Tasks;
 
 /// Keep-alives of one stream under way at once; further ones wait in the connection.
 const KEEP_ALIVES_IN_FLIGHT: usize = 256;
@@ -21,13 +22,14 @@ const KEEP_ALIVES_IN_FLIGHT: usize = 256;
 #[derive(Debug)]
 pub struct Lease {
     node: Node,
+    serving: Tasks,
 }
 
 impl Lease {
-    /// The service of this member.
+    /// The service of this member; its streams end when `serving` is cancelled.
     #[must_use]
-    pub fn new(node: Node) -> Self {
-        Self { node }
+    pub fn new(node: Node, serving: Tasks) -> Self {
+        Self { node, serving }
     }
 }
 
@@ -71,7 +73,8 @@ impl lease_server::Lease for Lease {
                     Ok(node.lease_keep_alive(asked.id).await?)
                 }
             })
-            .buffered(KEEP_ALIVES_IN_FLIGHT);
+            .buffered(KEEP_ALIVES_IN_FLIGHT)
+            .take_until(self.serving.cancelled());
         Ok(Response::new(Box::pin(until_first_error(answers))))
     }
 

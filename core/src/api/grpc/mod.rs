@@ -27,14 +27,22 @@ use tonic::service::RoutesBuilder;
 use tonic::{Code, Status};
 
 use crate::node::Node;
+use crate::tasks::Tasks;
 
-/// Adds all services of `node` to `routes`, with etcd's limits on message sizes.
-pub fn add_services(routes: &mut RoutesBuilder, node: &Node) {
+/// Adds all services of `node` to `routes`, with etcd's limits on message sizes. Calls that would
+/// never end by themselves end when `serving` is cancelled.
+pub fn add_services(routes: &mut RoutesBuilder, node: &Node, serving: &Tasks) {
     let limit = node.limits().max_request_bytes + GRPC_OVERHEAD_BYTES;
     routes
         .add_service(KvServer::new(Kv::new(node.clone())).max_decoding_message_size(limit))
-        .add_service(WatchServer::new(Watch::new(node.clone())).max_decoding_message_size(limit))
-        .add_service(LeaseServer::new(Lease::new(node.clone())).max_decoding_message_size(limit))
+        .add_service(
+            WatchServer::new(Watch::new(node.clone(), serving.clone()))
+                .max_decoding_message_size(limit),
+        )
+        .add_service(
+            LeaseServer::new(Lease::new(node.clone(), serving.clone()))
+                .max_decoding_message_size(limit),
+        )
         .add_service(
             ClusterServer::new(Cluster::new(node.clone())).max_decoding_message_size(limit),
         )

@@ -11,18 +11,20 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{check_leader, in_etcds_words, wants_leader};
 use crate::node::{Node, WatchControl, WatchSession};
+use crate::tasks::Tasks;
 
 /// etcd's Watch service, for one member.
 #[derive(Debug)]
 pub struct Watch {
     node: Node,
+    serving: Tasks,
 }
 
 impl Watch {
-    /// The service of this member.
+    /// The service of this member; its calls end when `serving` is cancelled.
     #[must_use]
-    pub fn new(node: Node) -> Self {
-        Self { node }
+    pub fn new(node: Node, serving: Tasks) -> Self {
+        Self { node, serving }
     }
 }
 
@@ -33,6 +35,8 @@ struct Call {
     requests: Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>,
     /// Ends when there is no leader; never for a client that does not care.
     leaderless: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Ends when the server stops.
+    stopping: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 #[tonic::async_trait]
@@ -50,6 +54,7 @@ impl watch_server::Watch for Watch {
         let call = Call {
             requests: Box::pin(carry(request.into_inner(), session.control())),
             session,
+            stopping: Box::pin(self.serving.cancelled()),
             leaderless: Box::pin(async move {
                 if wants_leader {
                     node.leaderless().await;
@@ -78,6 +83,7 @@ impl Call {
             biased;
             ended = &mut self.requests => ended.map(|()| None),
             answer = self.session.next() => Ok(Some(answer?)),
+            () = &mut self.stopping => Err(Reason::Stopped.into()),
             () = &mut self.leaderless => Err(Reason::NoLeader.into()),
         }
     }

@@ -1,0 +1,235 @@
+//! The client port of a lone member, over real connections: gRPC as any etcd client speaks it, and
+//! the HTTP routes beside it.
+
+use std::time::Duration;
+
+use quorate_core::node::Node;
+use quorate_core::server::Server;
+use quorate_proto::etcdserverpb::kv_client::KvClient;
+use quorate_proto::etcdserverpb::lease_client::LeaseClient;
+use quorate_proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use quorate_proto::etcdserverpb::watch_client::WatchClient;
+use quorate_proto::etcdserverpb::watch_request::RequestUnion;
+use quorate_proto::etcdserverpb::{
+    LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest, RangeRequest, SnapshotRequest,
+    WatchCreateRequest, WatchRequest,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+struct Served {
+    node: Node,
+    server: Server,
+    address: std::net::SocketAddr,
+}
+
+async fn serve() -> Served {
+    let node = Node::builder().in_memory().start().await.unwrap();
+    let server = Server::builder(node.clone())
+        .listen("http://127.0.0.1:0")
+        .start()
+        .await
+        .unwrap();
+    let address = server.local_addrs()[0];
+    Served {
+        node,
+        server,
+        address,
+    }
+}
+
+impl Served {
+    async fn channel(&self) -> Channel {
+        let uri = format!("http://{}", self.address);
+        Channel::from_shared(uri).unwrap().connect().await.unwrap()
+    }
+
+    /// The whole answer to a plain HTTP/1.1 request.
+    async fn http(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    async fn get(&self, path: &str) -> String {
+        self.http(&format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        ))
+        .await
+    }
+
+    async fn stop(self) {
+        self.server.stop().await;
+        self.node.shutdown().await;
+    }
+}
+
+fn put(key: &str, bytes: usize) -> PutRequest {
+    PutRequest {
+        key: key.to_owned().into(),
+        value: vec![b'v'; bytes].into(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_leases_and_watches_over_grpc() {
+    let served = serve().await;
+    let channel = served.channel().await;
+    let mut kv = KvClient::new(channel.clone());
+    let create = WatchRequest {
+        request_union: Some(RequestUnion::CreateRequest(WatchCreateRequest {
+            key: "a".into(),
+            ..Default::default()
+        })),
+    };
+    let (asking, requests) = tokio::sync::mpsc::channel(4);
+    asking.send(create).await.unwrap();
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let mut answers = WatchClient::new(channel.clone())
+        .watch(requests)
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(answers.message().await.unwrap().unwrap().created);
+    kv.put(put("a", 3)).await.unwrap();
+    assert_eq!(answers.message().await.unwrap().unwrap().events.len(), 1);
+    let read = RangeRequest {
+        key: "a".into(),
+        ..Default::default()
+    };
+    let mut pieces = kv.range_stream(read).await.unwrap().into_inner();
+    let piece = pieces
+        .message()
+        .await
+        .unwrap()
+        .unwrap()
+        .range_response
+        .unwrap();
+    assert_eq!((piece.kvs.len(), piece.count), (1, 1));
+    // The end of the client's side ends the watch.
+    drop(asking);
+    assert!(answers.message().await.unwrap().is_none());
+
+    let mut leases = LeaseClient::new(channel);
+    let granted = leases
+        .lease_grant(LeaseGrantRequest { ttl: 60, id: 0 })
+        .await
+        .unwrap();
+    let id = granted.into_inner().id;
+    let asked = tokio_stream::iter([id, 404, id].map(|id| LeaseKeepAliveRequest { id }));
+    let mut kept = leases.lease_keep_alive(asked).await.unwrap().into_inner();
+    let mut ttls = Vec::new();
+    while let Some(answer) = kept.message().await.unwrap() {
+        ttls.push((answer.id, answer.ttl));
+    }
+    assert_eq!(ttls, [(id, 60), (404, 0), (id, 60)]);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_carry_etcds_codes_and_texts() {
+    let served = serve().await;
+    let channel = served.channel().await;
+    let mut kv = KvClient::new(channel.clone());
+    let told = |status: Status| (status.code(), status.message().to_owned());
+    let empty = kv.put(put("", 1)).await.map_err(told).unwrap_err();
+    assert_eq!(
+        empty,
+        (
+            Code::InvalidArgument,
+            "etcdserver: key is not provided".to_owned()
+        )
+    );
+    let large = kv
+        .put(put("big", 1_572_864))
+        .await
+        .map_err(told)
+        .unwrap_err();
+    assert_eq!(
+        large,
+        (
+            Code::InvalidArgument,
+            "etcdserver: request is too large".to_owned()
+        )
+    );
+    let (code, text) = kv
+        .put(put("big", 2_097_152))
+        .await
+        .map_err(told)
+        .unwrap_err();
+    assert_eq!(code, Code::ResourceExhausted);
+    assert!(
+        text.starts_with("grpc: received message larger than max ("),
+        "{text}"
+    );
+    assert!(text.ends_with(" vs. 2097152)"), "{text}");
+    let mut maintenance = MaintenanceClient::new(channel.clone());
+    let snapshot = maintenance
+        .snapshot(SnapshotRequest {})
+        .await
+        .map_err(told)
+        .unwrap_err();
+    assert_eq!(snapshot.0, Code::Unimplemented);
+    let unknown = unknown(&channel, "/etcdserverpb.KV/Nope").await;
+    assert_eq!(unknown, "unknown method Nope for service etcdserverpb.KV");
+    let unknown = self::unknown(&channel, "/no.Such/Method").await;
+    assert_eq!(unknown, "unknown service no.Such");
+    served.stop().await;
+}
+
+/// What a call of something that does not exist is told.
+async fn unknown(channel: &Channel, path: &'static str) -> String {
+    let mut client = tonic::client::Grpc::new(channel.clone());
+    client.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<PutRequest, PutRequest>::default();
+    let path = axum::http::uri::PathAndQuery::from_static(path);
+    let request = tonic::Request::new(PutRequest::default());
+    let answer: Result<tonic::Response<PutRequest>, Status> =
+        client.unary(request, path, codec).await;
+    let status = answer.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+    status.message().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn version_and_health_are_beside_grpc_on_the_same_port() {
+    let served = serve().await;
+    let version = served.get("/version").await;
+    assert!(version.contains(r#""etcdserver":"3."#), "{version}");
+    let health = served.get("/health").await;
+    assert!(
+        health.contains(r#"{"health":"true","reason":""}"#),
+        "{health}"
+    );
+    assert!(served.get("/livez").await.starts_with("HTTP/1.1 200"));
+    assert!(served.get("/readyz").await.starts_with("HTTP/1.1 200"));
+    assert!(served.get("/nowhere").await.starts_with("HTTP/1.1 404"));
+    let post = "POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    assert!(served.http(post).await.starts_with("HTTP/1.1 405"));
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_ends_open_watches_instead_of_waiting_for_them() {
+    let served = serve().await;
+    let channel = served.channel().await;
+    let (_asking, requests) = tokio::sync::mpsc::channel::<WatchRequest>(1);
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let mut answers = WatchClient::new(channel)
+        .watch(requests)
+        .await
+        .unwrap()
+        .into_inner();
+    let stopped = tokio::time::timeout(Duration::from_secs(3), served.server.stop());
+    stopped
+        .await
+        .expect("an open watch does not hold up the stop");
+    let status = answers.message().await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    served.node.shutdown().await;
+}
