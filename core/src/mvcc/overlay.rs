@@ -169,3 +169,63 @@ impl Iterator for Merge<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+    use crate::storage::kv::{Kv, MemKv};
+
+    fn key(random: &mut StdRng) -> Bytes {
+        Bytes::from(vec![random.random_range(1..6), random.random_range(0..6)])
+    }
+
+    fn bound(random: &mut StdRng) -> Bound<Bytes> {
+        match random.random_range(0..3) {
+            0 => Bound::Unbounded,
+            1 => Bound::Included(key(random)),
+            _ => Bound::Excluded(key(random)),
+        }
+    }
+
+    /// Base, changes and changes taken back against one map, in both directions.
+    #[test]
+    fn shows_what_its_batch_will_make() {
+        let mut random = StdRng::seed_from_u64(11);
+        let (kv, mut model) = (MemKv::new(), BTreeMap::new());
+        for _ in 0..300 {
+            let mut overlay = Overlay::new(kv.view());
+            for _ in 0..random.random_range(0..12) {
+                let (key, value) = (key(&mut random), key(&mut random));
+                let value = random.random_bool(0.6).then_some(value);
+                if random.random_bool(0.2) {
+                    let undo = overlay.replace(key, value);
+                    overlay.undo(undo);
+                } else if let Some(value) = value {
+                    overlay.put(key.clone(), value.clone());
+                    model.insert(key, value);
+                } else {
+                    overlay.delete(key.clone());
+                    model.remove(&key);
+                }
+            }
+            let probe = key(&mut random);
+            assert_eq!(overlay.get(&probe).unwrap().as_ref(), model.get(&probe));
+            let (start, end) = (bound(&mut random), bound(&mut random));
+            let mut expected: Vec<(Bytes, Bytes)> = Vec::new();
+            if !bounds_cross(&start, &end) {
+                let found = model.range((start.clone(), end.clone()));
+                expected.extend(found.map(|(key, value)| (key.clone(), value.clone())));
+            }
+            for direction in [Direction::Forward, Direction::Reverse] {
+                let found = overlay.range(start.clone(), end.clone(), direction);
+                let found: Result<Vec<_>, _> = found.collect();
+                assert_eq!(found.unwrap(), expected, "{direction:?}");
+                expected.reverse();
+            }
+            kv.commit(overlay.into_batch()).unwrap();
+        }
+    }
+}

@@ -193,3 +193,47 @@ fn records_read_back_and_damage_is_an_error() {
     }
     assert!(corrupt(lease_of(b"\x04abc").map(drop)));
 }
+
+/// These bytes are on disks: a change of them needs a new format number and a way to read the old.
+#[test]
+fn the_format_is_fixed() {
+    let began = Revision::new(3, 1);
+    assert_eq!(key_key(b"a\0"), &b"\x01a\0"[..]);
+    let version =
+        b"\x02a\0\xff\0\x01\xff\xff\xff\xff\xff\xff\xff\xfc\xff\xff\xff\xff\xff\xff\xff\xfe";
+    assert_eq!(version_key(b"a\0", began), &version[..]);
+    assert_eq!(
+        event_key(began),
+        &b"\x03\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x01"[..]
+    );
+    assert_eq!(lease_key(1), &b"\x04\x80\0\0\0\0\0\0\x01"[..]);
+    assert_eq!(
+        lease_key_key(-1, b"k"),
+        &b"\x05\x7f\xff\xff\xff\xff\xff\xff\xffk"[..]
+    );
+    assert_eq!(auth_key(b"u"), "\x06u");
+    assert_eq!(meta_key(MetaKey::Applied), "\x07applied");
+    assert_eq!(member_key(2), &b"\x08\0\0\0\0\0\0\0\x02"[..]);
+    assert_eq!(alarm_key(2, 1), &b"\x09\0\0\0\0\0\0\0\x02\0\0\0\x01"[..]);
+
+    let pair = Pair {
+        create_revision: 2,
+        mod_revision: began,
+        version: 300,
+        lease: 7,
+        value: Bytes::from_static(b"v"),
+    };
+    assert_eq!(pair.encode(), &b"\x01\x02\x03\x01\xac\x02\x07v"[..]);
+    let past = PastPair {
+        pair,
+        end: Revision::new(9, 4),
+    };
+    assert_eq!(past.encode(), &b"\x01\x02\xac\x02\x07\x09\x04v"[..]);
+    let event = EventRecord {
+        deleted: true,
+        key: Bytes::from_static(b"k"),
+        replaced: Some(began),
+        previous: None,
+    };
+    assert_eq!(event.encode(), &b"\x01\x01\x03\x01\0\0k"[..]);
+}

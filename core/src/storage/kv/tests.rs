@@ -217,3 +217,36 @@ fn a_damaged_store_is_an_error_not_a_panic() {
     let refused = FjallKv::open(folder.path(), &DiskOptions::default()).unwrap_err();
     assert!(matches!(refused, KvError::Open { .. }), "{refused}");
 }
+
+/// Files as a killed process leaves them: without a close, without a sync.
+#[test]
+fn a_killed_process_loses_no_committed_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let kv = FjallKv::create(folder.path(), &DiskOptions::default()).unwrap();
+    for number in 0..50u8 {
+        let mut batch = WriteBatch::new();
+        batch.put(vec![1, number], vec![number; 5_000]);
+        batch.put("applied", vec![number]);
+        kv.commit(batch).unwrap();
+    }
+    let left = tempfile::tempdir().unwrap();
+    copy(folder.path(), left.path());
+    let copy = FjallKv::open(left.path(), &DiskOptions::default()).unwrap();
+    assert_eq!(
+        everything(copy.view().as_ref()),
+        everything(kv.view().as_ref())
+    );
+    assert_eq!(copy.view().get(b"applied").unwrap().unwrap(), &[49][..]);
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
