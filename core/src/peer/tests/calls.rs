@@ -204,3 +204,41 @@ async fn a_joining_member_can_ask_who_is_there() {
     let members = fetch_members(&format!("http://{address}"), LIMIT).await;
     assert_eq!(members.unwrap().cluster_id, CLUSTER);
 }
+
+#[tokio::test]
+async fn a_caller_that_overruns_a_session_loses_only_that_session() {
+    use pb::stream_frame::Kind;
+    let two = Member::answering(local(CLUSTER, 2), &Scripted::new());
+    let (address, _) = two.serve(any_port()).await;
+    let url = format!("http://{address}");
+    let mut client = pb::peer_client::PeerClient::connect(url).await.unwrap();
+    let handshake = Kind::Handshake(local(CLUSTER, 1).handshake(2));
+    let appends = (0..200).map(|sequence| {
+        Kind::Append(pb::SessionAppend {
+            session: 5,
+            sequence,
+            single: false,
+            request: Some(append(sequence, 1)),
+        })
+    });
+    let ping = Kind::Ping(pb::Ping { sequence: 9 });
+    let frames: Vec<_> = [handshake]
+        .into_iter()
+        .chain(appends)
+        .chain([ping])
+        .map(|kind| pb::StreamFrame { kind: Some(kind) })
+        .collect();
+    let frames = futures::stream::iter(frames).chain(futures::stream::pending());
+    let mut answers = client.stream(frames).await.unwrap().into_inner();
+    let mut said = Vec::new();
+    while said.len() < 3 {
+        let frame = tokio::time::timeout(LIMIT, answers.message()).await;
+        said.push(frame.unwrap().unwrap().unwrap().kind.unwrap());
+    }
+    let closed = said.iter().find_map(|kind| match kind {
+        Kind::Closed(closed) => closed.failure.clone(),
+        _ => None,
+    });
+    assert_eq!(closed.unwrap().kind(), pb::failure::Kind::Full);
+    assert!(said.contains(&Kind::Pong(pb::Pong { sequence: 9 })));
+}
