@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType};
 use quorate_proto::mvccpb::event::EventType;
 
 use crate::client::Client;
 use crate::keys::{Key, Revision};
-use crate::store::{StoreError, WatchStream};
+use crate::store::{Cause, StoreError, WatchStream};
 
 /// Pauses that double from a first length to a longest one, with jitter.
 #[derive(Debug)]
@@ -99,14 +100,47 @@ async fn first_deletion(mut stream: WatchStream) -> Result<Woken, StoreError> {
     Ok(Woken::Interrupted)
 }
 
-/// The final error that a server's reason for ending a watch stands for, if it is one.
+/// The final error that a server's reason for ending a watch stands for, if it is one. The reason
+/// may have a code in front of it.
 pub(crate) fn refusal(reason: &str) -> Option<StoreError> {
-    let cause = || crate::store::Cause::new(reason);
-    if reason.contains("PermissionDenied") || reason.contains("user name is empty") {
+    let cause = || Cause::new(reason);
+    let tells = |known: Reason| reason.ends_with(known.text());
+    if [
+        Reason::PermissionDenied,
+        Reason::UserEmpty,
+        Reason::InvalidAuthToken,
+    ]
+    .into_iter()
+    .any(tells)
+    {
         return Some(StoreError::Auth(cause()));
     }
-    if reason.contains("watcher range is empty") || reason.contains("duplicate watch ID") {
+    if [
+        Reason::WatchRangeEmpty,
+        Reason::WatchIdInUse,
+        Reason::EmptyKey,
+    ]
+    .into_iter()
+    .any(tells)
+    {
         return Some(StoreError::Invalid(cause()));
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_refusals_end_a_watch_for_good() {
+        let denied = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
+        assert!(matches!(refusal(denied), Some(StoreError::Auth(_))));
+        assert!(matches!(
+            refusal("mvcc: watcher range is empty"),
+            Some(StoreError::Invalid(_))
+        ));
+        assert_eq!(refusal("etcdserver: no leader"), None);
+        assert_eq!(refusal(""), None);
+    }
 }

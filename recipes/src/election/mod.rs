@@ -11,9 +11,9 @@ use std::marker::PhantomData;
 use futures::stream::BoxStream;
 use quorate_proto::etcdserverpb::TxnRequest;
 use quorate_proto::mvccpb::KeyValue;
+use serde::Serialize;
 use serde::de::value::StringDeserializer;
 use serde::de::{DeserializeOwned, IntoDeserializer};
-use serde::Serialize;
 
 use crate::client::Client;
 use crate::error::{Error, Result};

@@ -1,5 +1,5 @@
 //! The seam below every recipe: what a store must offer, and how it may fail. [`remote`] speaks to
-//! any etcd v3 endpoint.
+//! any etcd v3 endpoint, `embedded` to a node in this process.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,6 +13,8 @@ use quorate_proto::etcdserverpb::{
 
 use crate::keys::{LeaseId, Revision};
 
+#[cfg(feature = "embedded")]
+pub mod embedded;
 pub mod ops;
 pub mod remote;
 mod status;
@@ -238,4 +240,9 @@ pub fn is_read_only(request: &TxnRequest) -> bool {
         Some(request_op::Request::RequestTxn(inner)) => is_read_only(inner),
         Some(_) => false,
     })
+}
+
+/// A time to live as the protocol tells it.
+fn seconds(ttl: i64) -> Duration {
+    Duration::from_secs(u64::try_from(ttl).unwrap_or(0))
 }

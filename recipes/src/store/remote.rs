@@ -20,7 +20,9 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::status::classify;
-use super::{Capabilities, Cause, Lease, LeaseTtl, Store, StoreError, WatchStream, is_read_only};
+use super::{
+    Capabilities, Cause, Lease, LeaseTtl, Store, StoreError, WatchStream, is_read_only, seconds,
+};
 use crate::keys::LeaseId;
 
 /// Most attempts of one call, when each was certainly not applied.
@@ -234,10 +236,6 @@ impl Remote {
             );
         }
     }
-}
-
-fn seconds(ttl: i64) -> Duration {
-    Duration::from_secs(u64::try_from(ttl).unwrap_or(0))
 }
 
 /// Asks the server to end the stream when it has no leader, instead of staying silent.

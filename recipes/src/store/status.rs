@@ -2,47 +2,35 @@
 
 use std::error::Error;
 
-use tonic::{Code, ConnectError, Status};
+use quorate_proto::{Kind, Reason};
+use tonic::{ConnectError, Status};
 
 use super::{Cause, StoreError};
 use crate::keys::Revision;
 
-/// Answers that a server gives before it has proposed anything.
-const BEFORE_PROPOSING: [&str; 4] = [
-    "etcdserver: no leader",
-    "etcdserver: not leader",
-    "etcdserver: too many requests",
-    "raft proposal dropped",
-];
-
 /// The store error that a status stands for. Where it is open whether the call was applied, it is
 /// [`StoreError::Unknown`].
 pub(super) fn classify(status: &Status) -> StoreError {
-    let text = status.message();
-    let cause = || Cause::new(format!("{:?}: {text}", status.code()));
-    if never_sent(status) || BEFORE_PROPOSING.iter().any(|known| text.contains(known)) {
-        return StoreError::NotApplied(cause());
+    let cause = Cause::new(format!("{:?}: {}", status.code(), status.message()));
+    if never_sent(status) {
+        return StoreError::NotApplied(cause);
     }
-    match status.code() {
-        Code::OutOfRange if text.contains("has been compacted") => {
-            StoreError::Compacted { at: Revision(0) }
+    let reason = Reason::from_status(status);
+    match reason {
+        Some(Reason::LeaseNotFound) => return StoreError::LeaseNotFound,
+        Some(Reason::LeaseExists) => return StoreError::LeaseExists,
+        Some(Reason::UserEmpty) => return StoreError::Auth(cause),
+        Some(reason) if reason.is_retryable() => return StoreError::NotApplied(cause),
+        _ => {}
+    }
+    match Kind::of(status) {
+        Kind::Compacted => StoreError::Compacted { at: Revision(0) },
+        Kind::Denied => StoreError::Auth(cause),
+        Kind::Invalid | Kind::Future | Kind::Unimplemented => StoreError::Invalid(cause),
+        Kind::NotFound | Kind::Conflict | Kind::Exhausted | Kind::Corrupt => {
+            StoreError::Refused(cause)
         }
-        _ if text.contains("requested lease not found") => StoreError::LeaseNotFound,
-        _ if text.contains("lease already exists") => StoreError::LeaseExists,
-        _ if text.contains("user name is empty") || text.contains("authentication failed") => {
-            StoreError::Auth(cause())
-        }
-        Code::Unauthenticated | Code::PermissionDenied => StoreError::Auth(cause()),
-        Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => {
-            StoreError::Invalid(cause())
-        }
-        Code::ResourceExhausted if text.contains("message larger than max") => {
-            StoreError::Invalid(cause())
-        }
-        Code::ResourceExhausted | Code::FailedPrecondition | Code::DataLoss | Code::NotFound => {
-            StoreError::Refused(cause())
-        }
-        _ => StoreError::Unknown(cause()),
+        _ => StoreError::Unknown(cause),
     }
 }
 
@@ -61,15 +49,16 @@ fn never_sent(status: &Status) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tonic::Code;
 
     #[test]
     fn only_answers_given_before_proposing_may_be_repeated() {
         let kind = |code, text: &str| classify(&Status::new(code, text));
         assert!(kind(Code::Unavailable, "etcdserver: no leader").is_retryable());
         assert!(kind(Code::ResourceExhausted, "etcdserver: too many requests").is_retryable());
+        assert!(kind(Code::Unknown, "raft proposal dropped").is_retryable());
         for (code, text) in [
             (Code::Unavailable, "etcdserver: request timed out"),
-            (Code::Unavailable, "etcdserver: leader changed"),
             (Code::Unavailable, "etcdserver: server stopped"),
             (Code::Unavailable, "transport is closing"),
             (Code::Unknown, "h2 protocol error"),
@@ -83,25 +72,17 @@ mod tests {
 
     #[test]
     fn refusals_are_told_apart() {
-        let kind = |code, text: &str| classify(&Status::new(code, text));
-        let lease = kind(Code::NotFound, "etcdserver: requested lease not found");
-        assert_eq!(lease, StoreError::LeaseNotFound);
-        let exists = kind(Code::FailedPrecondition, "etcdserver: lease already exists");
-        assert_eq!(exists, StoreError::LeaseExists);
-        let space = kind(
-            Code::ResourceExhausted,
-            "etcdserver: mvcc: database space exceeded",
-        );
-        assert!(matches!(space, StoreError::Refused(_)));
-        let text = "etcdserver: mvcc: required revision has been compacted";
-        let compacted = kind(Code::OutOfRange, text);
+        let kind = |reason: Reason| classify(&reason.into());
+        assert_eq!(kind(Reason::LeaseNotFound), StoreError::LeaseNotFound);
+        assert_eq!(kind(Reason::LeaseExists), StoreError::LeaseExists);
+        assert!(matches!(kind(Reason::NoSpace), StoreError::Refused(_)));
+        let compacted = kind(Reason::Compacted);
         assert!(matches!(compacted, StoreError::Compacted { .. }));
-        let future = "etcdserver: mvcc: required revision is a future revision";
         assert!(matches!(
-            kind(Code::OutOfRange, future),
+            kind(Reason::FutureRevision),
             StoreError::Invalid(_)
         ));
-        let auth = kind(Code::InvalidArgument, "etcdserver: user name is empty");
-        assert!(matches!(auth, StoreError::Auth(_)));
+        assert!(matches!(kind(Reason::UserEmpty), StoreError::Auth(_)));
+        assert!(matches!(kind(Reason::TooManyOps), StoreError::Invalid(_)));
     }
 }
