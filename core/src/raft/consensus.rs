@@ -14,7 +14,6 @@ use openraft::impls::ProgressResponder;
 use openraft::network::{NetSnapshot, RaftNetworkFactory};
 use quorate_proto::Reason;
 use tokio::sync::{Semaphore, watch};
-use uuid::Uuid;
 
 use crate::apply;
 use crate::clock;
@@ -59,8 +58,6 @@ pub struct Options {
     pub member_id: u64,
     /// Its cluster.
     pub cluster_id: u64,
-    /// This process start; the same as `pending`'s.
-    pub boot: Uuid,
     /// How often a leader shows that it lives.
     pub heartbeat_interval: Duration,
     /// How long followers wait for a leader before they elect another.

@@ -185,6 +185,12 @@ impl Log {
         start..wanted_end.min(end).max(start)
     }
 
+    /// Whether the log has an entry at `index`.
+    fn has(&self, index: u64) -> bool {
+        let purged = self.ends().purged;
+        purged.is_none_or(|purged| purged.index < index) && self.wal().entry_id(index).is_some()
+    }
+
     /// At least the first entry of `range`, which the log has, and more up to `bytes_max`. What is
     /// not in memory is read on a thread for blocking work.
     async fn read(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
@@ -200,9 +206,9 @@ impl Log {
                 .await
                 .map_err(io::Error::other)??
         };
-        match read.first() {
-            Some(entry) if entry.id.index == first => {}
-            other => return Err(hole(first, other.map(|entry| entry.id.index))),
+        let found = read.first().map(|entry| entry.id.index);
+        if found != Some(first) && self.has(first) {
+            return Err(hole(first, found));
         }
         let entries = read.into_iter().map(codec::entry);
         Ok(entries.collect::<Result<_, _>>()?)

@@ -188,12 +188,14 @@ impl Worker {
         meta_of(&*view).map_err(|error| self.fail(&error))
     }
 
-    /// A view of the state as it is now, and the engine, to be persisted elsewhere.
-    pub(super) fn view(&self) -> io::Result<(Option<Pinned>, Arc<dyn Kv>)> {
+    /// A view of the state as it is now, perhaps of nothing, and the engine, to be persisted
+    /// elsewhere.
+    pub(super) fn view(&self) -> io::Result<(Pinned, Arc<dyn Kv>)> {
         let kv = self.parts.state.kv();
         let view = kv.view();
         let meta = meta_of(&*view).map_err(|error| self.fail(&error))?;
-        Ok((meta.map(|meta| Pinned { meta, view }), kv))
+        let meta = meta.unwrap_or_default();
+        Ok((Pinned { meta, view }, kv))
     }
 
     /// Makes all that is applied durable.
@@ -210,7 +212,8 @@ impl Worker {
             purged.map(|id| id.index) > last
         };
         if self.pinned.as_ref().is_none_or(is_behind) {
-            self.pinned = self.view()?.0;
+            let (pinned, _) = self.view()?;
+            self.pinned = pinned.meta.last_log_id.is_some().then_some(pinned);
         }
         Ok(self.pinned.clone())
     }

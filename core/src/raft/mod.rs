@@ -29,6 +29,9 @@ mod transfer;
 pub mod types;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use consensus::{Consensus, Options, ProposeError, RaftMember, Status};
 pub use leadership::Leadership;
 pub use machine::AppliedPoint;

@@ -144,9 +144,6 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     /// it can go. The disk work runs beside the applies.
     async fn build_snapshot(&mut self) -> io::Result<RaftSnapshot> {
         let (pinned, kv) = self.machine.run(|worker| worker.view()).await?;
-        let Some(pinned) = pinned else {
-            return Err(io::Error::other("nothing is applied yet"));
-        };
         let persisted = match self.mode {
             WriterMode::Caller => kv.persist(),
             WriterMode::Thread => tokio::task::spawn_blocking(move || kv.persist())
