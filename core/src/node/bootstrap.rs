@@ -147,7 +147,6 @@ async fn assemble(
     let consensus = Consensus::start(raft::Options {
         member_id: ids.member_id,
         cluster_id: ids.cluster_id,
-        boot,
         heartbeat_interval: config.heartbeat_interval,
         election_timeout: config.election_timeout,
         wal: opened.wal,

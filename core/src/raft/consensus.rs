@@ -515,8 +515,7 @@ impl Consensus {
         drop(self.inner.raft.shutdown().await);
         self.inner.pending.close();
         self.inner.tasks.stop(self.inner.election_timeout).await;
-        let persisted = self.inner.machine.run(|worker| worker.persist()).await;
-        if let Err(error) = persisted {
+        if let Err(error) = self.inner.machine.stop().await {
             tracing::warn!(%error, "the state was not made durable, the log will replay it");
         }
         let wal = self.inner.wal.clone();

@@ -2,7 +2,7 @@
 //! one thread of their own. Used by `state_machine`, which turns openraft's calls into jobs.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use openraft::storage::ApplyResponder;
@@ -73,10 +73,12 @@ pub(super) struct Machine {
 #[derive(Debug, Clone)]
 enum Jobs {
     Thread(mpsc::Sender<Job>),
-    Caller(Arc<std::sync::Mutex<Worker>>),
+    /// `None` once stopped.
+    Caller(Arc<Mutex<Option<Worker>>>),
 }
 
-type Job = Box<dyn FnOnce(&mut Worker) + Send>;
+/// One job for the thread. Only the last one gives no worker back: the thread ends.
+type Job = Box<dyn FnOnce(Worker) -> Option<Worker> + Send>;
 
 /// What openraft waits for beside the state: to be told when an entry is applied.
 pub(super) type Responders = Vec<ApplyResponder<TypeConfig>>;
@@ -90,20 +92,23 @@ impl Machine {
     pub(super) fn start(parts: Parts, mode: WriterMode) -> io::Result<Self> {
         let point = AppliedPoint::of(&parts.state);
         let (published, applied) = watch::channel(point);
-        let mut worker = Worker {
+        let worker = Worker {
             parts,
             published,
             pinned: None,
         };
         let jobs = match mode {
-            WriterMode::Caller => Jobs::Caller(Arc::new(std::sync::Mutex::new(worker))),
+            WriterMode::Caller => Jobs::Caller(Arc::new(Mutex::new(Some(worker)))),
             WriterMode::Thread => {
                 let (sender, mut receiver) = mpsc::channel::<Job>(JOBS_MAX);
                 thread::Builder::new()
                     .name("quorate-state".to_owned())
                     .spawn(move || {
-                        while let Some(job) = receiver.blocking_recv() {
-                            job(&mut worker);
+                        let mut worker = Some(worker);
+                        while let Some(ready) = worker.take()
+                            && let Some(job) = receiver.blocking_recv()
+                        {
+                            worker = job(ready);
                         }
                     })?;
                 Jobs::Thread(sender)
@@ -126,20 +131,46 @@ impl Machine {
     {
         match &self.jobs {
             Jobs::Caller(worker) => {
-                let mut worker = worker
-                    .lock()
-                    .map_err(|_| io::Error::other("the state's thread panicked"))?;
-                job(&mut worker)
+                let mut worker = worker.lock().map_err(|_| stopped())?;
+                job(worker.as_mut().ok_or_else(stopped)?)
             }
             Jobs::Thread(sender) => {
                 let (done, result) = oneshot::channel();
-                let job: Job = Box::new(move |worker| drop(done.send(job(worker))));
-                let stopped = || io::Error::other("the state's thread has stopped");
+                let job: Job = Box::new(move |mut worker| {
+                    drop(done.send(job(&mut worker)));
+                    Some(worker)
+                });
                 sender.send(job).await.map_err(|_| stopped())?;
                 result.await.map_err(|_| stopped())?
             }
         }
     }
+
+    /// Makes the state durable, then lets go of it and its store. Later jobs are refused.
+    pub(super) async fn stop(&self) -> io::Result<()> {
+        let end = |worker: Worker| worker.persist();
+        match &self.jobs {
+            Jobs::Caller(worker) => {
+                let worker = worker.lock().map_err(|_| stopped())?.take();
+                worker.map_or(Ok(()), end)
+            }
+            Jobs::Thread(sender) => {
+                let (done, result) = oneshot::channel();
+                let job: Job = Box::new(move |worker| {
+                    drop(done.send(end(worker)));
+                    None
+                });
+                match sender.send(job).await {
+                    Ok(()) => result.await.map_err(|_| stopped())?,
+                    Err(_) => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+fn stopped() -> io::Error {
+    io::Error::other("the state's thread has stopped")
 }
 
 /// The state and what surrounds it, on its thread.
@@ -199,7 +230,7 @@ impl Worker {
     }
 
     /// Makes all that is applied durable.
-    pub(super) fn persist(&self) -> io::Result<()> {
+    fn persist(&self) -> io::Result<()> {
         let persisted = self.parts.state.kv().persist();
         persisted.map_err(|error| self.fail(&error))
     }

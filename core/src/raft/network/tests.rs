@@ -92,7 +92,6 @@ impl Machine {
         let consensus = Consensus::start(Options {
             member_id: self.id,
             cluster_id: CLUSTER,
-            boot,
             heartbeat_interval: HEARTBEAT,
             election_timeout: ELECTION,
             wal,

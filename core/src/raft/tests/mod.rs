@@ -182,12 +182,12 @@ use crate::storage::wal::EntryId;
 /// One put as a log entry.
 fn batch(ticket: &Ticket, key: &str, value: &str) -> Bytes {
     let put = PutRequest {
-        key: Bytes::copy_from_slice(key.as_bytes()).into(),
-        value: Bytes::copy_from_slice(value.as_bytes()).into(),
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        value: Bytes::copy_from_slice(value.as_bytes()),
         ..PutRequest::default()
     };
     let proposal = log::Proposal {
-        boot_id: Bytes::copy_from_slice(ticket.id().boot.as_bytes()).into(),
+        boot_id: Bytes::copy_from_slice(ticket.id().boot.as_bytes()),
         sequence: ticket.id().sequence,
         command: Some(log::Command {
             kind: Some(Kind::Put(put)),
