@@ -148,7 +148,12 @@ impl Watcher {
 
     fn live(&self, waiting: &[Selected]) -> Item {
         let revision = waiting.last().map_or(0, Selected::revision);
-        let compact_revision = self.hub.compact_revision();
+        // The hub's lock is the publisher's: not taken where it changes nothing.
+        let compact_revision = if self.start.prev_kv {
+            self.hub.compact_revision()
+        } else {
+            i64::MAX
+        };
         let mut events = Vec::with_capacity(waiting.iter().map(Selected::len).sum());
         for selected in waiting {
             selected.tell(self.start.prev_kv, compact_revision, &mut events);

@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::*;
 use crate::mvcc::hash::hash_kv;
-use crate::storage::kv::{Direction, Kv, KvError, View, WriteBatch};
+use crate::storage::kv::{Direction, DiskOptions, FjallKv, Kv, KvError, View, WriteBatch};
 
 fn key(rng: &mut StdRng) -> String {
     format!("k{}", rng.random_range(0..12))
@@ -114,11 +114,10 @@ fn caches(state: &State) -> String {
     let lessor = reader.lessor();
     let leases: Vec<_> = lessor.ids().into_iter().map(|id| lessor.get(id)).collect();
     format!(
-        "{:?} {:?} {} {} {:?} {:?} {leases:?}",
+        "{:?} {:?} {} {:?} {:?} {leases:?}",
         state.applied(),
         reader.revision(),
         reader.compact_revision(),
-        reader.disk_bytes(),
         reader.alarms(),
         reader.members(),
     )
@@ -288,4 +287,27 @@ fn a_batch_that_cannot_be_stored_shows_nowhere() {
         state.apply(vec![entry], OWN),
         Err(KvError::Corrupt { .. })
     ));
+}
+
+#[test]
+fn a_store_on_disk_opens_as_it_was_left() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = dir.path().join("kv");
+    let options = DiskOptions::default();
+    drop(FjallKv::create(&folder, &options).expect("a new store"));
+    let disk = || -> Arc<dyn Kv> { Arc::new(FjallKv::open(&folder, &options).expect("opens")) };
+    let memory: Arc<dyn Kv> = Arc::new(MemKv::new());
+    let mut expected = open(&memory);
+    let mut rest = log(&mut StdRng::seed_from_u64(7), 60);
+    while !rest.is_empty() {
+        let later = rest.split_off(20);
+        expected.apply(rest.clone(), OWN).expect("applies");
+        let kv = disk();
+        open(&kv).apply(rest, OWN).expect("applies");
+        drop(kv);
+        let kv = disk();
+        assert_eq!(caches(&open(&kv)), caches(&expected));
+        assert_eq!(content(&*kv), content(&*memory));
+        rest = later;
+    }
 }
