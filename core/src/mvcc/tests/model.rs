@@ -476,8 +476,8 @@ fn run(kv: &dyn Kv, seed: u64, rounds: usize) {
 
 #[test]
 fn the_memory_engine_follows_the_model() {
-    for seed in 0..4 {
-        run(&MemKv::new(), seed, 400);
+    for seed in 0..3 {
+        run(&MemKv::new(), seed, 300);
     }
 }
 
