@@ -3,7 +3,7 @@
 
 use quorate_proto::etcdserverpb::ResponseOp;
 
-use crate::keys::{Key, Revision};
+use crate::keys::{Key, LeaseId, Revision};
 use crate::lock::Holder;
 use crate::store::StoreError;
 
@@ -58,6 +58,14 @@ pub enum Error {
     /// The caller's own key was deleted by somebody else while the session lived.
     #[error("the key {0} was deleted by somebody else")]
     Removed(Key),
+    /// Somebody else has what only one can have: the id of an instance, the report of a task.
+    #[error("{key} is taken by lease {lease}")]
+    Taken {
+        /// The key.
+        key: Key,
+        /// The lease it is attached to.
+        lease: LeaseId,
+    },
     /// The operation can never succeed as it is.
     #[error("invalid: {0}")]
     Invalid(String),

@@ -46,6 +46,7 @@ pub mod error;
 pub mod keys;
 pub mod kit;
 pub mod lock;
+pub mod registry;
 pub mod session;
 pub mod store;
 mod tasks;

@@ -78,6 +78,11 @@ impl Owned {
         self.revision
     }
 
+    /// Leaves the key to somebody who writes and deletes it by other means.
+    pub(crate) fn disarm(mut self) {
+        self.armed = false;
+    }
+
     /// Writes a new value to the key, keeping its lease. Writes of one key take effect in the order
     /// of the calls. Returns the revision of the write.
     ///

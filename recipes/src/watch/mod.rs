@@ -80,6 +80,7 @@ pub struct Watcher {
     pause: Backoff,
     pause_due: bool,
     failed: Option<Error>,
+    link: tokio::sync::watch::Sender<bool>,
 }
 
 impl Watcher {
@@ -97,6 +98,7 @@ impl Watcher {
             pause,
             pause_due: false,
             failed: None,
+            link: tokio::sync::watch::Sender::new(false),
         }
     }
 
@@ -111,6 +113,12 @@ impl Watcher {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.stream.is_some()
+    }
+
+    /// Follows [`Watcher::is_connected`]; every failed attempt counts as news.
+    #[must_use]
+    pub fn link(&self) -> tokio::sync::watch::Receiver<bool> {
+        self.link.subscribe()
     }
 
     /// Whether a batch is ready, so that [`Watcher::next`] returns at once.
@@ -141,6 +149,7 @@ impl Watcher {
             }
             if let Err(error) = self.step().await {
                 self.stream = None;
+                self.link.send_replace(false);
                 self.pause_due = true;
                 match error {
                     Error::Store(StoreError::Compacted { .. }) => self.stale = true,
@@ -171,6 +180,7 @@ impl Watcher {
         let Some(stream) = &mut self.stream else {
             let request = self.request();
             self.stream = Some(self.client.store().watch(vec![request]).await?);
+            self.link.send_replace(true);
             return Ok(());
         };
         match stream.next().await {

@@ -1,0 +1,23 @@
+//! Service registry and discovery. An instance of a service is a leased key; whoever looks for the
+//! service keeps a view of all its instances. Values are in the JSON form of etcd's gRPC naming, so
+//! a Go gRPC client with etcd's resolver finds the same instances.
+//!
+//! `instance` is what is registered, `keeper` keeps it registered, `record` is how it is written,
+//! `discovery` follows a service, `tracker` decides what a view shows.
+
+mod discovery;
+mod instance;
+mod keeper;
+mod record;
+mod registration;
+mod tracker;
+mod view;
+
+pub use discovery::{Discover, Discovery};
+pub use instance::{Instance, InstanceBuilder, Status};
+pub use registration::{Registration, RegistrationState};
+pub use tracker::MassLoss;
+pub use view::{Change, Departure, Endpoint, ServiceView};
+
+/// The kind of key space that services live in.
+const KIND: &str = "service";

@@ -1,0 +1,322 @@
+//! What a view of a service shows, decided from the changes of its keys and the time: who is there,
+//! who left and how, and who is kept although its key is gone, because too many went at once.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_proto::mvccpb::KeyValue;
+use serde::de::DeserializeOwned;
+
+use super::record::{self, Reading};
+use super::view::{Endpoint, Farewells, ServiceView};
+use crate::clock::Instant;
+use crate::keys::{KeySpace, Revision};
+use crate::watch::{Batch, Change};
+
+/// When vanished instances are kept for a while. Instances that vanish without a word, many at
+/// once, more likely tell of a network that keeps them from renewing than of as many deaths, and
+/// an empty view would stop everybody who depends on it. Who deregisters is believed at once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MassLoss {
+    /// At least this many must vanish within the grace time.
+    pub at_least: usize,
+    /// More than this part of the instances must vanish within the grace time: 0.0 to 1.0.
+    pub more_than: f64,
+    /// How long they are kept, as suspects, counted from when each vanished. Zero: never.
+    pub grace: Duration,
+}
+
+impl Default for MassLoss {
+    /// At least 3 and more than half within 30 s, kept for as long.
+    fn default() -> Self {
+        Self {
+            at_least: 3,
+            more_than: 0.5,
+            grace: Duration::from_secs(30),
+        }
+    }
+}
+
+impl MassLoss {
+    fn is_met(&self, lost: usize, present: usize) -> bool {
+        // Numbers of instances are far below 2^32; beyond that the part is as good as exact.
+        let count = |n: usize| f64::from(u32::try_from(n).unwrap_or(u32::MAX));
+        !self.grace.is_zero()
+            && lost >= self.at_least
+            && count(lost) > self.more_than * count(lost.saturating_add(present))
+    }
+}
+
+/// Most instances that are remembered after they vanished.
+const VANISHED_MOST: usize = 10_000;
+
+/// The state behind the views of one service.
+pub(super) struct Tracker<M> {
+    space: KeySpace,
+    protection: MassLoss,
+    revision: Revision,
+    present: BTreeMap<Bytes, Arc<Endpoint<M>>>,
+    /// Gone without a word within the grace time, oldest first.
+    vanished: VecDeque<(Instant, Bytes, Arc<Endpoint<M>>)>,
+    /// The vanished that are shown as suspects.
+    suspects: BTreeMap<Bytes, Arc<Endpoint<M>>>,
+    unreadable: BTreeSet<Bytes>,
+    farewells: Farewells,
+}
+
+impl<M: DeserializeOwned> Tracker<M> {
+    pub(super) fn new(space: KeySpace, protection: MassLoss) -> Self {
+        Self {
+            space,
+            protection,
+            revision: Revision(0),
+            present: BTreeMap::new(),
+            vanished: VecDeque::new(),
+            suspects: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
+            farewells: Farewells::default(),
+        }
+    }
+
+    /// Takes in what changed.
+    pub(super) fn take(&mut self, batch: Batch, now: Instant) {
+        self.revision = batch.revision;
+        for change in batch.changes {
+            match change {
+                Change::Put { kv, .. } => self.put(&kv),
+                Change::Delete { key, .. } => self.delete(key.as_bytes(), now),
+            }
+        }
+        self.forget_old(now);
+        if self
+            .protection
+            .is_met(self.vanished.len(), self.present.len())
+        {
+            self.suspect_vanished();
+        }
+    }
+
+    fn put(&mut self, kv: &KeyValue) {
+        self.unreadable.remove(&kv.key);
+        let endpoint = match record::read(&self.space, kv) {
+            Reading::There(endpoint) => Some(Arc::new(endpoint)),
+            Reading::Leaving => None,
+            Reading::Unreadable(why) => {
+                tracing::warn!(key = %String::from_utf8_lossy(&kv.key), why, "not an instance");
+                self.unreadable.insert(kv.key.clone());
+                None
+            }
+        };
+        // Whatever it says, it is alive: nothing of it has vanished.
+        self.suspects.remove(&kv.key);
+        self.vanished.retain(|(_, key, _)| *key != kv.key);
+        match endpoint {
+            Some(endpoint) => {
+                self.present.insert(kv.key.clone(), endpoint);
+            }
+            None => {
+                if let Some(was) = self.present.remove(&kv.key) {
+                    self.farewells.add(&was.id, was.created);
+                }
+            }
+        }
+    }
+
+    fn delete(&mut self, key: &Bytes, now: Instant) {
+        self.unreadable.remove(key);
+        if let Some(was) = self.present.remove(key) {
+            if self.vanished.len() == VANISHED_MOST
+                && let Some((_, oldest, _)) = self.vanished.pop_front()
+            {
+                self.suspects.remove(&oldest);
+            }
+            self.vanished.push_back((now, key.clone(), was));
+        }
+    }
+
+    fn suspect_vanished(&mut self) {
+        let mut added = 0_usize;
+        for (since, key, endpoint) in &self.vanished {
+            self.suspects.entry(key.clone()).or_insert_with(|| {
+                added += 1;
+                Arc::new(endpoint.suspected(*since))
+            });
+        }
+        if added > 0 {
+            let (service, present) = (self.space.prefix(), self.present.len());
+            tracing::warn!(service, added, present, "many instances vanished; kept for a while");
+        }
+    }
+
+    /// Lets go of what vanished longer ago than the grace time. Returns whether a suspect went.
+    pub(super) fn forget_old(&mut self, now: Instant) -> bool {
+        let before = self.suspects.len();
+        while let Some((since, key, _)) = self.vanished.front() {
+            if now.saturating_duration_since(*since) < self.protection.grace {
+                break;
+            }
+            self.suspects.remove(key);
+            self.vanished.pop_front();
+        }
+        self.suspects.len() != before
+    }
+
+    /// When [`Tracker::forget_old`] will have something to do.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let (since, ..) = self.vanished.front()?;
+        Some(*since + self.protection.grace)
+    }
+
+    pub(super) fn view(&self, stale_since: Option<Instant>) -> ServiceView<M> {
+        let all = self.present.values().chain(self.suspects.values());
+        let mut instances: Vec<_> = all.cloned().collect();
+        instances.sort_by(|a, b| a.id.cmp(&b.id));
+        ServiceView {
+            revision: self.revision,
+            instances,
+            stale_since,
+            unreadable: self.unreadable.len(),
+            farewells: self.farewells.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::view::{Change as Event, Departure, difference};
+    use super::*;
+    use crate::clock;
+    use crate::watch::Origin;
+
+    struct Service {
+        tracker: Tracker<()>,
+        known: ServiceView<()>,
+        revision: i64,
+        now: Instant,
+    }
+
+    impl Service {
+        fn new() -> Self {
+            let tracker = Tracker::new(KeySpace::raw("s"), MassLoss::default());
+            let known = tracker.view(None);
+            Self {
+                tracker,
+                known,
+                revision: 1,
+                now: clock::now(),
+            }
+        }
+
+        fn step(&mut self, changes: Vec<Change>) -> String {
+            let batch = Batch {
+                revision: Revision(self.revision),
+                origin: Origin::Live,
+                changes,
+            };
+            self.tracker.take(batch, self.now);
+            self.news()
+        }
+
+        fn wait(&mut self, seconds: u64) -> String {
+            self.now += Duration::from_secs(seconds);
+            self.tracker.forget_old(self.now);
+            self.news()
+        }
+
+        /// `+a` joined, `~a` updated, `?a` suspected, `-a` deregistered, `!a` expired.
+        fn news(&mut self) -> String {
+            let view = self.tracker.view(None);
+            let news = difference(Some(&self.known), &view);
+            self.known = view;
+            let word = |change: &Event<()>| match change {
+                Event::Joined(e) => format!("+{}", e.id),
+                Event::Updated { now, .. } => format!("~{}", now.id),
+                Event::Suspected(e) => format!("?{}", e.id),
+                Event::Left {
+                    instance,
+                    departure,
+                } => match departure {
+                    Departure::Deregistered => format!("-{}", instance.id),
+                    Departure::Expired => format!("!{}", instance.id),
+                },
+            };
+            news.iter().map(word).collect::<Vec<_>>().join(" ")
+        }
+
+        fn write(&mut self, id: &str, created: i64, metadata: &str) -> Change {
+            self.revision += 1;
+            Change::Put {
+                kv: KeyValue {
+                    key: format!("s/{id}").into(),
+                    value: format!(r#"{{"Op":0,"Addr":"x","Metadata":{metadata}}}"#).into(),
+                    create_revision: created,
+                    mod_revision: self.revision,
+                    ..Default::default()
+                },
+                previous: None,
+            }
+        }
+
+        fn gone(&mut self, id: &str) -> Change {
+            self.revision += 1;
+            Change::Delete {
+                key: format!("s/{id}").into(),
+                previous: None,
+            }
+        }
+
+        fn with(ids: &str) -> Self {
+            let mut service = Self::new();
+            for id in ids.split(' ') {
+                let put = service.write(id, 1, "null");
+                assert_eq!(service.step(vec![put]), format!("+{id}"));
+            }
+            service
+        }
+    }
+
+    const LEFT: &str = r#"{"quorate":1,"nonce":"n","left":true,"meta":null}"#;
+
+    #[test]
+    fn crashes_farewells_and_restarts_are_told_apart() {
+        let mut service = Service::with("a b c d");
+        let again = service.write("a", 1, "null");
+        assert_eq!(service.step(vec![again]), "~a");
+        let gone = service.gone("b");
+        assert_eq!(service.step(vec![gone]), "!b");
+        let (farewell, gone) = (service.write("c", 1, LEFT), service.gone("c"));
+        assert_eq!(service.step(vec![farewell]), "-c");
+        assert_eq!(service.step(vec![gone]), "");
+        let restarted = service.write("d", 9, "null");
+        assert_eq!(service.step(vec![restarted]), "!d +d");
+    }
+
+    #[test]
+    fn many_losses_at_once_are_suspects_for_a_while_and_come_back() {
+        let mut service = Service::with("a b c d e");
+        let gone = service.gone("a");
+        assert_eq!(service.step(vec![gone]), "!a");
+        let gone = service.gone("b");
+        assert_eq!(service.step(vec![gone]), "!b");
+        service.wait(5);
+        let gone = service.gone("c");
+        assert_eq!(service.step(vec![gone]), "?a ?b ?c", "three of five");
+        assert_eq!(service.known.instances.len(), 5);
+        let back = service.write("b", 30, "null");
+        assert_eq!(service.step(vec![back]), "!b +b", "it is a new incarnation");
+        assert_eq!(service.wait(25), "!a", "30 s after it vanished");
+        assert_eq!(service.wait(5), "!c");
+    }
+
+    #[test]
+    fn a_service_that_says_farewell_may_become_empty() {
+        let mut service = Service::with("a b c d");
+        let all: Vec<_> = ["a", "b", "c", "d"].map(|id| service.write(id, 1, LEFT)).into();
+        assert_eq!(service.step(all), "-a -b -c -d");
+        let mut small = Service::with("a b");
+        let all = vec![small.gone("a"), small.gone("b")];
+        assert_eq!(small.step(all), "!a !b", "two are not many");
+    }
+}
