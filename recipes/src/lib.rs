@@ -28,6 +28,11 @@
 //! | a guard | the release is queued at once and repeated until the store has answered; nothing blocks |
 //! | a `release()` future | the release goes on unobserved |
 //! | a `commit()` future | an unknown outcome |
+//! | a `campaign()` future | as a `lock()` future |
+//! | a leadership | resigns, as a guard releases |
+//! | a registration, or a `register()` future | deregistered |
+//! | a reporter without `finish` | the task is reported as abandoned |
+//! | a discovery, a monitor, an observer | the watch is closed |
 //! | the last handle of a session | every hold is given up, then the lease is revoked |
 //! | a `close()` future | closing goes on |
 //! | a watcher, a mirror | the watch is closed |
@@ -36,16 +41,19 @@
 //! # Where things live
 //!
 //! All keys lie under `quorate/`: locks at `quorate/lock/<name>/<lease>/<nonce>`, sessions at
-//! `quorate/session/<lease>`. Names are escaped so that none lies under another. The layout of locks
+//! `quorate/session/<lease>`, elections at `quorate/election/<name>/…`, services at
+//! `quorate/service/<name>/<id>`, progress at `quorate/progress/<job>/…`. Names are escaped so that none lies under another. The layout of locks
 //! and elections is that of etcd's Go `concurrency` package, so its users stand in the same lines.
 
 mod client;
 mod clock;
 pub mod election;
 pub mod error;
+mod follow;
 pub mod keys;
 pub mod kit;
 pub mod lock;
+pub mod progress;
 pub mod registry;
 pub mod session;
 pub mod store;

@@ -8,18 +8,15 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use futures::{FutureExt, Stream, StreamExt};
+use futures::{FutureExt, Stream};
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
 
 use super::tracker::{MassLoss, Tracker};
 use super::view::{Change, ServiceView, difference};
 use crate::client::Client;
-use crate::clock::{self, Instant};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::follow::Followed;
 use crate::keys::{KeySpace, Name};
-use crate::tasks::Tasks;
-use crate::watch::Batch;
 
 impl Client {
     /// Follows a service: `client.discover::<Meta>("api").await`. Ready once the first listing is
@@ -66,7 +63,12 @@ where
     /// # Cancel safety
     /// Dropping the future starts nothing.
     fn into_future(self) -> Self::IntoFuture {
-        Discovery::start(self).boxed()
+        async move {
+            let digest = Tracker::new(self.space.clone(), self.protection);
+            let followed = Followed::start(&self.client, self.space.range(), digest).await?;
+            Ok(Discovery(followed))
+        }
+        .boxed()
     }
 }
 
@@ -84,26 +86,13 @@ impl<M> fmt::Debug for Discover<M> {
 /// skipped. While the store is out of reach the last view stays, marked as stale.
 ///
 /// Clones share the view; each waits for changes by itself. Dropping the last stops following.
-pub struct Discovery<M> {
-    view: watch::Receiver<Arc<ServiceView<M>>>,
-    failed: watch::Receiver<Option<Error>>,
-    following: Arc<Following>,
-}
+pub struct Discovery<M>(Followed<ServiceView<M>>);
 
-#[derive(Debug)]
-struct Following(Tasks);
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        self.0.cancel();
-    }
-}
-
-impl<M> Discovery<M> {
+impl<M: Send + Sync + 'static> Discovery<M> {
     /// The newest view.
     #[must_use]
     pub fn view(&self) -> Arc<ServiceView<M>> {
-        Arc::clone(&self.view.borrow())
+        self.0.view()
     }
 
     /// Waits for a view that has not been waited for before, and returns it.
@@ -114,10 +103,7 @@ impl<M> Discovery<M> {
     /// # Cancel safety
     /// No view is missed when the future is dropped; intermediate ones may be skipped.
     pub async fn changed(&mut self) -> Result<Arc<ServiceView<M>>> {
-        match self.view.changed().await {
-            Ok(()) => Ok(Arc::clone(&self.view.borrow_and_update())),
-            Err(_) => Err(self.failed.borrow().clone().unwrap_or(Error::Closed)),
-        }
+        self.0.changed().await
     }
 
     /// Waits until a view satisfies `enough`, which may be the one now, and returns it.
@@ -129,23 +115,18 @@ impl<M> Discovery<M> {
     /// As [`Discovery::changed`].
     pub async fn wait_for(
         &mut self,
-        mut enough: impl FnMut(&ServiceView<M>) -> bool,
+        enough: impl FnMut(&ServiceView<M>) -> bool,
     ) -> Result<Arc<ServiceView<M>>> {
-        match self.view.wait_for(|view| enough(view)).await {
-            Ok(view) => Ok(Arc::clone(&view)),
-            Err(_) => Err(self.failed.borrow().clone().unwrap_or(Error::Closed)),
-        }
+        self.0.wait_for(enough).await
     }
-}
 
-impl<M: Send + Sync + 'static> Discovery<M> {
     /// What happens to the instances: first everyone who is there as joined, then each change. A
     /// slow reader gets the net difference of what it missed. Ends after a final refusal of the
     /// store, which it yields first.
     #[must_use]
     pub fn events(&self) -> BoxStream<'static, Result<Change<M>>> {
         let mut reader = self.clone();
-        reader.view.mark_changed();
+        reader.0.mark_changed();
         Box::pin(events(reader))
     }
 }
@@ -180,114 +161,13 @@ fn events<M: Send + Sync + 'static>(
     })
 }
 
-impl<M> Discovery<M>
-where
-    M: DeserializeOwned + Send + Sync + 'static,
-{
-    async fn start(options: Discover<M>) -> Result<Self> {
-        let watcher = options.client.watch(options.space.range());
-        let link = watcher.link();
-        let mut batches = watcher.into_stream().boxed();
-        let mut tracker = Tracker::new(options.space, options.protection);
-        match batches.next().await {
-            Some(first) => tracker.take(first?, clock::now()),
-            None => return Err(Error::Closed),
-        }
-        let (publish, view) = watch::channel(Arc::new(tracker.view(None)));
-        let (fail, failed) = watch::channel(None);
-        let tasks = Tasks::current();
-        let follower = Follower {
-            tracker,
-            batches,
-            link,
-            stale_since: None,
-            publish,
-        };
-        tasks.spawn("discovery", async move {
-            let error = follower.run().await;
-            tracing::warn!(%error, "discovery stopped");
-            fail.send_replace(Some(error));
-        });
-        Ok(Self {
-            view,
-            failed,
-            following: Arc::new(Following(tasks)),
-        })
-    }
-}
-
-/// The task behind a discovery.
-struct Follower<M> {
-    tracker: Tracker<M>,
-    batches: BoxStream<'static, Result<Batch>>,
-    link: watch::Receiver<bool>,
-    stale_since: Option<Instant>,
-    publish: watch::Sender<Arc<ServiceView<M>>>,
-}
-
-impl<M: DeserializeOwned> Follower<M> {
-    /// Runs until the store refuses for good, and returns why.
-    async fn run(mut self) -> Error {
-        loop {
-            let deadline = self.tracker.next_deadline();
-            let news = tokio::select! {
-                batch = self.batches.next() => match self.take_all(batch) {
-                    Ok(()) => true,
-                    Err(error) => return error,
-                },
-                Ok(()) = self.link.changed() => self.note_link(),
-                () = until(deadline) => self.tracker.forget_old(clock::now()),
-            };
-            if news {
-                let view = Arc::new(self.tracker.view(self.stale_since));
-                self.publish.send_replace(view);
-            }
-        }
-    }
-
-    /// Takes the batch and all that are ready behind it, so that they make one view.
-    fn take_all(&mut self, mut batch: Option<Result<Batch>>) -> Result<()> {
-        loop {
-            match batch {
-                Some(batch) => self.tracker.take(batch?, clock::now()),
-                None => return Err(Error::Closed),
-            }
-            match self.batches.next().now_or_never() {
-                Some(more) => batch = more,
-                None => return Ok(()),
-            }
-        }
-    }
-
-    /// Returns whether the view has become stale, or is no longer.
-    fn note_link(&mut self) -> bool {
-        let before = self.stale_since;
-        self.stale_since = match *self.link.borrow_and_update() {
-            true => None,
-            false => before.or_else(|| Some(clock::now())),
-        };
-        self.stale_since.is_some() != before.is_some()
-    }
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
-
 impl<M> Clone for Discovery<M> {
     fn clone(&self) -> Self {
-        Self {
-            view: self.view.clone(),
-            failed: self.failed.clone(),
-            following: Arc::clone(&self.following),
-        }
+        Self(self.0.clone())
     }
 }
 
-impl<M> fmt::Debug for Discovery<M> {
+impl<M: Send + Sync + 'static> fmt::Debug for Discovery<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let view = self.view();
         f.debug_struct("Discovery")

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use super::record::{self, Reading};
 use super::view::{Endpoint, Farewells, ServiceView};
 use crate::clock::Instant;
+use crate::follow::Digest;
 use crate::keys::{KeySpace, Revision};
 use crate::watch::{Batch, Change};
 
@@ -80,24 +81,6 @@ impl<M: DeserializeOwned> Tracker<M> {
         }
     }
 
-    /// Takes in what changed.
-    pub(super) fn take(&mut self, batch: Batch, now: Instant) {
-        self.revision = batch.revision;
-        for change in batch.changes {
-            match change {
-                Change::Put { kv, .. } => self.put(&kv),
-                Change::Delete { key, .. } => self.delete(key.as_bytes(), now),
-            }
-        }
-        self.forget_old(now);
-        if self
-            .protection
-            .is_met(self.vanished.len(), self.present.len())
-        {
-            self.suspect_vanished();
-        }
-    }
-
     fn put(&mut self, kv: &KeyValue) {
         self.unreadable.remove(&kv.key);
         let endpoint = match record::read(&self.space, kv) {
@@ -146,12 +129,17 @@ impl<M: DeserializeOwned> Tracker<M> {
         }
         if added > 0 {
             let (service, present) = (self.space.prefix(), self.present.len());
-            tracing::warn!(service, added, present, "many instances vanished; kept for a while");
+            tracing::warn!(
+                service,
+                added,
+                present,
+                "many instances vanished; kept for a while"
+            );
         }
     }
 
     /// Lets go of what vanished longer ago than the grace time. Returns whether a suspect went.
-    pub(super) fn forget_old(&mut self, now: Instant) -> bool {
+    fn forget_old(&mut self, now: Instant) -> bool {
         let before = self.suspects.len();
         while let Some((since, key, _)) = self.vanished.front() {
             if now.saturating_duration_since(*since) < self.protection.grace {
@@ -162,14 +150,41 @@ impl<M: DeserializeOwned> Tracker<M> {
         }
         self.suspects.len() != before
     }
+}
 
-    /// When [`Tracker::forget_old`] will have something to do.
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
+impl<M> Digest for Tracker<M>
+where
+    M: DeserializeOwned + Send + Sync + 'static,
+{
+    type View = ServiceView<M>;
+
+    fn take(&mut self, batch: Batch, now: Instant) {
+        self.revision = batch.revision;
+        for change in batch.changes {
+            match change {
+                Change::Put { kv, .. } => self.put(&kv),
+                Change::Delete { key, .. } => self.delete(key.as_bytes(), now),
+            }
+        }
+        self.forget_old(now);
+        if self
+            .protection
+            .is_met(self.vanished.len(), self.present.len())
+        {
+            self.suspect_vanished();
+        }
+    }
+
+    fn tick(&mut self, now: Instant) -> bool {
+        self.forget_old(now)
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
         let (since, ..) = self.vanished.front()?;
         Some(*since + self.protection.grace)
     }
 
-    pub(super) fn view(&self, stale_since: Option<Instant>) -> ServiceView<M> {
+    fn view(&self, stale_since: Option<Instant>) -> ServiceView<M> {
         let all = self.present.values().chain(self.suspects.values());
         let mut instances: Vec<_> = all.cloned().collect();
         instances.sort_by(|a, b| a.id.cmp(&b.id));
@@ -313,7 +328,9 @@ mod tests {
     #[test]
     fn a_service_that_says_farewell_may_become_empty() {
         let mut service = Service::with("a b c d");
-        let all: Vec<_> = ["a", "b", "c", "d"].map(|id| service.write(id, 1, LEFT)).into();
+        let all: Vec<_> = ["a", "b", "c", "d"]
+            .map(|id| service.write(id, 1, LEFT))
+            .into();
         assert_eq!(service.step(all), "-a -b -c -d");
         let mut small = Service::with("a b");
         let all = vec![small.gone("a"), small.gone("b")];

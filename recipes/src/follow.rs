@@ -1,0 +1,188 @@
+//! A view of a range of keys that is more than the keys: computed by a [`Digest`] from the changes
+//! and the time, and kept up to date in the background. Under discovery and the progress monitor.
+
+use std::sync::Arc;
+
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use tokio::sync::watch;
+
+use crate::client::Client;
+use crate::clock::{self, Instant};
+use crate::error::{Error, Result};
+use crate::keys::KeyRange;
+use crate::tasks::Tasks;
+use crate::watch::Batch;
+
+/// Makes views of changes.
+pub(crate) trait Digest: Send + 'static {
+    /// What readers see.
+    type View: Send + Sync + 'static;
+
+    /// Takes in what changed.
+    fn take(&mut self, batch: Batch, now: Instant);
+
+    /// Does what time alone brings about. Returns whether the view has changed.
+    fn tick(&mut self, now: Instant) -> bool;
+
+    /// When [`Digest::tick`] will have something to do.
+    fn next_deadline(&self) -> Option<Instant>;
+
+    /// The view now; `stale_since`: since when the store has been out of reach.
+    fn view(&self, stale_since: Option<Instant>) -> Self::View;
+}
+
+/// The newest view of a digest. Clones share it; each waits for changes by itself. Dropping the
+/// last stops following.
+#[derive(Debug)]
+pub(crate) struct Followed<V> {
+    view: watch::Receiver<Arc<V>>,
+    failed: watch::Receiver<Option<Error>>,
+    following: Arc<Following>,
+}
+
+#[derive(Debug)]
+struct Following(Tasks);
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+impl<V> Clone for Followed<V> {
+    fn clone(&self) -> Self {
+        Self {
+            view: self.view.clone(),
+            failed: self.failed.clone(),
+            following: Arc::clone(&self.following),
+        }
+    }
+}
+
+impl<V: Send + Sync + 'static> Followed<V> {
+    /// Lists the range, then follows it.
+    pub(crate) async fn start<D>(client: &Client, range: KeyRange, mut digest: D) -> Result<Self>
+    where
+        D: Digest<View = V>,
+    {
+        let watcher = client.watch(range);
+        let link = watcher.link();
+        let mut batches = watcher.into_stream().boxed();
+        match batches.next().await {
+            Some(first) => digest.take(first?, clock::now()),
+            None => return Err(Error::Closed),
+        }
+        let (publish, view) = watch::channel(Arc::new(digest.view(None)));
+        let (fail, failed) = watch::channel(None);
+        let tasks = Tasks::current();
+        let follower = Follower {
+            digest,
+            batches,
+            link,
+            stale_since: None,
+            publish,
+        };
+        tasks.spawn("follow", async move {
+            let error = follower.run(&fail).await;
+            tracing::warn!(%error, "a view is not kept up to date any more");
+        });
+        Ok(Self {
+            view,
+            failed,
+            following: Arc::new(Following(tasks)),
+        })
+    }
+
+    pub(crate) fn view(&self) -> Arc<V> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// Counts the view now as not waited for yet.
+    pub(crate) fn mark_changed(&mut self) {
+        self.view.mark_changed();
+    }
+
+    pub(crate) async fn changed(&mut self) -> Result<Arc<V>> {
+        match self.view.changed().await {
+            Ok(()) => Ok(Arc::clone(&self.view.borrow_and_update())),
+            Err(_) => Err(self.failure()),
+        }
+    }
+
+    pub(crate) async fn wait_for(&mut self, mut enough: impl FnMut(&V) -> bool) -> Result<Arc<V>> {
+        let found = self.view.wait_for(|view| enough(view)).await;
+        match found.map(|view| Arc::clone(&view)) {
+            Ok(view) => Ok(view),
+            Err(_) => Err(self.failure()),
+        }
+    }
+
+    fn failure(&self) -> Error {
+        self.failed.borrow().clone().unwrap_or(Error::Closed)
+    }
+}
+
+/// The task that keeps a view.
+struct Follower<D: Digest> {
+    digest: D,
+    batches: BoxStream<'static, Result<Batch>>,
+    link: watch::Receiver<bool>,
+    stale_since: Option<Instant>,
+    publish: watch::Sender<Arc<D::View>>,
+}
+
+impl<D: Digest> Follower<D> {
+    /// Runs until the store refuses for good, and tells why before the view ends.
+    async fn run(mut self, fail: &watch::Sender<Option<Error>>) -> Error {
+        loop {
+            let deadline = self.digest.next_deadline();
+            let news = tokio::select! {
+                batch = self.batches.next() => match self.take_all(batch) {
+                    Ok(()) => true,
+                    Err(error) => {
+                        fail.send_replace(Some(error.clone()));
+                        return error;
+                    }
+                },
+                Ok(()) = self.link.changed() => self.note_link(),
+                () = until(deadline) => self.digest.tick(clock::now()),
+            };
+            if news {
+                let view = Arc::new(self.digest.view(self.stale_since));
+                self.publish.send_replace(view);
+            }
+        }
+    }
+
+    /// Takes the batch and all that are ready behind it, so that they make one view.
+    fn take_all(&mut self, mut batch: Option<Result<Batch>>) -> Result<()> {
+        loop {
+            match batch {
+                Some(batch) => self.digest.take(batch?, clock::now()),
+                None => return Err(Error::Closed),
+            }
+            match self.batches.next().now_or_never() {
+                Some(more) => batch = more,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Returns whether the view has become stale, or is no longer.
+    fn note_link(&mut self) -> bool {
+        let before = self.stale_since;
+        self.stale_since = match *self.link.borrow_and_update() {
+            true => None,
+            false => before.or_else(|| Some(clock::now())),
+        };
+        self.stale_since.is_some() != before.is_some()
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,22 @@
+//! Progress of long tasks: whoever works reports, cheaply and without waiting; whoever manages sees
+//! all tasks of a job, how far they are, how long they will take, and which of them stand still.
+//!
+//! `record` is what is written, `reporter` and `writer` write it, `monitor` follows a job, `tracker`
+//! decides what a view shows, `rate` estimates speed and remaining time.
+
+mod monitor;
+mod rate;
+mod record;
+mod reporter;
+mod tracker;
+mod view;
+mod writer;
+
+pub use monitor::{Monitor, MonitorBuilder};
+pub use rate::Eta;
+pub use record::TaskName;
+pub use reporter::{Outcome, Previous, Reporter, ReporterBuilder};
+pub use view::{JobView, Overall, TaskState, TaskView};
+
+/// The kind of key space that jobs live in.
+const KIND: &str = "progress";
