@@ -13,7 +13,7 @@ use openraft::errors::{
 use openraft::impls::ProgressResponder;
 use openraft::network::{NetSnapshot, RaftNetworkFactory};
 use quorate_proto::Reason;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, TryAcquireError, watch};
 
 use crate::apply;
 use crate::clock;
@@ -327,7 +327,10 @@ impl Consensus {
         let units = batch.len().div_ceil(PROPOSAL_UNIT_BYTES).max(1);
         let units = u32::try_from(units.min(PROPOSED_UNITS_MAX)).expect("a small number");
         let _room = self.inner.proposals.try_acquire_many(units);
-        let _room = _room.map_err(|_| ProposeError::Full)?;
+        let _room = _room.map_err(|error| match error {
+            TryAcquireError::NoPermits => ProposeError::Full,
+            TryAcquireError::Closed => ProposeError::Stopped,
+        })?;
         let (responder, resolved) = ProgressResponder::complete_only();
         self.inner
             .raft

@@ -15,7 +15,7 @@ fn without_unsynced(disk: &Disk, id: u64, synced: u64) -> Disk {
     for seed in 0..1_000 {
         let image = Disk {
             fs: disk.fs.power_cut(seed, Block::Page),
-            stores: Stores::memory(),
+            ..Disk::new()
         };
         let wal = image.wal(id).expect("a torn tail is cut");
         let last = wal.log_state().last;
@@ -134,7 +134,7 @@ async fn what_was_answered_survives_a_power_cut_of_all() {
         .iter()
         .map(|member| Disk {
             fs: member.disk.fs.power_cut(member.id, Block::Sector),
-            stores: Stores::memory(),
+            ..Disk::new()
         })
         .collect();
     for member in members {

@@ -134,10 +134,21 @@ async fn stopping_ends_whatever_waits() {
     member.stop(&Net::default()).await;
     assert_eq!(ticket.completion().await, Completion::Unknown);
     let refused = consensus.propose(batch(&ticket, "k", "v"), term).await;
-    assert!(
-        matches!(refused, Err(ProposeError::Full | ProposeError::Stopped)),
-        "{refused:?}"
-    );
+    assert_eq!(refused, Err(ProposeError::Stopped));
     assert_eq!(consensus.read_index().await, Err(Reason::Stopped));
     consensus.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_member_without_threads_of_its_own_does_the_same() {
+    let mut disk = Disk::new();
+    disk.mode = WriterMode::Caller;
+    let member = lone(&disk).await;
+    for number in 0..20 {
+        member.put_ok("key", &number.to_string()).await;
+    }
+    member.stop(&Net::default()).await;
+    let member = lone(&disk).await;
+    assert_eq!(member.get("key").unwrap(), "19");
+    member.stop(&Net::default()).await;
 }

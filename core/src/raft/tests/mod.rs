@@ -41,6 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Disk {
     fs: MemFs,
     stores: Stores,
+    mode: WriterMode,
 }
 
 impl Disk {
@@ -48,6 +49,7 @@ impl Disk {
         Self {
             fs: MemFs::crashable(),
             stores: Stores::memory(),
+            mode: WriterMode::Thread,
         }
     }
 
@@ -59,6 +61,7 @@ impl Disk {
         };
         let mut options = WalOptions::new(identity, 1);
         options.segment_bytes = 1 << 20;
+        options.writer = self.mode;
         Wal::open(Arc::new(self.fs.clone()), Path::new("/wal"), options)
     }
 }
@@ -111,7 +114,7 @@ impl Member {
             transport: None,
             tasks: Tasks::new(),
             catch_up_entries,
-            apply_on: WriterMode::Thread,
+            apply_on: disk.mode,
         };
         let consensus = Consensus::start_on(options, net.of(id)).await?;
         net.join(id, consensus.raft().clone(), disk.stores.clone());

@@ -80,6 +80,7 @@ async fn an_installed_follower_starts_again_even_if_its_log_never_heard_of_the_i
     let disk = Disk {
         fs: old_log,
         stores,
+        ..Disk::new()
     };
     let before = disk.wal(id).unwrap();
     assert!(before.log_state().last.unwrap().index < last.index);
