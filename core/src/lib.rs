@@ -3,15 +3,15 @@
 //! The layers, bottom up; a module uses only those above it in this list, and a test of the tree
 //! checks that:
 //!
-//! 1. [`error`], [`clock`], [`config`], [`tasks`]: leaves
-//! 2. [`storage`], [`peer`]: bytes on disk, bytes between members
-//! 3. [`mvcc`], [`lease`]: revisions and history, leases
-//! 4. [`watch`]: events to watchers
-//! 5. [`apply`]: what a committed command does
-//! 6. [`raft`]: which commands are committed
-//! 7. [`node`]: one member, the waist of the house
-//! 8. [`api`]: gRPC services and HTTP routes
-//! 9. [`server`]: listeners
+//! 1. leaves: [`error`], [`clock`], [`config`], [`tasks`]
+//! 2. bytes on disk, bytes between members: [`storage`], [`peer`]
+//! 3. revisions and history, leases: [`mvcc`], [`lease`]
+//! 4. events to watchers: [`watch`]
+//! 5. what a committed command does: [`apply`]
+//! 6. which commands are committed: [`raft`]
+//! 7. one member, the waist of the house: [`node`]
+//! 8. gRPC services and HTTP routes: [`api`]
+//! 9. listeners: [`server`]
 
 pub mod clock;
 pub mod config;

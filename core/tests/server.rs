@@ -1,6 +1,8 @@
 //! The client port of a lone member, over real connections: gRPC as any etcd client speaks it, and
 //! the HTTP routes beside it.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::time::Duration;
 
 use quorate_core::node::Node;

@@ -1,7 +1,8 @@
-//! What a member does without being asked: expires and checkpoints leases while it leads, removes
-//! compacted history, raises the alarm when it outgrows its quota, and tells the cluster its name.
+//! What a member does without being asked: expires and checkpoints leases while it leads, raises the
+//! alarm when it outgrows its quota, tells the cluster its name, and learns who the others are.
 //! Each duty is one task, started by `bootstrap`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,9 +12,10 @@ use quorate_proto::etcdserverpb::{AlarmRequest, AlarmType};
 use quorate_proto::log::command::Kind;
 use quorate_proto::log::{Batch, Command, LeaseCheckpoint, LeaseExpire, Proposal, RemainingTtl};
 
+use uuid::Uuid;
+
 use super::Node;
 use crate::clock;
-use crate::mvcc::compaction;
 use crate::raft::{Completion, Leadership, ProposeError, Ticket};
 
 /// Leases ended by one proposal.
@@ -26,10 +28,6 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
 const EXPIRE_RETRY: Duration = Duration::from_millis(100);
 /// Longest sleep of the lease clock, in case a deadline could be missed.
 const LEASE_SLEEP_MAX: Duration = Duration::from_secs(60);
-/// Events looked at by one step of removing history; a step holds up applies for a few ms at most.
-const COMPACTION_STEP_EVENTS: usize = 1_000;
-/// Pause between steps, so that removal takes a fraction of the disk's time.
-const COMPACTION_PAUSE: Duration = Duration::from_millis(10);
 /// Pause before trying again what the cluster could not do now.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -162,58 +160,6 @@ fn named(ticket: &Ticket, kind: Kind) -> Proposal {
     }
 }
 
-/// Removes history behind the compact revision, step by step, on every member by itself.
-pub(super) async fn remove_history(node: Node) {
-    let mut applied = node.shared.consensus.applied();
-    let mut done = 0;
-    loop {
-        let compact_revision = node.shared.reader.compact_revision();
-        if compact_revision != done {
-            match node.remove_compacted().await {
-                Ok(()) => done = compact_revision,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot remove compacted history, trying again");
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                    continue;
-                }
-            }
-        }
-        if applied.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-impl Node {
-    /// Removes what the compact revision allows.
-    async fn remove_compacted(&self) -> crate::error::Result<()> {
-        let mut cursor = None;
-        loop {
-            let reader = self.shared.reader.clone();
-            let step = move || {
-                // One store for the whole step: an install in between makes it harmless, not wrong.
-                let kv = reader.kv();
-                let view = kv.view();
-                let cursor = match cursor {
-                    Some(cursor) => cursor,
-                    None => match compaction::pending(&*view)? {
-                        Some(cursor) => cursor,
-                        None => return Ok(None),
-                    },
-                };
-                let step = compaction::step(&*view, cursor, COMPACTION_STEP_EVENTS)?;
-                kv.commit(step.batch)?;
-                Ok::<_, crate::storage::kv::KvError>(step.next)
-            };
-            cursor = self.read(false, step).await?;
-            if cursor.is_none() {
-                return Ok(());
-            }
-            tokio::time::sleep(COMPACTION_PAUSE).await;
-        }
-    }
-}
-
 /// Raises this member's alarm once its store is over its quota, and again after it was lifted.
 pub(super) async fn guard_quota(node: Node) {
     let mut applied = node.shared.consensus.applied();
@@ -254,6 +200,30 @@ pub(super) async fn publish(node: Node) {
     while let Err(error) = node.publish_attributes().await {
         tracing::debug!(%error, "cannot publish this member's attributes yet");
         tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+/// Binds every peer to the data folder it said to have: one that lost it must not come back under
+/// its old id, for a voter that forgets what it acknowledged can undo what was committed.
+pub(super) async fn bind_incarnations(node: Node) {
+    let Some(transport) = node.shared.transport.clone() else {
+        return;
+    };
+    let mut applied = node.shared.consensus.applied();
+    let mut bound = BTreeMap::new();
+    loop {
+        for member in &*node.shared.reader.members() {
+            let Ok(incarnation) = Uuid::from_slice(&member.incarnation) else {
+                continue;
+            };
+            let is_other = member.id != node.member_id();
+            if is_other && bound.insert(member.id, incarnation) != Some(incarnation) {
+                transport.set_incarnation(member.id, incarnation);
+            }
+        }
+        if applied.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -103,8 +103,8 @@ impl Node {
             Some(leader) if leader == self.member_id() => {
                 self.propose_here(proposals.collect(), known.term).await
             }
-            Some(leader) => {
-                self.forward(leader, known, proposals.collect(), &mut tickets[0])
+            Some(_) => {
+                self.forward(known, proposals.collect(), &mut tickets[0])
                     .await
             }
             None => Sent::Refused,
@@ -142,7 +142,6 @@ impl Node {
     /// member applies the batch's first command.
     async fn forward(
         &self,
-        leader: u64,
         known: Leadership,
         proposals: Vec<Proposal>,
         first: &mut Ticket,
@@ -157,11 +156,10 @@ impl Node {
                 lowest_pending: self.shared.pending.lowest(),
                 proposals: proposals.clone(),
             });
+            // An answer that was given up on may still have been earned.
             let answer = tokio::select! {
-                answer = self.ask(leader, request, timeout) => answer,
+                answer = self.ask_leader(known, request, timeout) => answer,
                 completion = first.completion() => return Sent::Settled(Some(completion)),
-                // Cut off in the middle: it may have arrived.
-                () = self.term_over(known) => return Sent::Settled(None),
             };
             match answer {
                 Ok(pb::response::Kind::Forward(pb::ForwardResponse {
@@ -185,7 +183,7 @@ impl Node {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(leader, %error, "forwarding proposals failed, trying again");
+                    tracing::debug!(leader = known.leader, %error, "forwarding proposals failed, trying again");
                     doubt = true;
                 }
             }
@@ -202,7 +200,7 @@ impl Node {
     }
 
     /// Completes when the term of `known` is over.
-    async fn term_over(&self, known: Leadership) {
+    pub(super) async fn term_over(&self, known: Leadership) {
         let mut leadership = self.shared.consensus.leadership();
         drop(leadership.wait_for(|now| now.term != known.term).await);
     }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::data_dir::{DataDir, Identity};
 use super::rounds::Rounds;
-use super::{DataDirError, Node, Shared, background, batch, forward, lease, read};
+use super::{DataDirError, Node, Shared, background, batch, forward, history, lease, read};
 use crate::apply::{self, Reader, State};
 use crate::config::{
     ClusterState, Config, ConfigError, DEFAULT_QUOTA_BYTES, Data, Identities, url_authority,
@@ -333,7 +333,12 @@ impl Node {
         tasks.spawn("read rounds", read::run(self.clone()));
         tasks.spawn("keep-alives", lease::run(self.clone()));
         tasks.spawn("lease clock", background::lease_clock(self.clone()));
-        tasks.spawn("remove history", background::remove_history(self.clone()));
+        tasks.spawn("remove history", history::remove(self.clone()));
+        tasks.spawn("give up history", history::give_up(self.clone()));
+        tasks.spawn(
+            "bind incarnations",
+            background::bind_incarnations(self.clone()),
+        );
         tasks.spawn("guard quota", background::guard_quota(self.clone()));
         tasks.spawn("publish attributes", background::publish(self.clone()));
         tasks.spawn("note leaders", background::note_leaders(self.clone()));

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use quorate_proto::{Reason, peer as pb};
 
 use super::Node;
 use crate::peer::{PeerError, RequestHandler};
-use crate::raft::ProposeError;
+use crate::raft::{Leadership, ProposeError};
 
 /// What this member has proposed for others in one term, while it led.
 #[derive(Debug, Default)]
@@ -333,27 +334,27 @@ impl RequestHandler for Serving {
 }
 
 impl Node {
-    /// Sends one request to a peer.
-    pub(super) async fn ask(
+    /// Sends one request to the leader `known`, and gives up when its term is over: it may be dead,
+    /// and another may answer.
+    pub(super) async fn ask_leader(
         &self,
-        peer: u64,
+        known: Leadership,
         request: Asked,
-        timeout: std::time::Duration,
+        timeout: Duration,
     ) -> Result<Answered, PeerError> {
+        let leader = known.leader.unwrap_or(0);
         let way = self
             .shared
             .transport
             .as_ref()
-            .and_then(|transport| transport.peer(peer));
-        let way = way.ok_or(PeerError::Unknown(peer))?;
-        let response = way
-            .request(
-                pb::Request {
-                    kind: Some(request),
-                },
-                timeout,
-            )
-            .await?;
+            .and_then(|transport| transport.peer(leader));
+        let way = way.ok_or(PeerError::Unknown(leader))?;
+        let response = tokio::select! {
+            response = way.request(pb::Request { kind: Some(request) }, timeout) => response?,
+            () = self.term_over(known) => {
+                return Err(PeerError::Cancelled("the leader's term is over".to_owned()));
+            }
+        };
         response
             .kind
             .ok_or_else(|| PeerError::Protocol("a response without a kind".to_owned()))

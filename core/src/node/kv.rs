@@ -1,16 +1,18 @@
 //! Requests on the key space: reads from this member's state, writes through consensus.
 
 use bytes::Bytes;
+use prost::Message;
 use quorate_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use quorate_proto::etcdserverpb::request_op::Request;
 use quorate_proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
+    PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
 };
 use quorate_proto::log::command::Kind;
 use quorate_proto::{KeyRange, Reason};
 
 use super::Node;
+use crate::apply::txn::{self, Writes};
 use crate::apply::{Answer, check};
 use crate::error::{Error, Result};
 use crate::mvcc::{self, RangeQuery};
@@ -134,7 +136,11 @@ impl Node {
     /// As [`Node::put`].
     pub async fn txn(&self, request: TxnRequest) -> Result<TxnResponse> {
         check::txn(&request, self.shared.config.limits.max_txn_ops)?;
-        if may_put(&request) {
+        let writes = Writes::of(&request);
+        if writes.is_none() {
+            return self.read_txn(request).await;
+        }
+        if writes.puts {
             self.check_space()?;
         }
         match self.propose(Kind::Txn(request)).await? {
@@ -144,6 +150,24 @@ impl Node {
             }
             (other, _) => Err(unexpected(&other)),
         }
+    }
+
+    /// Answers a transaction that only reads from this member's state.
+    async fn read_txn(&self, request: TxnRequest) -> Result<TxnResponse> {
+        let bytes = request.encoded_len();
+        if bytes > self.shared.config.limits.max_request_bytes {
+            return Err(Reason::RequestTooLarge.into());
+        }
+        if !is_serializable(&request) {
+            self.read_barrier().await?;
+        }
+        let reader = self.shared.reader.clone();
+        let point = is_point(&request);
+        let mut answer = self
+            .read(point, move || txn::read(reader.view(), request))
+            .await?;
+        self.complete(&mut answer.header);
+        Ok(answer)
     }
 
     /// Gives up history before a revision. What can no longer be read is removed in the
@@ -170,14 +194,21 @@ impl Node {
     }
 }
 
-/// Whether a transaction has a put in any branch.
-fn may_put(request: &TxnRequest) -> bool {
-    let puts = |operation: &RequestOp| match &operation.request {
-        Some(Request::RequestPut(_)) => true,
-        Some(Request::RequestTxn(nested)) => may_put(nested),
-        Some(Request::RequestRange(_) | Request::RequestDeleteRange(_)) | None => false,
-    };
-    request.success.iter().chain(&request.failure).any(puts)
+/// Whether every operation of a transaction that only reads says serializable, as etcd judges it:
+/// the compares have no say, and a nested transaction is never serializable.
+fn is_serializable(request: &TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).all(|operation| {
+        matches!(&operation.request, Some(Request::RequestRange(range)) if range.serializable)
+    })
+}
+
+/// Whether a transaction that only reads looks at single keys.
+fn is_point(request: &TxnRequest) -> bool {
+    let operations = request.success.iter().chain(&request.failure);
+    request.compare.iter().all(|compare| compare.range_end.is_empty())
+        && operations.into_iter().all(|operation| {
+            matches!(&operation.request, Some(Request::RequestRange(range)) if range.range_end.is_empty())
+        })
 }
 
 /// An answer of another kind than the proposal: a broken invariant.

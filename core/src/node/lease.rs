@@ -29,6 +29,7 @@ use crate::clock;
 use crate::error::Result;
 use crate::lease::{Remaining, Renewal};
 use crate::mvcc;
+use crate::raft::Leadership;
 
 /// Messages of keep-alives on their way to the leader at once.
 const FORWARDS_IN_FLIGHT: usize = 4;
@@ -195,7 +196,7 @@ impl Node {
         let mut changes = lessor.changes();
         loop {
             let barrier_began = clock::now();
-            self.read_barrier().await?;
+            self.barrier_as_leader().await?;
             // What changes from here on is seen by the wait below.
             changes.mark_unchanged();
             match lessor.renew(id, barrier_began) {
@@ -222,9 +223,24 @@ impl Node {
         }
     }
 
+    /// A read barrier that this member passes as the leader of one term. Without that check another
+    /// leader could have let this one pass, whose deadlines are then not those that count.
+    async fn barrier_as_leader(&self) -> Result<()> {
+        let leadership = self.shared.consensus.leadership();
+        let before = *leadership.borrow();
+        if !before.ready {
+            return Err(Reason::NotLeader.into());
+        }
+        self.read_barrier().await?;
+        if *leadership.borrow() != before {
+            return Err(Reason::LeaderChanged.into());
+        }
+        Ok(())
+    }
+
     /// The whole seconds left of a lease by the leader's clock; -1 when it is gone.
     pub(super) async fn remaining_as_leader(&self, id: i64) -> Result<i64> {
-        self.read_barrier().await?;
+        self.barrier_as_leader().await?;
         match self.shared.reader.lessor().remaining(id, clock::now()) {
             Remaining::Left(left) => Ok(i64::try_from(left.as_secs()).unwrap_or(i64::MAX)),
             Remaining::Gone => Ok(-1),
@@ -242,11 +258,10 @@ impl Node {
                     Ok(known) => *known,
                     Err(_) => return Err(Reason::Stopped.into()),
                 };
-                let leader = known.leader.expect("waited for one");
-                let remaining = if leader == self.member_id() {
+                let remaining = if known.leader == Some(self.member_id()) {
                     self.remaining_as_leader(id).await
                 } else {
-                    self.remaining_of(leader, id).await.map_err(Into::into)
+                    self.remaining_of(known, id).await.map_err(Into::into)
                 };
                 match remaining {
                     Err(error) if is_for_another_leader(error.reason()) => {
@@ -262,9 +277,12 @@ impl Node {
         }
     }
 
-    async fn remaining_of(&self, leader: u64, id: i64) -> Result<i64, Reason> {
+    async fn remaining_of(&self, known: Leadership, id: i64) -> Result<i64, Reason> {
         let request = Asked::TimeToLive(pb::TimeToLiveRequest { id });
-        match self.ask(leader, request, self.forward_timeout()).await {
+        match self
+            .ask_leader(known, request, self.forward_timeout())
+            .await
+        {
             Ok(Answered::TimeToLive(pb::TimeToLiveResponse {
                 outcome: Some(pb::time_to_live_response::Outcome::RemainingSeconds(seconds)),
             })) => Ok(seconds),
@@ -283,22 +301,19 @@ impl Node {
     /// Forwards keep-alives to the leader and answers their callers. A caller that is told
     /// `NotLeader` asks again.
     async fn forward_keep_alives(&self, callers: Vec<Caller<i64, i64>>) {
-        let Some(leader) = self
-            .leadership()
-            .leader
-            .filter(|&leader| leader != self.member_id())
-        else {
+        let known = *self.shared.consensus.leadership().borrow();
+        if known.leader.is_none() || known.leader == Some(self.member_id()) {
             return refuse_all(callers);
-        };
+        }
         let ids = callers.iter().map(|caller| caller.question).collect();
         let request = Asked::KeepAlive(pb::KeepAliveRequest { ids });
         // The leader may have to wait for an expiry or a checkpoint to be decided.
         let timeout = self.shared.config.request_timeout();
-        let leases = match self.ask(leader, request, timeout).await {
+        let leases = match self.ask_leader(known, request, timeout).await {
             Ok(Answered::KeepAlive(answer)) if answer.refused.is_none() => answer.leases,
             Ok(_) => return refuse_all(callers),
             Err(error) => {
-                tracing::debug!(leader, %error, "keep-alives did not reach the leader");
+                tracing::debug!(leader = known.leader, %error, "keep-alives did not reach the leader");
                 return refuse_all(callers);
             }
         };

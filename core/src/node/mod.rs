@@ -5,7 +5,7 @@
 //! A write goes to `propose`, which has the leader append it, and is answered when this member
 //! itself applies it. A linearizable read joins a round of `read`, then reads this member's own
 //! state. Leases are kept alive by the leader (`lease`); `background` holds the leader's own
-//! duties; `forward` is what a leader does for its peers. `bootstrap` puts a member together and is
+//! duties; `history` gives up and removes old history; `forward` is what a leader does for its peers. `bootstrap` puts a member together and is
 //! the place to see all its parts at once.
 
 mod background;
@@ -15,6 +15,7 @@ mod builder;
 mod cluster;
 mod data_dir;
 mod forward;
+mod history;
 mod kv;
 mod lease;
 mod maintenance;

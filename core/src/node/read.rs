@@ -17,6 +17,7 @@ use crate::clock;
 use crate::config::Data;
 use crate::error::{Error, Result};
 use crate::mvcc;
+use crate::raft::Leadership;
 use crate::storage::kv::KvError;
 
 /// Rounds under way at once: the second lets a read that just missed one start its own.
@@ -78,24 +79,25 @@ impl Node {
                 Ok(known) => *known,
                 Err(_) => return Err(Reason::Stopped.into()),
             };
-            let leader = known.leader.expect("waited for one");
-            let index = if leader == self.member_id() {
+            let index = if known.leader == Some(self.member_id()) {
                 self.shared.consensus.read_index().await
             } else {
-                self.read_index_of(leader).await
+                self.read_index_of(known).await
             };
             match index {
                 Ok(index) => return Ok(index),
                 Err(reason @ (Reason::Stopped | Reason::StorageFailed)) => {
                     return Err(reason.into());
                 }
-                Err(reason) => tracing::debug!(leader, %reason, "no read index, trying again"),
+                Err(reason) => {
+                    tracing::debug!(leader = known.leader, %reason, "no read index, trying again")
+                }
             }
             self.pause_for_change(known).await;
         }
     }
 
-    async fn read_index_of(&self, leader: u64) -> Result<u64, Reason> {
+    async fn read_index_of(&self, known: Leadership) -> Result<u64, Reason> {
         let request = pb::request::Kind::ReadIndex(pb::ReadIndexRequest {});
         // Repeating is harmless, so an answer that got lost is not waited for long.
         let timeout = self
@@ -103,7 +105,7 @@ impl Node {
             .config
             .election_timeout
             .max(Duration::from_millis(500));
-        match self.ask(leader, request, timeout).await {
+        match self.ask_leader(known, request, timeout).await {
             Ok(pb::response::Kind::ReadIndex(pb::ReadIndexResponse {
                 outcome: Some(outcome),
             })) => match outcome {

@@ -202,14 +202,15 @@ impl Worker {
         self.parts
             .hub
             .publish(std::mem::take(&mut applied.publication));
-        self.parts.pending.applied(&mut applied);
-        for responder in responders {
-            responder.send(());
-        }
+        // Whoever hears an answer finds it applied.
         self.published.send_replace(AppliedPoint {
             id: Some(applied.last),
             revision: applied.revision,
         });
+        self.parts.pending.applied(&mut applied);
+        for responder in responders {
+            responder.send(());
+        }
         Ok(())
     }
 

@@ -130,17 +130,15 @@ async fn writers_on_all_members_at_once_each_write_once() {
     let cluster = Cluster::start().await;
     let writers = (0..24).map(|writer| {
         let node = cluster.node(writer % 3).clone();
-        tokio::spawn(async move {
+        async move {
             for round in 0..10 {
                 node.put(put(&format!("w{writer}"), &round.to_string()))
                     .await
                     .unwrap();
             }
-        })
+        }
     });
-    for writer in futures::future::join_all(writers).await {
-        writer.unwrap();
-    }
+    futures::future::join_all(writers).await;
     let read = cluster.node(0).range(get("w0")).await.unwrap();
     assert_eq!(read.kvs[0].version, 10);
     assert_eq!(read.header.unwrap().revision, 1 + 24 * 10);
@@ -230,6 +228,33 @@ async fn a_follower_keeps_leases_alive_and_watches_what_others_write() {
     assert_eq!(gone.events.len(), 1);
     assert!(follower.range(get("leased")).await.unwrap().kvs.is_empty());
     assert_eq!(follower.lease_keep_alive(5).await.unwrap().ttl, 0);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_lost_its_folder_does_not_count_under_its_old_id() {
+    let mut cluster = Cluster::start().await;
+    let (leader, wiped) = cluster.roles().await;
+    let third = 3 - leader - wiped;
+    eventually("the members know each other", || async {
+        cluster.node(leader).shared.reader.members().len() == 3
+    })
+    .await;
+    cluster.node(leader).put(put("a", "1")).await.unwrap();
+    cluster.stop(wiped).await;
+    cluster.folders[wiped] = tempfile::tempdir().unwrap();
+    cluster.restart(wiped).await;
+    cluster.node(leader).put(put("a", "2")).await.unwrap();
+    cluster.stop(third).await;
+    // One member with its data and one without: no quorum.
+    let alone = cluster.node(leader).put(put("a", "3"));
+    let answered = tokio::time::timeout(3 * ELECTION_TIMEOUT, alone).await;
+    assert!(answered.is_err(), "{answered:?}");
+    cluster.restart(third).await;
+    eventually("a quorum with data writes", || async {
+        cluster.node(third).put(put("a", "4")).await.is_ok()
+    })
+    .await;
     cluster.shutdown().await;
 }
 

@@ -83,6 +83,57 @@ async fn a_transaction_takes_one_branch_and_one_revision() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_only_reads_takes_no_place_in_the_log() {
+    let node = lone().await;
+    node.put(put("a", "1")).await.unwrap();
+    eventually("the member has told its name", || async {
+        node.shared.reader.members().len() == 1
+    })
+    .await;
+    let before = node.shared.consensus.status().last_index;
+    let both = TxnBuilder::new()
+        .when(txn::exists("a"))
+        .then(txn::get("a"))
+        .then(txn::range(&KeyRange::all()))
+        .build();
+    let answer = node.txn(both).await.unwrap();
+    assert!(answer.succeeded);
+    assert_eq!(
+        answer.ranges().map(|range| range.count).collect::<Vec<_>>(),
+        [1, 1]
+    );
+    let header = answer.header.unwrap();
+    assert_eq!((header.revision, header.member_id), (2, node.member_id()));
+    assert_eq!(node.shared.consensus.status().last_index, before);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn history_is_given_up_by_age_without_being_asked() {
+    let keep = crate::config::AutoCompaction::Periodic(Duration::from_secs(1));
+    let node = quick(Node::builder().in_memory())
+        .auto_compaction(keep)
+        .start()
+        .await
+        .unwrap();
+    for round in 0..5 {
+        node.put(put("a", &round.to_string())).await.unwrap();
+    }
+    eventually("old history is compacted", || async {
+        let old = RangeRequest {
+            revision: 2,
+            ..get("a")
+        };
+        node.range(old)
+            .await
+            .is_err_and(|error| error.reason() == Reason::Compacted)
+    })
+    .await;
+    assert_eq!(values(&node.range(get("a")).await.unwrap()), ["4"]);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn malformed_requests_are_refused_as_etcd_does() {
     let node = lone().await;
     let refusal = |error: crate::error::Error| error.reason();
@@ -369,17 +420,15 @@ async fn many_writers_at_once_are_all_answered_and_counted_once() {
     let node = lone().await;
     let writers = (0..64).map(|writer| {
         let node = node.clone();
-        tokio::spawn(async move {
+        async move {
             for round in 0..20 {
                 node.put(put(&format!("w{writer}"), &round.to_string()))
                     .await
                     .unwrap();
             }
-        })
+        }
     });
-    for writer in futures::future::join_all(writers).await {
-        writer.unwrap();
-    }
+    futures::future::join_all(writers).await;
     assert_eq!(
         node.range(get("w0"))
             .await

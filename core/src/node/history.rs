@@ -1,0 +1,158 @@
+//! Old history: decides when to give it up without being asked, and removes what was given up. Run
+//! by `bootstrap` as two tasks.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use quorate_proto::Reason;
+use quorate_proto::etcdserverpb::CompactionRequest;
+
+use super::Node;
+use crate::clock::{self, Instant};
+use crate::config::AutoCompaction;
+use crate::error::Result;
+use crate::mvcc::compaction;
+use crate::storage::kv::KvError;
+
+/// Events looked at by one step of removing history; a step holds up applies for a few ms at most.
+const STEP_EVENTS: usize = 1_000;
+/// Pause between steps, so that removal takes a fraction of the disk's time.
+const STEP_PAUSE: Duration = Duration::from_millis(10);
+/// Pause before trying again what failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Looks at the revision within the time that history is kept.
+const LOOKS: u32 = 10;
+/// Longest time between looks (etcd's).
+const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(3_600);
+/// Time between looks when history is kept by revisions (etcd's).
+const REVISION_LOOK_INTERVAL: Duration = Duration::from_secs(300);
+
+/// Removes what lies behind the compact revision, step by step, on every member by itself.
+pub(super) async fn remove(node: Node) {
+    let mut applied = node.shared.consensus.applied();
+    let mut done = 0;
+    loop {
+        let compact_revision = node.shared.reader.compact_revision();
+        if compact_revision != done {
+            match node.remove_compacted().await {
+                Ok(()) => done = compact_revision,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot remove compacted history, trying again");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                    continue;
+                }
+            }
+        }
+        if applied.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Node {
+    /// Removes what the compact revision allows.
+    async fn remove_compacted(&self) -> Result<()> {
+        let mut cursor = None;
+        loop {
+            let reader = self.shared.reader.clone();
+            let step = move || {
+                // One store for the whole step: an install in between makes it harmless, not wrong.
+                let kv = reader.kv();
+                let view = kv.view();
+                let cursor = match cursor {
+                    Some(cursor) => cursor,
+                    None => match compaction::pending(&*view)? {
+                        Some(cursor) => cursor,
+                        None => return Ok(None),
+                    },
+                };
+                let step = compaction::step(&*view, cursor, STEP_EVENTS)?;
+                kv.commit(step.batch)?;
+                Ok::<_, KvError>(step.next)
+            };
+            cursor = self.read(false, step).await?;
+            if cursor.is_none() {
+                return Ok(());
+            }
+            tokio::time::sleep(STEP_PAUSE).await;
+        }
+    }
+}
+
+/// Gives up history as the settings say, whenever this member leads.
+pub(super) async fn give_up(node: Node) {
+    let (interval, mode) = match node.shared.config.auto_compaction {
+        AutoCompaction::Off => return,
+        mode @ AutoCompaction::Periodic(keep) => ((keep / LOOKS).min(LOOK_INTERVAL_MAX), mode),
+        mode @ AutoCompaction::Revision(_) => (REVISION_LOOK_INTERVAL, mode),
+    };
+    let mut seen = Seen::default();
+    loop {
+        tokio::time::sleep(interval).await;
+        let (now, revision) = (clock::now(), node.shared.reader.revision());
+        let upto = match mode {
+            AutoCompaction::Periodic(keep) => seen.older_than(keep, now, revision),
+            AutoCompaction::Revision(keep) => Some(revision - keep),
+            AutoCompaction::Off => None,
+        };
+        let leads = node.shared.consensus.leadership().borrow().ready;
+        let compacted = node.shared.reader.compact_revision();
+        let Some(upto) = upto.filter(|&upto| leads && upto > compacted) else {
+            continue;
+        };
+        match node
+            .compact(CompactionRequest {
+                revision: upto,
+                physical: false,
+            })
+            .await
+        {
+            Ok(_) => tracing::info!(revision = upto, "compacted history"),
+            // Somebody else was quicker.
+            Err(error) if error.reason() == Reason::Compacted => {}
+            Err(error) => tracing::warn!(%error, revision = upto, "cannot compact history"),
+        }
+    }
+}
+
+/// Which revision was current when.
+#[derive(Debug, Default)]
+struct Seen {
+    looks: VecDeque<(Instant, i64)>,
+}
+
+impl Seen {
+    /// Notes the revision of now, and gives the last one that was current `keep` ago or before.
+    fn older_than(&mut self, keep: Duration, now: Instant, revision: i64) -> Option<i64> {
+        self.looks.push_back((now, revision));
+        let mut old = None;
+        while let Some((at, revision)) = self.looks.front().copied() {
+            if now - at < keep {
+                break;
+            }
+            old = Some(revision);
+            self.looks.pop_front();
+        }
+        old
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_what_was_current_long_enough_ago_is_given_up() {
+        let (mut seen, start, keep) = (Seen::default(), clock::now(), Duration::from_secs(10));
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(seen.older_than(keep, at(0), 100), None);
+        assert_eq!(seen.older_than(keep, at(5), 200), None);
+        assert_eq!(seen.older_than(keep, at(10), 300), Some(100));
+        assert_eq!(
+            seen.older_than(keep, at(14), 400),
+            None,
+            "it was given up already"
+        );
+        assert_eq!(seen.older_than(keep, at(25), 500), Some(400));
+    }
+}
