@@ -16,6 +16,8 @@ pub(crate) fn start(level: &str) -> anyhow::Result<()> {
     let level: LevelFilter = level.parse()?;
     let targets = Targets::new()
         .with_default(level.min(LevelFilter::WARN))
+        // It warns of what it heals itself at every election; our `raft` module tells what matters.
+        .with_target("openraft", level.min(LevelFilter::ERROR))
         .with_targets(["quorate", "quorate_core", "quorate_recipes"].map(|target| (target, level)));
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)

@@ -1,17 +1,231 @@
-//! `quorate demo`.
+//! `quorate demo`: a cluster of three member processes and some worker processes make a manifest of
+//! the files below a folder; a worker and the leading member are killed meanwhile; the result is
+//! compared with what one plain pass over the files gives.
+
+mod faults;
 mod files;
 mod keys;
 mod members;
+mod primary;
+mod screen;
+mod worker;
+mod workers;
+mod write;
+
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-/// x
-#[derive(Debug, clap::Args)]
-pub(crate) struct DemoArgs {}
-/// x
-#[derive(Debug, clap::Args)]
-pub(crate) struct WorkerArgs {}
-pub(crate) async fn run(_: DemoArgs) -> anyhow::Result<ExitCode> {
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use clap::Args;
+use quorate::core::clock;
+use quorate::recipes::progress::Monitor;
+use quorate::recipes::registry::Discovery;
+use quorate::recipes::store::Remote;
+use quorate::recipes::{Client, KeyRange};
+
+pub(crate) use worker::{WorkerArgs, work};
+
+use faults::Faults;
+use members::Members;
+use screen::{Screen, plain};
+use workers::Workers;
+
+const SCREEN_EVERY: Duration = Duration::from_millis(100);
+/// The longest that the whole may take beyond the pace that was asked for.
+const LIMIT: Duration = Duration::from_secs(240);
+const WORKERS_END_WITHIN: Duration = Duration::from_secs(20);
+
+/// Flags of `quorate demo`.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// The folder whose files are hashed [default: the current one]
+    dir: Option<PathBuf>,
+
+    /// How many workers
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..=32))]
+    workers: u16,
+
+    /// Kill nothing
+    #[arg(long)]
+    calm: bool,
+
+    /// Slow the workers down so that the work takes about this long, in seconds: a few files alone
+    /// would be done before there is anything to see or to kill
+    #[arg(long, value_name = "SECONDS", default_value_t = 12)]
+    pace: u64,
+
+    /// Keep the members' data and everybody's logs, and say where
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Runs the demo.
+///
+/// # Errors
+/// What kept the work from being finished.
+pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+    let root = args.dir.clone().unwrap_or_else(|| ".".into());
+    let root = root
+        .canonicalize()
+        .with_context(|| format!("folder {}", root.display()))?;
+    let folder = tempfile::Builder::new().prefix("quorate-demo-").tempdir()?;
+    // So that a demo of the folder for temporary files does not hash the demo itself.
+    files::tag_as_cache(folder.path())?;
+
+    let outcome = attempt(&args, &root, folder.path()).await;
+    if args.keep || outcome.is_err() {
+        let kept = folder.keep();
+        plain(&format!("data and logs are in {}", kept.display()));
+    }
+    outcome
+}
+
+async fn attempt(args: &DemoArgs, root: &Path, folder: &Path) -> anyhow::Result<ExitCode> {
+    let listing = {
+        let root = root.to_owned();
+        tokio::task::spawn_blocking(move || files::list(&root)).await??
+    };
+    let count = listing.files.len();
+    ensure!(count > 0, "no files below {}", root.display());
+    plain(&format!("hashing {count} files below {}", root.display()));
+    for cache in &listing.caches {
+        plain(&format!(
+            "  left out as a cache (CACHEDIR.TAG): {}",
+            cache.display()
+        ));
+    }
+
+    let mut demo = Demo::start(args, root, folder, count).await?;
+    let limit = LIMIT + Duration::from_secs(args.pace);
+    let finished = tokio::time::timeout(limit, demo.until_complete()).await;
+    demo.screen.finish();
+    finished.with_context(|| format!("not finished within {limit:?}"))??;
+
+    let manifest = demo.manifest().await?;
+    demo.workers.finish(WORKERS_END_WITHIN).await?;
+    let took = demo.began.elapsed();
+    demo.members.stop().await;
+
+    let plain_root = root.to_owned();
+    let (expected, files) =
+        tokio::task::spawn_blocking(move || files::plain_manifest(&plain_root)).await??;
+    plain(&format!(
+        "manifest of {files} files by {} workers in {:.1} s; comparing with one plain pass",
+        args.workers,
+        took.as_secs_f64()
+    ));
+    if manifest == expected {
+        plain("the manifest is EQUAL to that of one plain pass");
+        return Ok(ExitCode::SUCCESS);
+    }
+    plain("the manifest DIFFERS from that of one plain pass:");
+    for line in differences(&manifest, &expected) {
+        plain(&line);
+    }
     Ok(ExitCode::FAILURE)
 }
-pub(crate) async fn work(_: WorkerArgs) -> anyhow::Result<ExitCode> {
-    Ok(ExitCode::FAILURE)
+
+/// Everything that runs.
+struct Demo {
+    began: clock::Instant,
+    client: Client,
+    members: Members,
+    workers: Workers,
+    monitor: Monitor,
+    discovery: Discovery<()>,
+    screen: Screen,
+    faults: Faults,
+}
+
+impl Demo {
+    async fn start(
+        args: &DemoArgs,
+        root: &Path,
+        folder: &Path,
+        files: usize,
+    ) -> anyhow::Result<Self> {
+        let began = clock::now();
+        let screen = Screen::new(files as u64);
+        let mut members = Members::start(folder)?;
+        let (leader, term) = members.leader(0).await?;
+        screen.say(&format!(
+            "3 members up, {} leads in term {term}",
+            members.name(leader)
+        ));
+        let client = Client::builder(Remote::new(members.endpoints())?)
+            .label("manager")
+            .build();
+        let monitor = client.monitor(keys::JOB).await?;
+        let discovery = client.discover::<()>(keys::SERVICE).await?;
+        let count = usize::from(args.workers);
+        let per_file = Duration::from_secs(args.pace).mul_f64(count as f64 / files as f64);
+        let workers = Workers::start(count, &members.endpoints(), root, folder, per_file)?;
+        let faults = if args.calm {
+            Faults::none()
+        } else {
+            Faults::planned(&client, files as u64)
+        };
+        Ok(Self {
+            began,
+            client,
+            members,
+            workers,
+            monitor,
+            discovery,
+            screen,
+            faults,
+        })
+    }
+
+    /// Shows the work, and disturbs it, until the manifest is complete.
+    async fn until_complete(&mut self) -> anyhow::Result<()> {
+        let complete = self.client.mirror(KeyRange::one(keys::COMPLETE)).await?;
+        let mut seen = std::collections::BTreeSet::new();
+        loop {
+            for instance in &self.discovery.view().instances {
+                if seen.insert(instance.id.clone()) {
+                    self.screen
+                        .say(&format!("worker {} registered", instance.id));
+                }
+            }
+            let job = self.monitor.snapshot();
+            self.screen.show(&job);
+            self.faults
+                .step(&job, &mut self.members, &mut self.workers, &self.screen)
+                .await?;
+            self.workers.check()?;
+            if !complete.view().entries.is_empty() && self.faults.settled() {
+                return Ok(());
+            }
+            tokio::time::sleep(SCREEN_EVERY).await;
+        }
+    }
+
+    /// The manifest that the primary wrote.
+    async fn manifest(&self) -> anyhow::Result<Vec<u8>> {
+        let (_, chunks) = self.client.list(KeyRange::prefix(keys::MANIFEST)).await?;
+        Ok(chunks
+            .iter()
+            .flat_map(|pair| pair.value.iter().copied())
+            .collect())
+    }
+}
+
+/// The lines that only one of the two has, at most twenty.
+fn differences(manifest: &[u8], expected: &[u8]) -> Vec<String> {
+    let lines = |bytes: &[u8]| -> std::collections::BTreeSet<Vec<u8>> {
+        bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
+    };
+    let (manifest, expected) = (lines(manifest), lines(expected));
+    let only = |a: &std::collections::BTreeSet<Vec<u8>>, b, mark| -> Vec<String> {
+        let only = a
+            .difference(b)
+            .map(|line| String::from_utf8_lossy(line).into_owned());
+        only.map(|line| format!("  {mark} {line}")).collect()
+    };
+    let mut all = only(&manifest, &expected, "workers:   ");
+    all.extend(only(&expected, &manifest, "plain pass:"));
+    all.truncate(20);
+    all
 }

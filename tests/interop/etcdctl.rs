@@ -124,8 +124,8 @@ async fn etcdctl_prints_the_same_for_quorate_as_for_etcd() -> anyhow::Result<()>
 
     let (mut lease, mut differences) = ([String::new(), String::new()], Vec::new());
     for line in SCRIPT {
-        let expected = run(etcd.endpoint(), line, &mut lease[0]).await?;
-        let actual = run(quorate.endpoint(0), line, &mut lease[1]).await?;
+        let expected = run(address(etcd.endpoint()), line, &mut lease[0]).await?;
+        let actual = run(address(quorate.endpoint(0)), line, &mut lease[1]).await?;
         if expected != actual {
             differences.push(format!(
                 "{line:?}\n  etcd    {expected:?}\n  quorate {actual:?}"
@@ -141,6 +141,12 @@ async fn etcdctl_prints_the_same_for_quorate_as_for_etcd() -> anyhow::Result<()>
     );
     println!("{cases} commands, all alike");
     Ok(())
+}
+
+/// The endpoint as `etcdctl` has it by default, without a scheme: with one, its 3.4 line sends the
+/// whole URL as the authority of its `endpoint` commands, which HTTP/2 does not allow.
+fn address(url: &str) -> &str {
+    url.trim_start_matches("http://")
 }
 
 async fn run(endpoint: &str, line: &[&str], lease: &mut String) -> anyhow::Result<Said> {

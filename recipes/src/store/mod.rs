@@ -19,6 +19,10 @@ pub mod ops;
 pub mod remote;
 mod status;
 
+#[cfg(feature = "embedded")]
+pub use embedded::Embedded;
+pub use remote::Remote;
+
 /// What comes back from [`Store::watch`]: the server's answers as they are. The stream may end at
 /// any time, which says nothing about the keys; `created`, `canceled` and progress answers are in
 /// it. The watch ids are 1, 2, ... in the order of the requests.

@@ -6,6 +6,7 @@ pub mod etcd;
 pub mod load;
 pub mod ports;
 pub mod process;
+pub mod target;
 pub mod wait;
 
 pub use wait::eventually;

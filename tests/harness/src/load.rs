@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use quorate_proto::etcdserverpb::kv_client::KvClient;
 use quorate_proto::etcdserverpb::{PutRequest, RangeRequest};
+use quorate_proto::range::{KeyRange, successor};
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 
@@ -17,6 +18,10 @@ use tonic::transport::{Channel, Endpoint};
 const CALL_LIMIT: Duration = Duration::from_secs(8);
 const CONNECT_LIMIT: Duration = Duration::from_millis(500);
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
+/// Below it, all keys of loads.
+const PREFIX: &str = "load/";
+/// Keys read at a time when verifying.
+const PAGE: i64 = 1_000;
 
 /// What was acknowledged.
 #[derive(Debug, Default)]
@@ -121,28 +126,47 @@ impl Report {
         gaps
     }
 
-    /// Reads every acknowledged pair back through `endpoint`.
+    /// Reads every acknowledged pair back through `endpoint`, linearizably.
     ///
     /// # Errors
     /// When one is missing or has another value.
     pub async fn verify(&self, endpoint: &str) -> anyhow::Result<()> {
-        let mut client = KvClient::connect(endpoint.to_owned())
-            .await?
-            .max_decoding_message_size(usize::MAX);
+        let found = Self::read_all(endpoint).await?;
         for (key, value) in &self.pairs {
-            let key = Bytes::copy_from_slice(key.as_bytes());
-            let request = RangeRequest {
-                key: key.clone(),
-                ..RangeRequest::default()
-            };
-            let answer = client.range(request).await?.into_inner();
-            let found = answer.kvs.first().map(|pair| pair.value.clone());
+            let found = found.get(key.as_bytes());
             anyhow::ensure!(
-                found.as_deref() == Some(value.as_bytes()),
-                "{key:?} was acknowledged and is now {found:?}"
+                found.is_some_and(|found| found == value.as_bytes()),
+                "{key} was acknowledged and is now {found:?}"
             );
         }
         Ok(())
+    }
+
+    /// Everything that loads wrote, page by page at one revision.
+    async fn read_all(endpoint: &str) -> anyhow::Result<BTreeMap<Bytes, Bytes>> {
+        let mut client = KvClient::connect(endpoint.to_owned())
+            .await?
+            .max_decoding_message_size(usize::MAX);
+        let (start, end) = KeyRange::prefix(Bytes::from_static(PREFIX.as_bytes())).to_wire();
+        let mut request = RangeRequest {
+            key: start,
+            range_end: end,
+            limit: PAGE,
+            ..RangeRequest::default()
+        };
+        let mut all = BTreeMap::new();
+        loop {
+            let answer = client.range(request.clone()).await?.into_inner();
+            if request.revision == 0 {
+                request.revision = answer.header.map_or(0, |header| header.revision);
+            }
+            let last = answer.kvs.last().map(|pair| pair.key.clone());
+            all.extend(answer.kvs.into_iter().map(|pair| (pair.key, pair.value)));
+            match last {
+                Some(last) if answer.more => request.key = successor(&last),
+                _ => return Ok(all),
+            }
+        }
     }
 }
 
@@ -161,7 +185,7 @@ impl Writer {
         let mut clients: Vec<_> = self.endpoints.iter().map(|url| connect(url)).collect();
         let mut at = 0;
         for n in 0_u64.. {
-            let key = format!("load/{}/{n:09}", self.writer);
+            let key = format!("{PREFIX}{}/{n:09}", self.writer);
             let value = format!("{n:0width$}", width = self.value_bytes);
             loop {
                 if self.stop.load(Ordering::Relaxed) {

@@ -244,19 +244,3 @@ fn preparations_that_were_not_finished_are_removed() {
     open(&fs).unwrap().close().unwrap();
     assert!(fs.open(&spare).is_err());
 }
-
-#[test]
-fn a_segment_whose_name_was_not_synced_is_made_durable_at_open() {
-    let fs = log(2);
-    let (path, aside) = (segments(&fs)[0].clone(), dir().join("aside"));
-    fs.rename(&path, &aside).unwrap();
-    fs.sync_dir(dir()).unwrap();
-    // As a process leaves it that is killed between the rename and the sync.
-    fs.rename(&aside, &path).unwrap();
-    let wal = open(&fs).unwrap();
-    append(&wal, vec![entry(1, 3, 100)]);
-    for seed in 0..20 {
-        let image = fs.power_cut(seed, crate::storage::fs::Block::Page);
-        assert_eq!(all(&open(&image).unwrap()).len(), 3, "seed {seed}");
-    }
-}

@@ -49,25 +49,6 @@ fn all_that_waits_shares_one_sync() {
 }
 
 #[test]
-fn what_is_not_on_disk_stays_readable_however_small_the_cache() {
-    let fs = MemFs::new();
-    let wal = open(&fs).unwrap();
-    let hold = fs.hold_syncs();
-    let (done, read) = mpsc::channel();
-    let reader = wal.clone();
-    let first_is_durable = Box::new(move |_| {
-        let found = reader.read(0..u64::MAX, usize::MAX);
-        done.send(found.map(|found| found.len())).unwrap();
-    });
-    wal.append(entries(1, 1..=3, 1000), first_is_durable)
-        .unwrap();
-    hold.wait_for_sync();
-    wal.append(entries(1, 4..=40, 1000), ignore()).unwrap();
-    drop(hold);
-    assert_eq!(read.recv().unwrap().unwrap(), 40);
-}
-
-#[test]
 fn votes_and_entries_keep_their_order() {
     let fs = MemFs::crashable();
     let wal = open(&fs).unwrap();

@@ -1,0 +1,157 @@
+//! What the demo shows: a bar for each worker and one for the whole on a terminal, plain lines
+//! elsewhere.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use quorate::core::clock::{self, Instant};
+use quorate::recipes::progress::{JobView, TaskState, TaskView};
+
+use super::keys;
+
+/// How often plain lines say how far it is.
+const LINE_EVERY: Duration = Duration::from_secs(1);
+
+/// The demo's output.
+#[derive(Debug)]
+pub(crate) struct Screen {
+    began: Instant,
+    bars: Option<Bars>,
+    last_line: Option<Instant>,
+    /// What the last primary reported of the whole; a new one begins its report anew.
+    done: u64,
+}
+
+#[derive(Debug)]
+struct Bars {
+    all: MultiProgress,
+    whole: ProgressBar,
+    workers: BTreeMap<String, ProgressBar>,
+}
+
+impl Screen {
+    /// An empty screen; `files` is how long the bar of the whole is.
+    pub(crate) fn new(files: u64) -> Self {
+        let bars = std::io::stdout().is_terminal().then(|| {
+            let all = MultiProgress::new();
+            let whole = all.add(ProgressBar::new(files));
+            whole.set_style(style(
+                "{prefix:>8} [{bar:32.green}] {pos}/{len} files  {msg}",
+            ));
+            whole.set_prefix("whole");
+            Bars {
+                all,
+                whole,
+                workers: BTreeMap::new(),
+            }
+        });
+        Self {
+            began: clock::now(),
+            bars,
+            last_line: None,
+            done: 0,
+        }
+    }
+
+    /// Prints one line of what happened, with the time since the start.
+    pub(crate) fn say(&self, line: &str) {
+        let line = format!("{:>6.2}s  {line}", self.began.elapsed().as_secs_f64());
+        match &self.bars {
+            // A terminal that went away is no reason to stop the work.
+            Some(bars) => drop(bars.all.println(line)),
+            None => plain(&line),
+        }
+    }
+
+    /// Shows how far each worker and the whole are.
+    pub(crate) fn show(&mut self, job: &JobView) {
+        let reported = job.task(keys::WHOLE).map_or(0, |whole| whole.done);
+        self.done = self.done.max(reported);
+        let done = self.done;
+        let whole = job.task(keys::WHOLE).map(speed).unwrap_or_default();
+        let Some(bars) = &mut self.bars else {
+            if self
+                .last_line
+                .is_none_or(|last| last.elapsed() >= LINE_EVERY)
+            {
+                self.last_line = Some(clock::now());
+                let workers = job.tasks.iter().filter(|task| task.name != keys::WHOLE);
+                let workers: Vec<_> = workers
+                    .map(|task| format!("{} {} {}", task.name, task.done, word(task.state)))
+                    .collect();
+
+                self.say(&format!(
+                    "{done} files done, {whole}  ({})",
+                    workers.join(", ")
+                ));
+            }
+            return;
+        };
+        bars.whole.set_position(done);
+        bars.whole.set_message(whole);
+        for task in job.tasks.iter().filter(|task| task.name != keys::WHOLE) {
+            let length = bars.whole.length().unwrap_or_default();
+            let bar = bars.workers.entry(task.name.clone()).or_insert_with(|| {
+                let bar = bars.all.add(ProgressBar::new(length));
+                bar.set_style(style("{prefix:>8} [{bar:32.cyan}] {pos} files  {msg}"));
+                bar.set_prefix(task.name.clone());
+                bar
+            });
+            bar.set_position(task.done);
+            let rate = task
+                .rate
+                .map(|rate| format!("{rate:.0}/s  "))
+                .unwrap_or_default();
+            bar.set_message(format!("{rate}{}", word(task.state)));
+        }
+    }
+
+    /// Leaves the bars as they are.
+    pub(crate) fn finish(&self) {
+        if let Some(bars) = &self.bars {
+            bars.workers.values().for_each(ProgressBar::abandon);
+            bars.whole.abandon();
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template).expect("a template of this file");
+    style.progress_chars("=> ")
+}
+
+fn speed(task: &TaskView) -> String {
+    let rate = task
+        .rate
+        .map(|rate| format!("{rate:.0}/s"))
+        .unwrap_or_default();
+    let left = task
+        .eta
+        .as_ref()
+        .map(|eta| format!("{:.0} s left", eta.likely.as_secs_f64()));
+    let left = left.unwrap_or_default();
+    [rate, left]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn word(state: TaskState) -> &'static str {
+    match state {
+        TaskState::Running => "",
+        TaskState::Stalled => "stalled",
+        TaskState::Done => "done",
+        TaskState::Failed => "failed",
+        TaskState::Abandoned => "abandoned",
+        TaskState::Lost => "lost",
+        _ => "",
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "what the user asked to see")]
+pub(crate) fn plain(line: &str) {
+    println!("{line}");
+}
