@@ -210,6 +210,14 @@ async fn version_and_health_are_beside_grpc_on_the_same_port() {
     );
     assert!(served.get("/livez").await.starts_with("HTTP/1.1 200"));
     assert!(served.get("/readyz").await.starts_with("HTTP/1.1 200"));
+    let metrics = served.get("/metrics").await;
+    for line in [
+        "etcd_server_has_leader 1",
+        "etcd_server_leader_changes_seen_total 1",
+        "# EOF",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
     assert!(served.get("/nowhere").await.starts_with("HTTP/1.1 404"));
     let post = "POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     assert!(served.http(post).await.starts_with("HTTP/1.1 405"));

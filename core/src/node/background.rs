@@ -236,7 +236,10 @@ pub(super) async fn note_leaders(node: Node) {
         let leader = known.leader.map(|leader| (known.term, leader));
         if leader.is_some() && leader != last {
             last = leader;
-            node.shared.leader_since.send_replace(Some(clock::now()));
+            node.shared.leaders.send_modify(|leaders| {
+                leaders.since = Some(clock::now());
+                leaders.count += 1;
+            });
         }
         if leadership.changed().await.is_err() {
             return;

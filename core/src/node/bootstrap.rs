@@ -181,7 +181,7 @@ async fn assemble(
             keep_alives: Rounds::new(limits.max_pending),
             forwarded: forward::Forwarded::default(),
             disk_reads: Arc::new(Semaphore::new(read::READS_IN_FLIGHT)),
-            leader_since: tokio::sync::watch::Sender::new(None),
+            leaders: tokio::sync::watch::Sender::default(),
             tasks: Tasks::new(),
             network: network.clone(),
             data_dir: Mutex::new(data_dir),

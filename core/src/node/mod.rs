@@ -19,6 +19,7 @@ mod history;
 mod kv;
 mod lease;
 mod maintenance;
+mod observe;
 mod propose;
 mod read;
 mod rounds;
@@ -39,6 +40,7 @@ pub use bootstrap::StartError;
 pub use builder::NodeBuilder;
 pub use data_dir::DataDirError;
 pub use kv::RangePages;
+pub use observe::Observed;
 pub use watch::{WatchControl, WatchSession};
 
 use crate::apply::Reader;
@@ -92,7 +94,7 @@ struct Shared {
     keep_alives: rounds::Rounds<i64, i64>,
     forwarded: forward::Forwarded,
     disk_reads: Arc<Semaphore>,
-    leader_since: tokio::sync::watch::Sender<Option<Instant>>,
+    leaders: tokio::sync::watch::Sender<observe::Leaders>,
     /// The node's own tasks; cancelled first.
     tasks: Tasks,
     /// The transport and its listener; stopped last.
@@ -219,6 +221,9 @@ impl Node {
     /// all clones of the node are dropped as well.
     pub async fn shutdown(&self) {
         let shared = &self.shared;
+        if !self.is_stopping() {
+            self.hand_over().await;
+        }
         shared.tasks.cancel();
         shared.proposals.close();
         shared.reads.close();
@@ -240,6 +245,27 @@ impl Node {
                 .unwrap_or_else(PoisonError::into_inner)
                 .take(),
         );
+    }
+
+    /// Hands leadership to a peer that is connected, so that the others need not find out that it
+    /// is gone. Without one, or in vain: they will.
+    async fn hand_over(&self) {
+        let own = self.member_id();
+        if self.leadership().leader != Some(own) {
+            return;
+        }
+        let members = self.shared.consensus.members();
+        let can_lead = |peer: &&PeerStatus| {
+            matches!(peer.activity, Activity::Active(_))
+                && members.get(&peer.id).is_some_and(|member| member.is_voter)
+        };
+        let peers = self.peers();
+        let Some(peer) = peers.iter().find(can_lead) else {
+            return;
+        };
+        if let Err(error) = self.shared.consensus.transfer_leader(peer.id).await {
+            tracing::debug!(peer = peer.id, %error, "leadership was not handed over");
+        }
     }
 
     fn is_stopping(&self) -> bool {

@@ -92,7 +92,7 @@ impl Node {
     /// Which time-out to tell a request that began at `since`: etcd blames an election that ended
     /// shortly after, then a connection that was lost since, then nothing.
     pub(super) fn timed_out(&self, since: Instant) -> Reason {
-        let elected = *self.shared.leader_since.borrow();
+        let elected = self.shared.leaders.borrow().since;
         if election_to_blame(since, elected, self.shared.config.election_timeout) {
             Reason::TimeoutLeaderFailure
         } else if self.connection_to_blame(since) {

@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use futures::Stream;
 use quorate_proto::Reason;
+use quorate_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use quorate_proto::etcdserverpb::maintenance_server;
 use quorate_proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeRequest,
@@ -26,6 +27,24 @@ impl Maintenance {
     #[must_use]
     pub fn new(node: Node) -> Self {
         Self { node }
+    }
+}
+
+/// There is no older version to go back to: every target is refused, in etcd's order of checks.
+fn refuse_downgrade(request: &DowngradeRequest) -> Reason {
+    match DowngradeAction::try_from(request.action) {
+        Ok(DowngradeAction::Cancel) => Reason::NoDowngrade,
+        Ok(DowngradeAction::Validate | DowngradeAction::Enable) => {
+            let parts: Vec<&str> = request.version.split('.').collect();
+            let is_version = (2..=3).contains(&parts.len())
+                && parts.iter().all(|part| part.parse::<u32>().is_ok());
+            if is_version {
+                Reason::DowngradeInvalidTarget
+            } else {
+                Reason::DowngradeBadVersion
+            }
+        }
+        Err(_) => Reason::UnknownMethod,
     }
 }
 
@@ -89,8 +108,8 @@ impl maintenance_server::Maintenance for Maintenance {
 
     async fn downgrade(
         &self,
-        _request: Request<DowngradeRequest>,
+        request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
-        Err(Reason::Unimplemented.into())
+        Err(refuse_downgrade(&request.into_inner()).into())
     }
 }

@@ -1,6 +1,7 @@
 //! The plain HTTP routes of the client port: what load balancers, orchestrators and people ask.
 
 mod health;
+mod metrics;
 
 use axum::Router;
 use axum::routing::get;
@@ -14,5 +15,6 @@ pub fn routes(node: Node) -> Router {
         .route("/health", get(health::health))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
+        .route("/metrics", get(metrics::metrics))
         .with_state(node)
 }

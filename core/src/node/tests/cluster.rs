@@ -119,6 +119,9 @@ async fn any_member_writes_and_every_member_reads_it_at_once() {
         values(&cluster.node(follower).range(local).await.unwrap()),
         ["x"]
     );
+    for reader in 0..3 {
+        cluster.node(reader).range(get("own")).await.unwrap();
+    }
     let hash = |n: usize| cluster.node(n).hash_kv(HashKvRequest { revision: 10 });
     let hashes = [hash(0).await, hash(1).await, hash(2).await].map(|hash| hash.unwrap().hash);
     assert!(hashes.iter().all(|&hash| hash == hashes[0]), "{hashes:?}");

@@ -1,0 +1,190 @@
+//! `/metrics`: the member as Prometheus sees it. Names are etcd's where the thing is the same, so
+//! that its dashboards and alerts go on working. Read off the member at each scrape; nothing is
+//! counted here.
+
+use std::fmt;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::node::{ETCD_VERSION, Node, Observed};
+use crate::peer::Activity;
+
+/// What the format is called.
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Answers a scrape.
+pub(super) async fn metrics(State(node): State<Node>) -> Response {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Scrape(node)));
+    let mut body = String::new();
+    match text::encode(&mut body, &registry) {
+        Ok(()) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response(),
+        Err(fmt::Error) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+#[derive(Debug)]
+struct Scrape(Node);
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let seen = self.0.observe();
+        of_the_member(&mut encoder, &seen)?;
+        of_the_store(&mut encoder, &seen)?;
+        of_the_peers(&mut encoder, &seen)?;
+        let version = [("server_version", ETCD_VERSION)];
+        let info = encoder.encode_descriptor(
+            "etcd_server_version",
+            "Which version is running, 1 for its label",
+            None,
+            prometheus_client::metrics::MetricType::Gauge,
+        )?;
+        labelled(info, &version, 1)
+    }
+}
+
+fn of_the_member(encoder: &mut DescriptorEncoder, seen: &Observed) -> fmt::Result {
+    let flag = u64::from;
+    gauge(
+        encoder,
+        "etcd_server_has_leader",
+        "Whether a leader is known",
+        flag(seen.leader.is_some()),
+    )?;
+    gauge(
+        encoder,
+        "etcd_server_is_leader",
+        "Whether this member leads",
+        flag(seen.is_leader),
+    )?;
+    let changes = ConstCounter::new(seen.leaders_seen);
+    let counter = encoder.encode_descriptor(
+        "etcd_server_leader_changes_seen",
+        "Leaders known since the start",
+        None,
+        changes.metric_type(),
+    )?;
+    changes.encode(counter)?;
+    gauge(encoder, "quorate_raft_term", "The current term", seen.term)?;
+    gauge(
+        encoder,
+        "etcd_server_proposals_committed_total",
+        "Last index known to be committed",
+        seen.committed_index,
+    )?;
+    gauge(
+        encoder,
+        "etcd_server_proposals_applied_total",
+        "Last index applied here",
+        seen.applied_index,
+    )?;
+    gauge(
+        encoder,
+        "etcd_server_proposals_pending",
+        "Writes sent that wait for their outcome",
+        number(seen.pending_proposals),
+    )?;
+    gauge(
+        encoder,
+        "quorate_alarms",
+        "Alarms that stand",
+        number(seen.alarms),
+    )
+}
+
+fn of_the_store(encoder: &mut DescriptorEncoder, seen: &Observed) -> fmt::Result {
+    let revision = |revision: i64| u64::try_from(revision).unwrap_or(0);
+    gauge(
+        encoder,
+        "etcd_debugging_mvcc_current_revision",
+        "The current revision",
+        revision(seen.revision),
+    )?;
+    gauge(
+        encoder,
+        "etcd_debugging_mvcc_compact_revision",
+        "The compact revision",
+        revision(seen.compact_revision),
+    )?;
+    gauge(
+        encoder,
+        "etcd_debugging_mvcc_watcher_total",
+        "Watchers on all streams",
+        number(seen.watchers),
+    )?;
+    gauge(
+        encoder,
+        "quorate_lease_count",
+        "Leases granted",
+        number(seen.leases),
+    )?;
+    gauge(
+        encoder,
+        "etcd_mvcc_db_total_size_in_bytes",
+        "Size of the store",
+        seen.disk_bytes,
+    )?;
+    gauge(
+        encoder,
+        "etcd_server_quota_backend_bytes",
+        "Size above which writes are refused",
+        seen.quota_bytes,
+    )
+}
+
+fn of_the_peers(encoder: &mut DescriptorEncoder, seen: &Observed) -> fmt::Result {
+    let names: Vec<String> = seen
+        .peers
+        .iter()
+        .map(|peer| format!("{:x}", peer.id))
+        .collect();
+    let mut family = encoder.encode_descriptor(
+        "quorate_peer_stream_up",
+        "Whether the stream to a peer is up",
+        None,
+        prometheus_client::metrics::MetricType::Gauge,
+    )?;
+    for (peer, name) in seen.peers.iter().zip(&names) {
+        let is_up = matches!(peer.activity, Activity::Active(_));
+        let labels = [("To", name.as_str())];
+        ConstGauge::new(u64::from(is_up)).encode(family.encode_family(&labels)?)?;
+    }
+    let mut family = encoder.encode_descriptor(
+        "quorate_peer_round_trip_seconds",
+        "Round trip of the latest probe of a peer",
+        None,
+        prometheus_client::metrics::MetricType::Gauge,
+    )?;
+    for (peer, name) in seen.peers.iter().zip(&names) {
+        let Some(round_trip) = peer.rtt else {
+            continue;
+        };
+        let labels = [("To", name.as_str())];
+        ConstGauge::new(round_trip.as_secs_f64()).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: u64) -> fmt::Result {
+    let value = ConstGauge::new(value);
+    value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)
+}
+
+fn labelled(
+    mut encoder: prometheus_client::encoding::MetricEncoder,
+    labels: &[(&str, &str); 1],
+    value: u64,
+) -> fmt::Result {
+    ConstGauge::new(value).encode(encoder.encode_family(labels)?)
+}
+
+fn number(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,77 @@
+//! What can be seen of a member from outside, at one moment: for metrics and consoles.
+
+use super::Node;
+use crate::clock::Instant;
+use crate::peer::PeerStatus;
+
+/// The leaders a member has known since its start.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Leaders {
+    /// Since when the current one leads, or the last one led.
+    pub(super) since: Option<Instant>,
+    /// How many there were.
+    pub(super) count: u64,
+}
+
+/// A member at one moment.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Observed {
+    /// The current term.
+    pub term: u64,
+    /// The leader, if one is known and heard of.
+    pub leader: Option<u64>,
+    /// Whether this member leads.
+    pub is_leader: bool,
+    /// Leaders known since the start.
+    pub leaders_seen: u64,
+    /// Last index known to be committed.
+    pub committed_index: u64,
+    /// Last index applied here.
+    pub applied_index: u64,
+    /// Writes of this member's clients that were sent and wait for their outcome.
+    pub pending_proposals: usize,
+    /// Current revision.
+    pub revision: i64,
+    /// Compact revision; 0 before any compaction.
+    pub compact_revision: i64,
+    /// Watchers on all streams.
+    pub watchers: usize,
+    /// Leases granted.
+    pub leases: usize,
+    /// Size of the store in bytes: approximate.
+    pub disk_bytes: u64,
+    /// The quota in bytes.
+    pub quota_bytes: u64,
+    /// Alarms that stand.
+    pub alarms: usize,
+    /// The connections to the peers.
+    pub peers: Vec<PeerStatus>,
+}
+
+impl Node {
+    /// How this member is, now. Cheap; asks nobody.
+    #[must_use]
+    pub fn observe(&self) -> Observed {
+        let shared = &self.shared;
+        let known = self.leadership();
+        let raft = shared.consensus.status();
+        Observed {
+            term: known.term,
+            leader: known.leader,
+            is_leader: known.leader == Some(shared.member_id),
+            leaders_seen: shared.leaders.borrow().count,
+            committed_index: raft.committed_index,
+            applied_index: raft.applied_index,
+            pending_proposals: shared.pending.len(),
+            revision: shared.reader.revision(),
+            compact_revision: shared.reader.compact_revision(),
+            watchers: shared.hub.watchers(),
+            leases: shared.reader.lessor().len(),
+            disk_bytes: shared.reader.disk_bytes(),
+            quota_bytes: shared.quota_bytes,
+            alarms: shared.reader.alarms().len(),
+            peers: self.peers(),
+        }
+    }
+}
