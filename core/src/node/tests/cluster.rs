@@ -10,7 +10,7 @@ use quorate_proto::etcdserverpb::{
 use super::*;
 
 /// Three members, by position; one may be stopped.
-struct Cluster {
+pub(super) struct Cluster {
     nodes: Vec<Option<Node>>,
     members: Vec<(String, Vec<String>)>,
     folders: Vec<tempfile::TempDir>,
@@ -18,7 +18,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         Self::start_with(5_000).await
     }
 
@@ -61,12 +61,12 @@ impl Cluster {
             .catch_up_entries(self.catch_up_entries)
     }
 
-    fn node(&self, n: usize) -> &Node {
+    pub(super) fn node(&self, n: usize) -> &Node {
         self.nodes[n].as_ref().expect("this member runs")
     }
 
     /// The positions of a member that leads and of one that runs and does not.
-    async fn roles(&self) -> (usize, usize) {
+    pub(super) async fn roles(&self) -> (usize, usize) {
         let any = self.nodes.iter().flatten().next().unwrap();
         let leader = tokio::time::timeout(PATIENCE, any.wait_for_leader()).await;
         let leader = leader.expect("a leader in time").expect("the member runs");
@@ -79,18 +79,18 @@ impl Cluster {
         (leads_at, follows_at)
     }
 
-    async fn stop(&mut self, n: usize) {
+    pub(super) async fn stop(&mut self, n: usize) {
         let node = self.nodes[n].take().expect("this member runs");
         node.shutdown().await;
     }
 
-    async fn restart(&mut self, n: usize) {
+    pub(super) async fn restart(&mut self, n: usize) {
         let url = self.members[n].1[0].clone();
         let node = self.builder(n).listen_peers([url]).start().await.unwrap();
         self.nodes[n] = Some(node);
     }
 
-    async fn shutdown(mut self) {
+    pub(super) async fn shutdown(mut self) {
         for node in self.nodes.iter_mut().filter_map(Option::take) {
             node.shutdown().await;
         }

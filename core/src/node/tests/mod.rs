@@ -3,6 +3,7 @@
 mod cluster;
 mod lone;
 mod restart;
+mod turmoil;
 mod watching;
 
 use std::time::Duration;
