@@ -279,6 +279,15 @@ impl Reporter {
             .change(false, |draft| draft.done = draft.done.max(done));
     }
 
+    /// Notes units that an attempt before this one has done: they count as done, and not for the
+    /// rate. Never waits.
+    pub fn skip(&self, units: u64) {
+        self.shared.change(false, |draft| {
+            draft.done = draft.done.saturating_add(units);
+            draft.skipped = draft.skipped.saturating_add(units);
+        });
+    }
+
     /// How many units are done.
     #[must_use]
     pub fn done(&self) -> u64 {

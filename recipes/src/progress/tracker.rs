@@ -27,13 +27,21 @@ pub(super) struct Tracker {
 #[derive(Debug, Default)]
 struct Task {
     reported: Option<Reported>,
-    /// The lease of who works on it.
-    owner: Option<LeaseId>,
+    /// Who has the right to report, since when.
+    owner: Option<Owner>,
+}
+
+#[derive(Debug)]
+struct Owner {
+    lease: LeaseId,
+    since: i64,
 }
 
 #[derive(Debug)]
 struct Reported {
     record: Record,
+    /// The revision at which it was written.
+    at: i64,
     seen: Instant,
     advanced: Instant,
     checkpoint: Arc<serde_json::Value>,
@@ -53,10 +61,17 @@ impl Tracker {
     fn put(&mut self, kv: &KeyValue, now: Instant) {
         match Part::of(&self.space, &kv.key) {
             Some(Part::Owner(task)) => {
-                self.tasks.entry(task).or_default().owner = Some(LeaseId(kv.lease));
+                let owner = Owner {
+                    lease: LeaseId(kv.lease),
+                    since: kv.create_revision,
+                };
+                self.tasks.entry(task).or_default().owner = Some(owner);
             }
             Some(Part::Record(task)) => match serde_json::from_slice(&kv.value) {
-                Ok(record) => self.tasks.entry(task).or_default().report(record, now),
+                Ok(record) => {
+                    let task = self.tasks.entry(task).or_default();
+                    task.report(record, kv.mod_revision, now);
+                }
                 Err(error) => tracing::warn!(task, %error, "an unreadable report"),
             },
             None => {}
@@ -83,7 +98,7 @@ impl Tracker {
 }
 
 impl Task {
-    fn report(&mut self, mut record: Record, now: Instant) {
+    fn report(&mut self, mut record: Record, at: i64, now: Instant) {
         let checkpoint = Arc::new(record.checkpoint.take());
         let advanced = match &self.reported {
             Some(before)
@@ -97,10 +112,18 @@ impl Task {
         };
         self.reported = Some(Reported {
             record,
+            at,
             seen: now,
             advanced,
             checkpoint,
         });
+    }
+
+    /// The worker whose attempt is the one reported; none while the next one has yet to report.
+    fn worker(&self, reported: &Reported) -> Option<LeaseId> {
+        let owner = self.owner.as_ref();
+        let owner = owner.filter(|owner| owner.since < reported.at);
+        owner.map(|owner| owner.lease)
     }
 
     fn state(&self, reported: &Reported, now: Instant, stall_after: Duration) -> TaskState {
@@ -108,7 +131,7 @@ impl Task {
             Written::Done => TaskState::Done,
             Written::Failed => TaskState::Failed,
             Written::Abandoned => TaskState::Abandoned,
-            Written::Running if self.owner.is_none() => TaskState::Lost,
+            Written::Running if self.worker(reported).is_none() => TaskState::Lost,
             Written::Running if now >= reported.advanced + stall_after => TaskState::Stalled,
             Written::Running => TaskState::Running,
         }
@@ -134,7 +157,7 @@ impl Task {
             eta: eta.map(|eta| eta.after(now.saturating_duration_since(reported.seen))),
             attempt: record.attempt,
             owner: record.owner.clone(),
-            lease: self.owner,
+            lease: self.worker(reported),
             started_ms: record.started_ms,
             updated_ms: record.updated_ms,
             advanced: reported.advanced,
@@ -145,7 +168,7 @@ impl Task {
     /// When it will count as stalled, if it does not advance.
     fn stalls_at(&self, stall_after: Duration) -> Option<Instant> {
         let reported = self.reported.as_ref()?;
-        let running = reported.record.state == Written::Running && self.owner.is_some();
+        let running = reported.record.state == Written::Running && self.worker(reported).is_some();
         running.then(|| reported.advanced + stall_after)
     }
 }
@@ -200,6 +223,7 @@ mod tests {
     struct Job {
         tracker: Tracker,
         now: Instant,
+        revision: i64,
     }
 
     impl Job {
@@ -207,12 +231,13 @@ mod tests {
             Self {
                 tracker: Tracker::new(job_space("j"), Duration::from_secs(30)),
                 now: clock::now(),
+                revision: 1,
             }
         }
 
         fn take(&mut self, changes: Vec<Change>) {
             let batch = Batch {
-                revision: Revision(1),
+                revision: Revision(self.revision),
                 origin: Origin::Live,
                 changes,
             };
@@ -221,9 +246,11 @@ mod tests {
 
         fn owner(&mut self, task: &str) {
             let key = owner_key(&TaskName::new("j", task)).into_bytes();
+            self.revision += 1;
             let kv = KeyValue {
                 key,
                 lease: 7,
+                create_revision: self.revision,
                 ..Default::default()
             };
             self.take(vec![Change::Put { kv, previous: None }]);
@@ -244,9 +271,11 @@ mod tests {
             });
             let (fields, given) = (record.as_object_mut().unwrap(), json.as_object().unwrap());
             fields.extend(given.clone());
+            self.revision += 1;
             let kv = KeyValue {
                 key: record_key(&TaskName::new("j", task)).into_bytes(),
                 value: record.to_string().into(),
+                mod_revision: self.revision,
                 ..Default::default()
             };
             self.take(vec![Change::Put { kv, previous: None }]);
@@ -296,6 +325,11 @@ mod tests {
         job.gone("a");
         assert_eq!(job.state("a"), TaskState::Lost);
         job.owner("a");
+        assert_eq!(
+            job.state("a"),
+            TaskState::Lost,
+            "until the next one reports"
+        );
         job.report(
             "a",
             serde_json::json!({ "done": 0, "total": 10, "attempt": 2 }),

@@ -35,6 +35,8 @@ pub(super) struct Draft {
     /// Grows with each change.
     pub(super) version: u64,
     pub(super) done: u64,
+    /// How much of that was done before this attempt, and says nothing about its speed.
+    pub(super) skipped: u64,
     pub(super) total: Option<u64>,
     pub(super) unit: String,
     pub(super) stage: String,
@@ -166,7 +168,8 @@ impl Writer {
 
     /// Writes the draft; a final one also gives the owner key up.
     pub(super) async fn write(&mut self, draft: Draft) -> Result<()> {
-        self.estimator.note(clock::now(), draft.done);
+        let own = draft.done.saturating_sub(draft.skipped);
+        self.estimator.note(clock::now(), own);
         let version = draft.version;
         let last = draft.terminal.is_some();
         let record = self.record(draft);
