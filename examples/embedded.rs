@@ -16,10 +16,12 @@ use quorate::recipes::{Client, Compare, Error, Json, KeyRange, TxnError};
 async fn main() -> anyhow::Result<()> {
     let data = tempfile::tempdir()?;
 
-    let node = Node::builder().data_dir(data.path()).start().await?;
-    let client = Client::new(Embedded::new(node.clone()));
-    use_it(&client).await?;
-    node.shutdown().await;
+    // The directory is free for another start once every handle of the node is gone.
+    {
+        let node = Node::builder().data_dir(data.path()).start().await?;
+        use_it(&Client::new(Embedded::new(node.clone()))).await?;
+        node.shutdown().await;
+    }
 
     // What was acknowledged is on the disk: another start finds it.
     let node = Node::builder().data_dir(data.path()).start().await?;
