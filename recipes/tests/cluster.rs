@@ -1,0 +1,47 @@
+//! Every recipe body on a cluster of three, through its client ports.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "tests start their own tasks and stop at what they did not expect"
+)]
+
+mod bodies;
+mod support;
+
+use bodies::{faults, locks, sessions};
+use quorate_harness::target::Target;
+
+macro_rules! on_a_cluster {
+    ($($module:ident :: $body:ident),* $(,)?) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $body() {
+            let cluster = Target::Cluster.start().await.unwrap().expect("needs nothing installed");
+            $module::$body(cluster.client()).await;
+            cluster.stop().await;
+        }
+    )*};
+}
+
+on_a_cluster! {
+    locks::excludes,
+    locks::exclusive_lock_excludes,
+    locks::grants_in_order,
+    locks::trying_writes_nothing,
+    locks::lost_when_the_lease_is_revoked,
+    locks::fence_refuses_after_loss,
+    locks::epoch_ends_old_holds,
+    locks::waiter_learns_of_its_own_loss,
+    locks::foreign_key_is_an_error,
+    locks::drops_leave_nothing,
+    sessions::closing_ends_everything,
+    sessions::last_handle_ends_the_session,
+    sessions::session_tells_who_it_is,
+    faults::acquiring_survives_lost_answers,
+    faults::trying_survives_lost_answers,
+    faults::releasing_is_idempotent,
+    faults::dropped_in_flight_leaves_nothing,
+    faults::waiting_survives_ended_watches,
+    faults::own_values_survive_lost_answers,
+}
