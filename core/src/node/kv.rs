@@ -91,6 +91,7 @@ impl Node {
             node: self.clone(),
             next: (!done).then_some(range),
             revision,
+            current: counted.revision,
             keys_only: request.keys_only,
             left: limit,
             count: counted.count,
@@ -220,13 +221,17 @@ pub(super) fn unexpected(answer: &Answer) -> Error {
     Reason::Internal.into()
 }
 
-/// A range read piece by piece. The last piece has the count and whether a limit left pairs out.
+/// A range read piece by piece. Only the last piece has a header, the count, and whether a limit left
+/// pairs out, as on etcd.
 #[derive(Debug)]
 pub struct RangePages {
     node: Node,
     /// What is still to be read.
     next: Option<KeyRange>,
+    /// At which revision all pieces are read.
     revision: i64,
+    /// The store's revision when the reading began.
+    current: i64,
     keys_only: bool,
     /// Pairs the limit still allows.
     left: Option<usize>,
@@ -243,10 +248,7 @@ impl RangePages {
         if self.ended {
             return Ok(None);
         }
-        let mut piece = RangeResponse {
-            header: Some(self.node.header_at(self.revision)),
-            ..Default::default()
-        };
+        let mut piece = RangeResponse::default();
         if let Some(range) = self.next.take() {
             let (reader, revision) = (self.node.shared.reader.clone(), self.revision);
             let scanned = range.clone();
@@ -270,6 +272,7 @@ impl RangePages {
             }
         }
         if self.next.is_none() {
+            piece.header = Some(self.node.header_at(self.current));
             piece.count = self.count;
             self.ended = true;
         }

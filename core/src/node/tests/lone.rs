@@ -319,13 +319,20 @@ async fn a_streamed_range_is_the_same_as_a_whole_one() {
     };
     let whole = node.range(all.clone()).await.unwrap();
     let mut pages = node.range_stream(all.clone()).await.unwrap();
-    let (mut kvs, mut count, mut answers) = (Vec::new(), 0, 0);
+    let (mut kvs, mut headers) = (Vec::new(), Vec::new());
+    let mut count = 0;
     while let Some(page) = pages.next().await.unwrap() {
         kvs.extend(page.kvs);
-        (count, answers) = (page.count, answers + 1);
+        headers.push(page.header);
+        count = page.count;
     }
     assert_eq!((kvs, count), (whole.kvs, 6));
-    assert!(answers > 1, "it came in pieces");
+    let last = headers.pop().unwrap();
+    assert_eq!(last, whole.header);
+    assert!(
+        !headers.is_empty() && headers.iter().all(Option::is_none),
+        "only the last has one"
+    );
     let limited = RangeRequest {
         limit: 2,
         keys_only: true,
