@@ -3,7 +3,11 @@
 //!
 //! Run with `cargo run --example registry`.
 
-#![allow(clippy::print_stdout, reason = "an example shows what happens")]
+#![allow(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "an example shows what happens, and starts a task of its own"
+)]
 
 use futures::StreamExt as _;
 use quorate::core::node::Node;
