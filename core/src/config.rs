@@ -54,7 +54,8 @@ pub struct Limits {
     /// transaction hold up every other write for longer.
     pub max_txn_ops: usize,
     /// Encoded size of a write in bytes. Default 1.5 MiB. Must be the same on all members: a
-    /// larger write accepted by one is refused by another's decode limit. At most 64 MiB.
+    /// larger write accepted by one is refused by another's decode limit. At most 32 MiB, half of what
+    /// members take from each other.
     pub max_request_bytes: usize,
     /// Keys and range ends in bytes. Default and maximum 32,000, the storage engine's bound.
     pub max_key_bytes: usize,
@@ -136,7 +137,7 @@ const DEFAULT_PEER_URL: &str = "http://localhost:2380";
 /// Default quota, 2 GiB.
 pub(crate) const DEFAULT_QUOTA_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 /// A request bound above this would not fit the peer protocol's frames.
-const MAX_REQUEST_BYTES_CEILING: usize = 64 * 1024 * 1024;
+const MAX_REQUEST_BYTES_CEILING: usize = 32 * 1024 * 1024;
 /// The storage engine's bound on keys, halved by escaping.
 const MAX_KEY_BYTES_CEILING: usize = 32_000;
 /// An election timeout above this is a typing error (etcd's bound).
@@ -316,7 +317,7 @@ impl Config {
         }
         if !(1_024..=MAX_REQUEST_BYTES_CEILING).contains(&max_request_bytes) {
             return refuse(format!(
-                "max request bytes {max_request_bytes} is not within 1 KiB and 64 MiB"
+                "max request bytes {max_request_bytes} is not within 1 KiB and 32 MiB"
             ));
         }
         if !(1..=MAX_KEY_BYTES_CEILING).contains(&max_key_bytes) {

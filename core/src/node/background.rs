@@ -3,6 +3,7 @@
 //! Each duty is one task, started by `bootstrap`.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,11 +13,13 @@ use quorate_proto::etcdserverpb::{AlarmRequest, AlarmType};
 use quorate_proto::log::command::Kind;
 use quorate_proto::log::{Batch, Command, LeaseCheckpoint, LeaseExpire, Proposal, RemainingTtl};
 
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::Node;
 use crate::clock;
-use crate::raft::{Completion, Leadership, ProposeError, Ticket};
+use crate::error::Error;
+use crate::raft::{AppliedPoint, Completion, Leadership, ProposeError, Ticket};
 
 /// Leases ended by one proposal.
 const EXPIRE_MAX: usize = 1_000;
@@ -28,6 +31,8 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
 const EXPIRE_RETRY: Duration = Duration::from_millis(100);
 /// Longest sleep of the lease clock, in case a deadline could be missed.
 const LEASE_SLEEP_MAX: Duration = Duration::from_secs(60);
+/// Pause between looks at what was applied.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// Pause before trying again what the cluster could not do now.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -164,7 +169,14 @@ fn named(ticket: &Ticket, kind: Kind) -> Proposal {
 pub(super) async fn guard_quota(node: Node) {
     let mut applied = node.shared.consensus.applied();
     loop {
-        if node.shared.reader.over_quota() && !node.has_space_alarm() {
+        let reader = node.shared.reader.clone();
+        // The size is asked of the file system.
+        let measured = node
+            .read(false, move || Ok::<_, Error>(reader.over_quota()))
+            .await;
+        let over = measured.unwrap_or(false);
+        node.shared.over_quota.store(over, Ordering::Relaxed);
+        if over && !node.has_space_alarm() {
             let alarm = AlarmRequest {
                 action: AlarmAction::Activate.into(),
                 member_id: node.member_id(),
@@ -179,10 +191,18 @@ pub(super) async fn guard_quota(node: Node) {
                 }
             }
         }
-        if applied.changed().await.is_err() {
+        if !changed_since(&mut applied).await {
             return;
         }
     }
+}
+
+/// Waits until something was applied, and then a little, so that a busy member is looked at now and
+/// then and not after each batch. False when the member stops.
+pub(super) async fn changed_since(applied: &mut watch::Receiver<AppliedPoint>) -> bool {
+    let changed = applied.changed().await.is_ok();
+    tokio::time::sleep(LOOK_PAUSE).await;
+    changed
 }
 
 impl Node {
@@ -221,7 +241,7 @@ pub(super) async fn bind_incarnations(node: Node) {
                 transport.set_incarnation(member.id, incarnation);
             }
         }
-        if applied.changed().await.is_err() {
+        if !changed_since(&mut applied).await {
             return;
         }
     }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use quorate_proto::Reason;
@@ -171,6 +172,7 @@ async fn assemble(
             boot,
             own_peer_urls: own.peer_urls.clone(),
             quota_bytes,
+            over_quota: AtomicBool::new(false),
             consensus,
             reader,
             hub,

@@ -8,6 +8,7 @@ use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::CompactionRequest;
 
 use super::Node;
+use super::background::changed_since;
 use crate::clock::{self, Instant};
 use crate::config::AutoCompaction;
 use crate::error::Result;
@@ -43,7 +44,7 @@ pub(super) async fn remove(node: Node) {
                 }
             }
         }
-        if applied.changed().await.is_err() {
+        if !changed_since(&mut applied).await {
             return;
         }
     }

@@ -1,5 +1,7 @@
 //! Requests on the key space: reads from this member's state, writes through consensus.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use prost::Message;
 use quorate_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
@@ -188,7 +190,7 @@ impl Node {
 
     /// Refuses to grow a store that is over its quota, before the alarm that says so is applied.
     pub(super) fn check_space(&self) -> Result<()> {
-        if self.shared.reader.over_quota() {
+        if self.shared.over_quota.load(Ordering::Relaxed) {
             return Err(Reason::NoSpace.into());
         }
         Ok(())

@@ -28,6 +28,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -83,6 +84,8 @@ struct Shared {
     own_peer_urls: Vec<String>,
     /// The quota in force.
     quota_bytes: u64,
+    /// Whether the store had outgrown it when it was last measured.
+    over_quota: AtomicBool,
     consensus: Consensus,
     reader: Reader,
     hub: Hub,
