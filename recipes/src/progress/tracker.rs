@@ -269,8 +269,9 @@ mod tests {
                 "v": 1, "state": "running", "done": 0, "attempt": 1, "started_ms": 0,
                 "updated_ms": 0, "owner": { "host": "h", "pid": 1 },
             });
-            let (fields, given) = (record.as_object_mut().unwrap(), json.as_object().unwrap());
-            fields.extend(given.clone());
+            if let serde_json::Value::Object(given) = json {
+                record.as_object_mut().unwrap().extend(given);
+            }
             self.revision += 1;
             let kv = KeyValue {
                 key: record_key(&TaskName::new("j", task)).into_bytes(),

@@ -297,7 +297,7 @@ impl Actor {
     }
 
     /// Runs a write of the session to its end, whether or not the returned future is kept. The
-    /// output must clean up after itself when dropped, as [`Owned`] does.
+    /// output must clean up after itself when dropped, as [`Owned`](super::Owned) does.
     ///
     /// # Errors
     /// [`Error::SessionLost`], and those of `operation`.

@@ -223,6 +223,26 @@ pub async fn waiter_learns_of_its_own_loss(client: &Client) {
     );
 }
 
+/// A waiter whose key somebody deleted is told, while the holder goes on holding.
+pub async fn removed_waiter_is_told(client: &Client) {
+    let session = session(client).await;
+    let lock = client.mutex("removed");
+    let guard = lock.lock(&session).await.unwrap();
+    let waiting = tokio::spawn({
+        let (lock, session) = (lock.clone(), session.clone());
+        async move { lock.lock(&session).await }
+    });
+    until("the waiter", async || {
+        lock.waiters(9).await.unwrap().len() == 1
+    })
+    .await;
+    let waiter = lock.waiters(9).await.unwrap().remove(0).contender;
+    client.delete(&waiter.key).await.unwrap();
+    let outcome = soon("the waiter's answer", waiting).await.unwrap();
+    assert!(matches!(outcome, Err(Error::Removed(key)) if key == waiter.key));
+    guard.put("removed/x", "still held").await.unwrap();
+}
+
 /// A key that no contender can have written is named, not waited for.
 pub async fn foreign_key_is_an_error(client: &Client) {
     let session = session(client).await;

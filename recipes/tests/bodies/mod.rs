@@ -6,8 +6,11 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub mod elections;
 pub mod faults;
 pub mod locks;
+pub mod progress;
+pub mod registry;
 pub mod sessions;
 
 use quorate_recipes::{Client, KeyRange, Session};

@@ -1,0 +1,224 @@
+//! Progress: what monitors see of workers that advance, stand still, die, and wake up too late.
+
+use std::time::Duration;
+
+use quorate_recipes::progress::{Outcome, TaskState};
+use quorate_recipes::{Client, Error};
+
+use super::session;
+use crate::support::soon;
+
+/// A task from its start to its end, with its numbers, its rate and its remaining time.
+pub async fn from_start_to_end(client: &Client) {
+    let session = session(client).await;
+    let mut monitor = client.monitor("job").await.unwrap();
+    let reporter = session.reporter("job/a").total(1_000).unit("files");
+    let reporter = reporter.start().await.unwrap();
+    assert_eq!((reporter.attempt(), reporter.previous()), (1, None));
+    let view = monitor
+        .wait_for(|job| job.task("a").is_some())
+        .await
+        .unwrap();
+    let task = view.task("a").unwrap();
+    assert_eq!(
+        (task.state, task.done, task.total),
+        (TaskState::Running, 0, Some(1_000))
+    );
+    assert_eq!((task.unit.as_str(), task.rate), ("files", None));
+    assert_eq!(task.lease, Some(session.lease()));
+    let mut last = 0;
+    let mut eta = None;
+    for step in 1..=24_u64 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        reporter.inc(20);
+        reporter.set_done(step);
+        let task = monitor.snapshot().task("a").unwrap().clone();
+        assert!(task.done >= last, "it went back");
+        last = task.done;
+        eta = task.eta.or(eta);
+    }
+    assert_eq!(reporter.done(), 480);
+    let eta = eta.expect("four reports are enough to tell");
+    assert!(eta.earliest <= eta.likely && eta.likely <= eta.latest);
+    assert!(
+        (1..20).contains(&eta.likely.as_secs()),
+        "520 at about 200/s: {eta:?}"
+    );
+    let overall = monitor.overall();
+    assert!(
+        overall
+            .rate
+            .is_some_and(|rate| (50.0..400.0).contains(&rate)),
+        "{overall:?}"
+    );
+    // A stage goes out at once, although the last report is fresh.
+    reporter.flush().await.unwrap();
+    let written = monitor.wait_for(|job| job.task("a").unwrap().done == 480);
+    soon("the flushed report", written).await.unwrap();
+    reporter.stage("second half");
+    let staged = monitor.wait_for(|job| job.task("a").unwrap().stage == "second half");
+    tokio::time::timeout(Duration::from_millis(400), staged)
+        .await
+        .expect("a stage does not wait")
+        .unwrap();
+    reporter.set_done(1_000);
+    reporter.finish(Outcome::Done).await.unwrap();
+    let done = monitor.wait_for(|job| job.is_done());
+    let view = soon("the end", done).await.unwrap();
+    assert_eq!(
+        (view.task("a").unwrap().done, view.task("a").unwrap().lease),
+        (1_000, None)
+    );
+    let overall = monitor.overall();
+    assert_eq!(
+        (overall.fraction, overall.finished, overall.eta),
+        (Some(1.0), 1, None)
+    );
+}
+
+/// Lost, abandoned and failed attempts are told apart, and the next one gets the last checkpoint.
+pub async fn attempts_follow_one_another(client: &Client) {
+    let mut monitor = client.monitor("tries").await.unwrap();
+    let mut state = async |expected: TaskState, attempt: u32| {
+        let reached = monitor.wait_for(|job| {
+            let task = job.task("a");
+            task.is_some_and(|task| task.state == expected && task.attempt == attempt)
+        });
+        soon("the state", reached).await.unwrap()
+    };
+    let first = session(client).await;
+    let reporter = first.reporter("tries/a").total(9).start().await.unwrap();
+    reporter.inc(4);
+    reporter.checkpoint(&("line", 4)).unwrap();
+    reporter.flush().await.unwrap();
+    // Only one worker at a time.
+    let second = session(client).await;
+    let refused = second.reporter("tries/a").start().await;
+    assert!(
+        matches!(&refused, Err(Error::Taken { lease, .. }) if *lease == first.lease()),
+        "{refused:?}"
+    );
+    let waiting = tokio::spawn({
+        let second = second.clone();
+        async move { second.reporter("tries/a").wait().start().await.unwrap() }
+    });
+    client.store().lease_revoke(first.lease()).await.unwrap();
+    let next = soon("the second attempt", waiting).await.unwrap();
+    let view = state(TaskState::Running, 2).await;
+    assert_eq!(
+        view.task("a").unwrap().done,
+        0,
+        "a new attempt counts from the start"
+    );
+    let previous = next.previous().unwrap();
+    assert_eq!((previous.state, previous.done), (TaskState::Lost, 4));
+    let checkpoint: Option<(String, u32)> = previous.checkpoint().unwrap();
+    assert_eq!(checkpoint, Some(("line".to_owned(), 4)));
+    // The first worker wakes up late: it can report nothing.
+    reporter.inc(5);
+    assert!(reporter.flush().await.is_err());
+    assert!(matches!(
+        soon("the end", reporter.ended()).await,
+        Error::SessionLost(_)
+    ));
+    assert!(reporter.finish(Outcome::Done).await.is_err());
+    drop(next);
+    state(TaskState::Abandoned, 2).await;
+    let third = second.reporter("tries/a").start().await.unwrap();
+    let previous = third.previous().unwrap();
+    assert_eq!(previous.state, TaskState::Abandoned);
+    let kept: Option<(String, u32)> = previous.checkpoint().unwrap();
+    assert_eq!(
+        kept,
+        Some(("line".to_owned(), 4)),
+        "handed on through an attempt without one"
+    );
+    third
+        .finish(Outcome::Failed("no paper".to_owned()))
+        .await
+        .unwrap();
+    let view = state(TaskState::Failed, 3).await;
+    assert_eq!(view.task("a").unwrap().message, "no paper");
+    let conflict = client.forget_job("tries").await;
+    assert!(conflict.is_ok(), "nobody works on it: {conflict:?}");
+    soon("an empty job", monitor.wait_for(|job| job.tasks.is_empty()))
+        .await
+        .unwrap();
+}
+
+/// A worker whose owner key was taken away while its session lives cannot roll the task back.
+pub async fn zombies_are_refused(client: &Client) {
+    let (a, b) = (session(client).await, session(client).await);
+    let zombie = a.reporter("zombie/a").total(9).start().await.unwrap();
+    zombie.inc(8);
+    zombie.flush().await.unwrap();
+    let owner = client
+        .list(quorate_recipes::KeyRange::prefix(
+            "quorate/progress/zombie/owner/",
+        ))
+        .await
+        .unwrap()
+        .1;
+    client.delete(owner[0].key.clone()).await.unwrap();
+    let second = b.reporter("zombie/a").total(9).start().await.unwrap();
+    second.inc(1);
+    second.flush().await.unwrap();
+    zombie.inc(1);
+    let refused = zombie.flush().await;
+    assert!(matches!(refused, Err(Error::Removed(_))), "{refused:?}");
+    assert!(zombie.finish(Outcome::Done).await.is_err());
+    let monitor = client.monitor("zombie").await.unwrap();
+    let view = monitor.snapshot();
+    let task = view.task("a").unwrap();
+    assert_eq!(
+        (task.attempt, task.done, task.state),
+        (2, 1, TaskState::Running)
+    );
+    assert!(matches!(
+        client.forget_job("zombie").await,
+        Err(Error::Conflict)
+    ));
+    // Closing the session abandons what is not finished.
+    second.inc(1);
+    b.close().await.unwrap();
+    let mut monitor = client.monitor("zombie").await.unwrap();
+    let view = monitor.wait_for(|job| job.task("a").unwrap().state == TaskState::Abandoned);
+    let view = soon("the last report", view).await.unwrap();
+    assert_eq!(view.task("a").unwrap().done, 2, "with its last numbers");
+}
+
+/// Standing still is noticed while the worker lives, and dying is something else.
+pub async fn stalls_and_deaths(client: &Client) {
+    let session = session(client).await;
+    let stall_after = Duration::from_millis(700);
+    let mut monitor = client
+        .monitor("slow")
+        .stall_after(stall_after)
+        .await
+        .unwrap();
+    let reporter = session.reporter("slow/a").total(5).start().await.unwrap();
+    let mut state = async |expected: TaskState| {
+        let reached = monitor.wait_for(|job| job.task("a").is_some_and(|t| t.state == expected));
+        soon("the state", reached).await.unwrap();
+        monitor.overall()
+    };
+    state(TaskState::Running).await;
+    assert_eq!(state(TaskState::Stalled).await.stalled, 1);
+    reporter.inc(1);
+    state(TaskState::Running).await;
+    // A guard that goes takes the right to report along.
+    let lock = client.mutex("slow-lock").lock(&session).await.unwrap();
+    let under = session
+        .reporter("slow/b")
+        .under(&lock)
+        .start()
+        .await
+        .unwrap();
+    lock.release().await.unwrap();
+    under.inc(1);
+    let refused = under.flush().await;
+    assert!(matches!(refused, Err(Error::Fenced { .. })), "{refused:?}");
+    client.store().lease_revoke(session.lease()).await.unwrap();
+    let overall = state(TaskState::Lost).await;
+    assert_eq!((overall.lost, overall.eta), (2, None));
+}

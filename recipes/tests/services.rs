@@ -1,0 +1,336 @@
+//! Elections, the registry and progress on a real etcd server, on a node in this process and on a
+//! cluster of three, and what only a real server can show: its stop, its compactions, its own programs.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "tests start their own tasks and stop at what they did not expect"
+)]
+
+mod bodies;
+mod support;
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bodies::{elections, progress, registry, session};
+use futures::StreamExt;
+use quorate_recipes::registry::{Departure, Instance, MassLoss, RegistrationState};
+use quorate_recipes::{Client, Name};
+use support::etcd::Etcd;
+use support::faulty::{Fault, Faulty};
+use support::{soon, until};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+macro_rules! on_every_store {
+    ($($module:ident :: $body:ident),* $(,)?) => {
+        mod on_etcd {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $body() {
+                    let Some(etcd) = Etcd::start().await else { return };
+                    $module::$body(&etcd.client()).await;
+                }
+            )*
+        }
+
+        #[cfg(feature = "embedded")]
+        mod on_a_node {
+            use super::*;
+            use quorate_core::node::Node;
+            use quorate_recipes::store::embedded::Embedded;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $body() {
+                    let node = Node::builder().in_memory().start().await.unwrap();
+                    $module::$body(&Client::new(Embedded::new(node.clone()))).await;
+                    node.shutdown().await;
+                }
+            )*
+        }
+
+        mod on_a_cluster {
+            use super::*;
+            use quorate_harness::target::Target;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $body() {
+                    let cluster = Target::Cluster.start().await.unwrap();
+                    let cluster = cluster.expect("needs nothing installed");
+                    $module::$body(cluster.client()).await;
+                    cluster.stop().await;
+                }
+            )*
+        }
+    };
+}
+
+on_every_store! {
+    elections::one_leader_at_a_time,
+    elections::takeover_after_loss,
+    elections::deposed_leader_is_fenced,
+    elections::no_phantom_leader,
+    elections::observers_see_every_change,
+    elections::dropped_campaigns_leave_nothing,
+    registry::views_and_events,
+    registry::comes_back_as_it_was_last,
+    registry::ids_are_taken_once,
+    registry::dropped_registrations_leave_nothing,
+    progress::from_start_to_end,
+    progress::attempts_follow_one_another,
+    progress::zombies_are_refused,
+    progress::stalls_and_deaths,
+}
+
+/// `etcdctl elect` and the election stand in the same line, and each sees the other lead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn elects_with_etcdctl() {
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
+    let client = etcd.client();
+    let session = session(&client).await;
+    let election = client.election::<String>(Name::raw("jobs/leader"));
+    let ours = election
+        .campaign(&session, "ours".to_owned())
+        .await
+        .unwrap();
+    // It sees us lead.
+    let mut listen = etcd
+        .ctl(&["elect", "-l", election.prefix()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut heard = BufReader::new(listen.stdout.take().unwrap()).lines();
+    let mut hear = async || soon("etcdctl", heard.next_line()).await.unwrap().unwrap();
+    assert_eq!(hear().await, ours.key().to_string());
+    assert_eq!(hear().await, "\"ours\"");
+    // It waits behind us, and leads once we resign.
+    let mut theirs = etcd
+        .ctl(&["elect", election.prefix(), "theirs"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until("etcdctl in line", async || {
+        election.candidates(9).await.unwrap().len() == 2
+    })
+    .await;
+    let mut leaders = election.observe();
+    let leader = soon("us", leaders.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(
+        (leader.value.as_str(), leader.token),
+        ("ours", ours.token())
+    );
+    ours.resign().await.unwrap();
+    let leader = soon("etcdctl", leaders.next()).await.unwrap().unwrap();
+    let leader = leader.unwrap();
+    assert_eq!(leader.value, "theirs");
+    assert_eq!(hear().await, leader.key.to_string());
+    assert_eq!(hear().await, "theirs");
+    // We wait behind it, and lead once it is interrupted.
+    let waiting = tokio::spawn({
+        let (election, session) = (election.clone(), session.clone());
+        async move {
+            election
+                .campaign(&session, "again".to_owned())
+                .await
+                .unwrap()
+        }
+    });
+    until("us in line", async || {
+        election.candidates(9).await.unwrap().len() == 2
+    })
+    .await;
+    assert!(!waiting.is_finished());
+    let pid = theirs.id().unwrap().to_string();
+    let sent = std::process::Command::new("kill")
+        .args(["-INT", &pid])
+        .status();
+    assert!(sent.unwrap().success());
+    soon("etcdctl's end", theirs.wait()).await.unwrap();
+    let again = soon("our turn", waiting).await.unwrap();
+    let leader = soon("us again", leaders.next()).await.unwrap().unwrap();
+    assert_eq!(leader.unwrap().token, again.token());
+    listen.kill().await.unwrap();
+}
+
+/// An instance that another program wrote in etcd's naming form is discovered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn discovers_what_go_programs_register() {
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
+    let client = etcd.client();
+    let value = r#"{"Op":0,"Addr":"10.0.0.1:80","Metadata":null}"#;
+    let put = etcd.ctl(&["put", "svc/10.0.0.1:80", value]).output();
+    assert!(put.await.unwrap().status.success());
+    let session = session(&client).await;
+    let instance = Instance::builder(Name::raw("svc"))
+        .id("ours")
+        .address("h:1");
+    let ours = session.register(instance.build()).await.unwrap();
+    let discovery = client.discover::<()>(Name::raw("svc")).await.unwrap();
+    let view = discovery.view();
+    let addresses: Vec<_> = view
+        .up()
+        .map(|e| (e.id.as_str(), e.address.as_str()))
+        .collect();
+    assert_eq!(addresses, [("10.0.0.1:80", "10.0.0.1:80"), ("ours", "h:1")]);
+    assert_eq!(ours.key().to_string(), "svc/ours");
+}
+
+/// Changes that were missed and compacted away show as their net difference; views never go back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn discovery_survives_compaction() {
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
+    let client = etcd.client();
+    let faulty = Faulty::new(Arc::clone(client.store()));
+    let cut_off = Client::builder_shared(Arc::clone(&faulty) as _).build();
+    let session = session(&client).await;
+    let register = |id: &str| session.register(Instance::builder("c").id(id).build());
+    let one = register("1").await.unwrap();
+    let mut discovery = cut_off.discover::<()>("c").await.unwrap();
+    let mut revisions = vec![discovery.view().revision];
+    for round in 2..6 {
+        let id = round.to_string();
+        faulty.cut_watches();
+        let next = register(&id).await.unwrap();
+        drop(register("gone").await.unwrap().deregister().await);
+        let last = client.put("else", "x").await.unwrap().to_string();
+        let compacted = etcd.ctl(&["compaction", &last]).output().await.unwrap();
+        assert!(compacted.status.success());
+        let seen = discovery.wait_for(|view| view.instance(&id).is_some());
+        revisions.push(soon("the new instance", seen).await.unwrap().revision);
+        assert!(discovery.view().instance("gone").is_none());
+        next.deregister().await.unwrap();
+    }
+    assert!(revisions.is_sorted(), "{revisions:?}");
+    assert_eq!(one.state(), RegistrationState::Registered);
+}
+
+/// While the server is stopped the last view stays and says that it is stale; leases that ran out
+/// meanwhile, many at once, are kept as suspects, and the living come back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_outlive_a_stopped_server() {
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
+    let client = etcd.client();
+    let mut registrations = Vec::new();
+    for id in ["a", "b", "c", "d"] {
+        let session = session(&client).await;
+        let instance = Instance::builder("stop").id(id).build();
+        registrations.push(session.register(instance).await.unwrap());
+    }
+    let protection = MassLoss {
+        grace: Duration::from_secs(60),
+        ..MassLoss::default()
+    };
+    let discovery = client.discover::<()>("stop").mass_loss(protection);
+    let mut discovery = discovery.await.unwrap();
+    let mut events = discovery.events();
+    let known = discovery.view();
+    assert_eq!(known.instances.len(), 4);
+    etcd.signal("STOP");
+    let stale = discovery.wait_for(|view| view.stale_since.is_some());
+    let stale = soon("staleness", stale).await.unwrap();
+    assert_eq!(stale.instances, known.instances);
+    // Every session is lost by its own clock before the server goes on.
+    for registration in &registrations {
+        until("the loss", async || {
+            registration.state() == RegistrationState::Recovering
+        })
+        .await;
+    }
+    etcd.signal("CONT");
+    let back = discovery.wait_for(|view| {
+        let renewed = view.instances.iter().filter(|now| {
+            let before = known.instance(&now.id).expect("no other ids");
+            !now.is_suspect() && now.lease != before.lease
+        });
+        view.stale_since.is_none() && renewed.count() == 4
+    });
+    soon("all of them to be back", back).await.unwrap();
+    // At no moment was anybody missing for good: whoever left came back.
+    let mut there = std::collections::BTreeSet::new();
+    while let Ok(Some(event)) =
+        tokio::time::timeout(Duration::from_millis(200), events.next()).await
+    {
+        use quorate_recipes::registry::Change;
+        match event.unwrap() {
+            Change::Joined(e) | Change::Suspected(e) => {
+                there.insert(e.id.clone());
+            }
+            Change::Left {
+                instance,
+                departure,
+            } => {
+                assert_eq!(departure, Departure::Expired);
+                there.remove(&instance.id);
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(there.len(), 4);
+}
+
+/// Lost, late and doubled answers: one report, one registration, and nothing rolled back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_answers_change_nothing() {
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
+    let faulty = Faulty::new(Arc::clone(etcd.client().store()));
+    let client = Client::builder_shared(Arc::clone(&faulty) as _).build();
+    let session = session(&client).await;
+    let faults = || [Fault::Unanswered, Fault::Late, Fault::NotSent];
+    faulty.plan("quorate/service/f/", faults());
+    let instance = Instance::builder("f").id("w").weight(1).build();
+    let registration = session.register(instance).await.unwrap();
+    faulty.plan("quorate/service/f/", faults());
+    for weight in 2..6 {
+        registration.update(|w| w.weight = weight).await.unwrap();
+        faulty.deliver().await;
+        let view = client.discover::<()>("f").await.unwrap().view();
+        assert_eq!(view.instance("w").unwrap().weight, weight);
+    }
+    faulty.plan("quorate/service/f/", faults());
+    registration.deregister().await.unwrap();
+    faulty.deliver().await;
+    assert!(
+        client
+            .discover::<()>("f")
+            .await
+            .unwrap()
+            .view()
+            .instances
+            .is_empty()
+    );
+
+    faulty.plan("quorate/progress/f/", faults());
+    let reporter = session.reporter("f/a").total(9).start().await.unwrap();
+    let monitor = client.monitor("f").await.unwrap();
+    for done in 1..6 {
+        faulty.plan("quorate/progress/f/", faults());
+        reporter.inc(1);
+        reporter.flush().await.unwrap();
+        faulty.deliver().await;
+        let mut monitor = monitor.clone();
+        let seen = monitor.wait_for(|job| job.task("a").is_some_and(|task| task.done == done));
+        soon("the report", seen).await.unwrap();
+    }
+    faulty.plan("quorate/progress/f/", faults());
+    drop(reporter);
+    let mut late = monitor.clone();
+    let ended = late.wait_for(|job| !job.task("a").unwrap().state.is_active());
+    soon("the end", ended).await.unwrap();
+    faulty.deliver().await;
+    let now = client.monitor("f").await.unwrap().snapshot();
+    let task = now.task("a").unwrap();
+    assert_eq!((task.done, task.attempt, task.lease), (5, 1, None));
+}
