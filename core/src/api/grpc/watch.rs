@@ -1,5 +1,6 @@
 //! The Watch service: carries one stream's requests to a watch session and its answers back.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 
 use futures::Stream;
@@ -31,8 +32,8 @@ impl Watch {
 /// What one call holds.
 struct Call {
     session: WatchSession,
-    /// Carries requests to the session; ends when the client closes its side or breaks.
-    requests: Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>,
+    /// Carries requests to the session; ends when the call breaks.
+    requests: Pin<Box<dyn Future<Output = Result<Infallible, Status>> + Send>>,
     /// Ends when there is no leader; never for a client that does not care.
     leaderless: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Ends when the server stops.
@@ -66,8 +67,7 @@ impl watch_server::Watch for Watch {
         let answers = futures::stream::unfold(Some(call), |call| async move {
             let mut call = call?;
             match call.answer().await {
-                Ok(Some(answer)) => Some((Ok(answer), Some(call))),
-                Ok(None) => None,
+                Ok(answer) => Some((Ok(answer), Some(call))),
                 Err(status) => Some((Err(status), None)),
             }
         });
@@ -78,19 +78,23 @@ impl watch_server::Watch for Watch {
 impl Call {
     /// The next answer, or the end of the call. All branches are cancel safe: the two inner
     /// futures are kept over calls.
-    async fn answer(&mut self) -> Result<Option<WatchResponse>, Status> {
+    async fn answer(&mut self) -> Result<WatchResponse, Status> {
         tokio::select! {
             biased;
-            ended = &mut self.requests => ended.map(|()| None),
-            answer = self.session.next() => Ok(Some(answer?)),
+            broken = &mut self.requests => match broken? {},
+            answer = self.session.next() => Ok(answer?),
             () = &mut self.stopping => Err(Reason::Stopped.into()),
             () = &mut self.leaderless => Err(Reason::NoLeader.into()),
         }
     }
 }
 
-/// Carries requests to the session until the client closes its side.
-async fn carry(mut requests: Streaming<WatchRequest>, control: WatchControl) -> Result<(), Status> {
+/// Carries requests to the session. As on etcd, a client that has no more of them still gets
+/// answers: this ends only when the call breaks.
+async fn carry(
+    mut requests: Streaming<WatchRequest>,
+    control: WatchControl,
+) -> Result<Infallible, Status> {
     while let Some(request) = requests.message().await.map_err(in_etcds_words)? {
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => control.create(create).await,
@@ -99,5 +103,5 @@ async fn carry(mut requests: Streaming<WatchRequest>, control: WatchControl) -> 
             None => {}
         }
     }
-    Ok(())
+    std::future::pending().await
 }
