@@ -7,7 +7,6 @@ use anyhow::Context as _;
 use clap::Args;
 use quorate::core::node::Node;
 use quorate::core::server::Server;
-use tokio::io::AsyncReadExt as _;
 
 use crate::{logging, server, signals};
 
@@ -38,7 +37,7 @@ pub(crate) struct DevArgs {
 /// When the port is taken.
 pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
     logging::start(&args.log_level)?;
-    let stop = stop(args.exit_with_stdin);
+    let stop = signals::stop(args.exit_with_stdin);
     let listener = TcpListener::bind(("127.0.0.1", args.port)).with_context(|| {
         format!(
             "port {} of 127.0.0.1 cannot be used; another one: --port 0",
@@ -58,18 +57,6 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
         .await?;
     announce(&url, args.print_endpoint);
     Ok(server::serve(node, server, stop).await)
-}
-
-async fn stop(with_stdin: bool) -> anyhow::Result<()> {
-    let closed = async {
-        let mut stdin = tokio::io::stdin();
-        let mut ignored = [0; 512];
-        while stdin.read(&mut ignored).await.is_ok_and(|n| n > 0) {}
-    };
-    tokio::select! {
-        stopped = signals::asked_to_stop() => stopped,
-        () = closed, if with_stdin => Ok(()),
-    }
 }
 
 #[expect(clippy::print_stdout, reason = "what the user asked to see")]

@@ -21,7 +21,7 @@ pub(crate) async fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     if let Data::Folder(folder) = &config.data {
         info!(name = config.name, data_dir = %folder.display(), "starting");
     }
-    let stop = signals::asked_to_stop();
+    let stop = signals::stop(args.exit_with_stdin());
     let node = NodeBuilder::from_config(config)
         .start()
         .await

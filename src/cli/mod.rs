@@ -43,12 +43,16 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    match cli.command {
+    let code = match cli.command {
         Command::Server(args) => runtime.block_on(serve::run(*args)),
         Command::Dev(args) => runtime.block_on(dev::run(args)),
         Command::Demo(args) => runtime.block_on(demo::run(args)),
         Command::DemoWorker(args) => runtime.block_on(demo::work(args)),
-    }
+    };
+    // Each command has waited for what matters. A thread that still reads standard input would
+    // hold up the end until somebody types.
+    runtime.shutdown_background();
+    code
 }
 
 /// Shows an error and what was behind it.

@@ -176,6 +176,10 @@ pub(crate) struct ServerArgs {
           value_parser = ["error", "warn", "info", "debug", "trace"])]
     log_level: String,
 
+    /// End when standard input does, so that a member ends with the program that started it
+    #[arg(long)]
+    exit_with_stdin: bool,
+
     #[command(flatten)]
     tls: TlsArgs,
 }
@@ -232,6 +236,11 @@ impl ServerArgs {
     /// Where to listen for clients.
     pub(crate) fn listen_client_urls(&self) -> &[String] {
         &self.listen_client_urls
+    }
+
+    /// Whether to end when standard input does.
+    pub(crate) fn exit_with_stdin(&self) -> bool {
+        self.exit_with_stdin
     }
 
     /// What is logged.
@@ -375,7 +384,8 @@ fn age(text: &str) -> anyhow::Result<Duration> {
             Some('s') => 1,
             _ => bail!("a unit is s, m or h"),
         };
-        total += Duration::from_secs(number.checked_mul(unit).context("too long")?);
+        let part = Duration::from_secs(number.checked_mul(unit).context("too long")?);
+        total = total.checked_add(part).context("too long")?;
         rest = &rest[digits + 1..];
     }
     Ok(total)
@@ -459,5 +469,6 @@ mod tests {
         assert_eq!(age("2").unwrap(), Duration::from_secs(7200));
         assert_eq!(age("1h30m5s").unwrap(), Duration::from_secs(5405));
         assert!(age("5x").is_err() && age("m").is_err() && age("5m3").is_err());
+        assert!(age(&"5124095576030431h".repeat(2)).is_err());
     }
 }

@@ -26,14 +26,19 @@ pub(crate) struct Listing {
 /// Lists the regular files below `root`. Symbolic links are not followed.
 ///
 /// # Errors
-/// When a folder cannot be read.
+/// When a folder cannot be read; the error names it.
 pub(crate) fn list(root: &Path) -> io::Result<Listing> {
     let mut listing = Listing::default();
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(root.join(&folder))? {
-            let entry = entry?;
-            let (path, kind) = (folder.join(entry.file_name()), entry.file_type()?);
+        let whole = root.join(&folder);
+        let named = |error: io::Error| {
+            io::Error::new(error.kind(), format!("{}: {error}", whole.display()))
+        };
+        for entry in fs::read_dir(&whole).map_err(named)? {
+            let entry = entry.map_err(named)?;
+            let kind = entry.file_type().map_err(named)?;
+            let path = folder.join(entry.file_name());
             if kind.is_file() {
                 listing.files.push(path);
             } else if kind.is_dir() {
@@ -170,6 +175,15 @@ mod tests {
         );
         assert_eq!(listing.caches, [Path::new("cache")]);
         assert_eq!(decode_paths(&encode_paths(&listing.files)), listing.files);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_read_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("no-folder");
+        fs::write(&file, "").unwrap();
+        let error = list(&file).unwrap_err().to_string();
+        assert!(error.contains(file.to_str().unwrap()), "{error}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The demo's cluster: three members of this very program as child processes, so that one can be
-//! killed. They stop with the demo, whatever way it ends, or are killed when it forgets them.
+//! killed. They are killed when the demo forgets them, and end by themselves when it is killed: the
+//! other end of their standard input is the demo's.
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use quorate::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use quorate::proto::etcdserverpb::{StatusRequest, StatusResponse};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 const SIZE: usize = 3;
 /// The longest that the demo waits for the cluster to elect a leader.
@@ -25,6 +26,8 @@ struct Member {
     client_url: String,
     peer_url: String,
     process: Option<Child>,
+    /// Open as long as the demo lives.
+    lifeline: Option<ChildStdin>,
 }
 
 /// The member processes.
@@ -49,6 +52,7 @@ impl Members {
                 client_url: format!("http://127.0.0.1:{}", ports[2 * i]),
                 peer_url: format!("http://127.0.0.1:{}", ports[2 * i + 1]),
                 process: None,
+                lifeline: None,
             })
             .collect();
         let initial: Vec<_> = members
@@ -92,8 +96,9 @@ impl Members {
             .create(true)
             .append(true)
             .open(self.folder.join(format!("{}.log", member.name)))?;
-        let process = Command::new(&self.program)
+        let mut process = Command::new(&self.program)
             .arg("server")
+            .arg("--exit-with-stdin")
             .args(["--name", &member.name])
             .arg("--data-dir")
             .arg(self.folder.join(&member.name))
@@ -103,12 +108,13 @@ impl Members {
             .args(["--initial-advertise-peer-urls", &member.peer_url])
             .args(["--initial-cluster", &self.initial])
             .args(["--initial-cluster-token", "quorate-demo"])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("start member {}", member.name))?;
+        member.lifeline = process.stdin.take();
         member.process = Some(process);
         Ok(())
     }

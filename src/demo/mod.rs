@@ -31,9 +31,13 @@ use members::Members;
 use screen::{Screen, plain};
 use workers::Workers;
 
+use crate::signals;
+
 const SCREEN_EVERY: Duration = Duration::from_millis(100);
 /// The longest that the whole may take beyond the pace that was asked for.
 const LIMIT: Duration = Duration::from_secs(240);
+/// The exit code of a demo that was asked to stop: what shells give for SIGINT.
+const INTERRUPTED: u8 = 130;
 const WORKERS_END_WITHIN: Duration = Duration::from_secs(20);
 
 /// Flags of `quorate demo`.
@@ -73,7 +77,13 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     // So that a demo of the folder for temporary files does not hash the demo itself.
     files::tag_as_cache(folder.path())?;
 
-    let outcome = attempt(&args, &root, folder.path()).await;
+    let outcome = tokio::select! {
+        outcome = attempt(&args, &root, folder.path()) => outcome,
+        stopped = signals::asked_to_stop() => stopped.map(|()| {
+            plain("stopped before the end; the members and workers are killed");
+            ExitCode::from(INTERRUPTED)
+        }),
+    };
     if args.keep || outcome.is_err() {
         let kept = folder.keep();
         plain(&format!("data and logs are in {}", kept.display()));

@@ -2,7 +2,7 @@
 //! elsewhere.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -151,7 +151,7 @@ fn word(state: TaskState) -> &'static str {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "what the user asked to see")]
+/// Prints a line. A reader that went away is no reason to stop the work: the exit code tells too.
 pub(crate) fn plain(line: &str) {
-    println!("{line}");
+    drop(writeln!(std::io::stdout(), "{line}"));
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::bail;
 use bytes::Bytes;
 use clap::Args;
 use quorate::core::clock;
@@ -20,7 +21,7 @@ use tracing::{info, warn};
 
 use super::write::until_written;
 use super::{files, keys, primary};
-use crate::logging;
+use crate::{logging, signals};
 
 /// How long a worker's things outlive it: also how long the others wait before they take over.
 const SESSION_TTL: Duration = Duration::from_secs(4);
@@ -40,12 +41,20 @@ pub(crate) struct WorkerArgs {
     micros_per_file: u64,
 }
 
-/// Works until the manifest is complete.
+/// Works until the manifest is complete, or the demo that started this is gone.
 ///
 /// # Errors
-/// When the store refuses for good.
+/// When the store refuses for good, or the demo is gone.
 pub(crate) async fn work(args: WorkerArgs) -> anyhow::Result<ExitCode> {
     logging::start("info")?;
+    tokio::select! {
+        done = lives(args) => done,
+        () = signals::stdin_closed() => bail!("the demo that started this worker is gone"),
+    }
+}
+
+/// One session after another, until the manifest is complete.
+async fn lives(args: WorkerArgs) -> anyhow::Result<ExitCode> {
     let store = Remote::new(args.endpoints.clone())?;
     let client = Client::builder(store).label(args.name.clone()).build();
     loop {

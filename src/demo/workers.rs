@@ -6,12 +6,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 /// The worker processes, killed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Workers {
     workers: Vec<(String, Option<Child>)>,
+    /// Open as long as the demo lives: a worker ends when its standard input does.
+    _lifelines: Vec<ChildStdin>,
 }
 
 impl Workers {
@@ -29,27 +31,32 @@ impl Workers {
     ) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("find this program")?;
         let mut workers = Vec::with_capacity(count);
+        let mut lifelines = Vec::with_capacity(count);
         for i in 1..=count {
             let name = format!("w{i}");
             let log = File::create(folder.join(format!("{name}.log")))?;
             let mut endpoints = endpoints.to_vec();
             let first = i % endpoints.len();
             endpoints.rotate_left(first);
-            let process = Command::new(&program)
+            let mut process = Command::new(&program)
                 .arg("demo-worker")
                 .args(["--endpoints", &endpoints.join(","), "--name", &name])
                 .arg("--dir")
                 .arg(root)
                 .args(["--micros-per-file", &per_file.as_micros().to_string()])
-                .stdin(Stdio::null())
+                .stdin(Stdio::piped())
                 .stdout(log.try_clone()?)
                 .stderr(log)
                 .kill_on_drop(true)
                 .spawn()
                 .with_context(|| format!("start worker {name}"))?;
+            lifelines.extend(process.stdin.take());
             workers.push((name, Some(process)));
         }
-        Ok(Self { workers })
+        Ok(Self {
+            workers,
+            _lifelines: lifelines,
+        })
     }
 
     /// SIGKILL for the worker of this name. Returns whether it ran.
