@@ -7,3 +7,8 @@
 pub use quorate_core as core;
 pub use quorate_proto as proto;
 pub use quorate_recipes as recipes;
+
+/// The README's examples, compiled with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
