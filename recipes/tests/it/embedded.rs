@@ -1,17 +1,6 @@
 //! Every recipe body on a node in this process.
 
-#![cfg(feature = "embedded")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    reason = "tests start their own tasks and stop at what they did not expect"
-)]
-
-mod bodies;
-mod support;
-
-use bodies::{faults, locks, sessions};
+use crate::bodies::{faults, locks, sessions};
 use quorate_core::node::Node;
 use quorate_recipes::Client;
 use quorate_recipes::store::embedded::Embedded;

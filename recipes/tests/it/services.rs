@@ -1,27 +1,17 @@
 //! Elections, the registry and progress on a real etcd server, on a node in this process and on a
 //! cluster of three, and what only a real server can show: its stop, its compactions, its own programs.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    reason = "tests start their own tasks and stop at what they did not expect"
-)]
-
-mod bodies;
-mod support;
-
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bodies::{elections, progress, registry, session};
+use crate::bodies::{elections, progress, registry, session};
+use crate::support::etcd::Etcd;
+use crate::support::faulty::{Fault, Faulty};
+use crate::support::{soon, until};
 use futures::StreamExt;
 use quorate_recipes::registry::{Departure, Instance, MassLoss, RegistrationState};
 use quorate_recipes::{Client, Name};
-use support::etcd::Etcd;
-use support::faulty::{Fault, Faulty};
-use support::{soon, until};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 macro_rules! on_every_store {

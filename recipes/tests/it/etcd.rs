@@ -1,28 +1,18 @@
 //! Every recipe body on a real etcd server, and what only such a server can show: its stop, its
 //! compactions, and its own programs in the same line.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    reason = "tests start their own tasks and stop at what they did not expect"
-)]
-
-mod bodies;
-mod support;
-
 use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bodies::{faults, keys_below, locks, session, sessions};
+use crate::bodies::{faults, keys_below, locks, session, sessions};
+use crate::support::etcd::Etcd;
+use crate::support::faulty::Faulty;
+use crate::support::{soon, until};
 use quorate_recipes::store::remote::Remote;
 use quorate_recipes::watch::{Change, Origin};
 use quorate_recipes::{Client, Error, KeyRange, LostReason, Name, SessionState};
-use support::etcd::Etcd;
-use support::faulty::Faulty;
-use support::{soon, until};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 macro_rules! on_etcd {

@@ -1,16 +1,6 @@
 //! Every recipe body on a cluster of three, through its client ports.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    reason = "tests start their own tasks and stop at what they did not expect"
-)]
-
-mod bodies;
-mod support;
-
-use bodies::{faults, locks, sessions};
+use crate::bodies::{faults, locks, sessions};
 use quorate_harness::target::Target;
 
 macro_rules! on_a_cluster {
@@ -33,6 +23,7 @@ on_a_cluster! {
     locks::fence_refuses_after_loss,
     locks::epoch_ends_old_holds,
     locks::waiter_learns_of_its_own_loss,
+    locks::removed_waiter_is_told,
     locks::removed_waiter_is_told,
     locks::foreign_key_is_an_error,
     locks::drops_leave_nothing,
