@@ -24,7 +24,6 @@ on_a_cluster! {
     locks::epoch_ends_old_holds,
     locks::waiter_learns_of_its_own_loss,
     locks::removed_waiter_is_told,
-    locks::removed_waiter_is_told,
     locks::foreign_key_is_an_error,
     locks::drops_leave_nothing,
     sessions::closing_ends_everything,
