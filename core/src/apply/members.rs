@@ -74,8 +74,14 @@ impl Members {
         self.by_id.values()
     }
 
-    /// Replaces what was known of a member.
+    /// Replaces what was known of a member; but what one says that has lost its data folder and came
+    /// back under its old id is ignored, or it would bind itself anew.
     pub(super) fn record(&mut self, overlay: &mut Overlay, attributes: MemberAttributes) {
+        let known = self.by_id.get(&attributes.id);
+        let bound = known.map(|known| &known.incarnation);
+        if bound.is_some_and(|bound| !bound.is_empty() && *bound != attributes.incarnation) {
+            return;
+        }
         let mut record = BytesMut::with_capacity(1 + attributes.encoded_len());
         record.put_u8(codec::FORMAT);
         attributes

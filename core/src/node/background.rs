@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::Node;
+use crate::apply::Reader;
 use crate::clock;
 use crate::error::Error;
 use crate::raft::{AppliedPoint, Completion, Leadership, ProposeError, Ticket};
@@ -232,19 +233,24 @@ pub(super) async fn bind_incarnations(node: Node) {
     let mut applied = node.shared.consensus.applied();
     let mut bound = BTreeMap::new();
     loop {
-        for member in &*node.shared.reader.members() {
-            let Ok(incarnation) = Uuid::from_slice(&member.incarnation) else {
-                continue;
-            };
-            let is_other = member.id != node.member_id();
-            if is_other && bound.insert(member.id, incarnation) != Some(incarnation) {
-                transport.set_incarnation(member.id, incarnation);
+        for (id, incarnation) in incarnations(&node.shared.reader, node.member_id()) {
+            if bound.insert(id, incarnation) != Some(incarnation) {
+                transport.set_incarnation(id, incarnation);
             }
         }
         if !changed_since(&mut applied).await {
             return;
         }
     }
+}
+
+/// The data folders that the members other than `own` said to have.
+pub(super) fn incarnations(reader: &Reader, own: u64) -> Vec<(u64, Uuid)> {
+    let members = reader.members();
+    let others = members.iter().filter(|member| member.id != own);
+    others
+        .filter_map(|member| Some((member.id, Uuid::from_slice(&member.incarnation).ok()?)))
+        .collect()
 }
 
 /// Notes since when there is a leader, for the time-outs that blame an election.

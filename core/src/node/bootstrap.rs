@@ -135,6 +135,10 @@ async fn assemble(
         )
     });
     if let Some(transport) = &transport {
+        // Before anybody is let in: a peer that is admitted unbound stays until it breaks off.
+        for (id, incarnation) in background::incarnations(&reader, ids.member_id) {
+            transport.set_incarnation(id, incarnation);
+        }
         for (address, listener) in listeners {
             transport
                 .serve(listener, network)

@@ -153,3 +153,21 @@ fn a_member_replaces_what_was_known_of_it() {
     }
     assert_eq!(machine.revision(), 1);
 }
+
+#[test]
+fn a_member_that_lost_its_folder_cannot_bind_itself_anew() {
+    let mut machine = Machine::new();
+    let attributes = |incarnation: u8| MemberAttributes {
+        id: 5,
+        name: "m".to_owned(),
+        client_urls: Vec::new(),
+        incarnation: vec![incarnation; 16].into(),
+        peer_urls: Vec::new(),
+    };
+    for incarnation in [9, 8] {
+        let command = Kind::MemberAttributes(attributes(incarnation));
+        assert_eq!(machine.run(command), Ok(Answer::MemberAttributes));
+    }
+    let members = machine.state.reader().members();
+    assert_eq!(*members, [Member::from(attributes(9))]);
+}
