@@ -191,10 +191,7 @@ impl ProcessCluster {
     /// When it does not answer or does not have that revision.
     pub async fn hash_kv(&self, i: usize, revision: i64) -> anyhow::Result<HashKvResponse> {
         let mut client = MaintenanceClient::connect(self.endpoint(i).to_owned()).await?;
-        let request = HashKvRequest {
-            revision,
-            ..HashKvRequest::default()
-        };
+        let request = HashKvRequest { revision };
         Ok(client.hash_kv(request).await?.into_inner())
     }
 }
