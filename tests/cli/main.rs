@@ -20,6 +20,10 @@ impl Drop for Running {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the wait with a deadline"
+)]
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + LIMIT;
     while !holds() {

@@ -207,6 +207,7 @@ async fn finished(mut command: Command, input: Option<&str>) -> anyhow::Result<S
 
 /// A watch ends on its own only when it is refused; otherwise it is stopped once nothing new has
 /// come for a while (all that these watches ask for is history, which is there at once).
+#[expect(clippy::disallowed_methods, reason = "a test's own deadline")]
 async fn watched(mut command: Command) -> anyhow::Result<Said> {
     const QUIET: Duration = Duration::from_millis(700);
     let folder = tempfile::tempdir()?;
@@ -220,7 +221,6 @@ async fn watched(mut command: Command) -> anyhow::Result<Said> {
     let mut last = (0, tokio::time::Instant::now());
     let ended = eventually("the watch goes quiet", Duration::from_secs(20), || {
         let now = size(&out) + size(&err);
-        #[expect(clippy::disallowed_methods, reason = "a test's own deadline")]
         if now != last.0 || now == 0 {
             last = (now, tokio::time::Instant::now());
         }
