@@ -1,5 +1,6 @@
 //! `quorate dev`: a node for trying out and for other programs' tests, gone when it ends.
 
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::process::ExitCode;
 
@@ -59,18 +60,22 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
     Ok(server::serve(node, server, stop).await)
 }
 
-#[expect(clippy::print_stdout, reason = "what the user asked to see")]
+/// Says where the node is. Nobody may be reading: that is no reason to stop it.
 fn announce(url: &str, for_programs: bool) {
-    if for_programs {
-        println!("{}", serde_json::json!({ "endpoint": url }));
-        return;
+    let text = if for_programs {
+        serde_json::json!({ "endpoint": url }).to_string()
+    } else {
+        let version = env!("CARGO_PKG_VERSION");
+        format!(
+            "quorate {version}  dev node, data in memory (lost on exit)\n\
+             clients   {url}      etcdctl, any etcd v3 client\n\
+             health    {url}/health\n\
+             try       ETCDCTL_API=3 etcdctl --endpoints {url} put hello world\n          \
+             Ctrl-C stops"
+        )
+    };
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush()) {
+        tracing::warn!(%error, "the endpoint could not be printed");
     }
-    println!(
-        "quorate {}  dev node, data in memory (lost on exit)",
-        env!("CARGO_PKG_VERSION")
-    );
-    println!("clients   {url}      etcdctl, any etcd v3 client");
-    println!("health    {url}/health");
-    println!("try       ETCDCTL_API=3 etcdctl --endpoints {url} put hello world");
-    println!("          Ctrl-C stops");
 }

@@ -74,9 +74,18 @@ impl Faults {
         }
     }
 
-    /// Whether nothing of the plan is under way: the end of the work need not wait for it.
-    pub(crate) fn settled(&self) -> bool {
-        !matches!(self.stage, Stage::PrimaryDead { .. })
+    /// Ends the plan because the work is complete, and says what of it was not carried out.
+    pub(crate) fn end(&mut self, screen: &Screen) {
+        let missed = match &self.stage {
+            Stage::Calm | Stage::Done => return,
+            Stage::BeforePrimary => "no worker and no member was killed",
+            Stage::PrimaryDead { .. } => "nobody had to take over, and no member was killed",
+            Stage::BeforeLeader => "no member was killed",
+        };
+        screen.say(&format!(
+            "the work was complete too soon: {missed} (a larger --pace leaves time)"
+        ));
+        self.stage = Stage::Done;
     }
 
     /// Does what is due.

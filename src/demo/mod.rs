@@ -201,13 +201,14 @@ impl Demo {
             }
             let job = self.monitor.snapshot();
             self.screen.show(&job);
+            if !complete.view().entries.is_empty() {
+                self.faults.end(&self.screen);
+                return Ok(());
+            }
             self.faults
                 .step(&job, &mut self.members, &mut self.workers, &self.screen)
                 .await?;
             self.workers.check()?;
-            if !complete.view().entries.is_empty() && self.faults.settled() {
-                return Ok(());
-            }
             tokio::time::sleep(SCREEN_EVERY).await;
         }
     }

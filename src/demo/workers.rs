@@ -65,13 +65,14 @@ impl Workers {
     /// When it cannot be killed.
     pub(crate) async fn kill(&mut self, name: &str) -> anyhow::Result<bool> {
         let found = self.workers.iter_mut().find(|(worker, _)| worker == name);
-        match found.and_then(|(_, process)| process.take()) {
-            Some(mut process) => {
-                process.kill().await?;
-                Ok(true)
-            }
-            None => Ok(false),
+        let Some(mut process) = found.and_then(|(_, process)| process.take()) else {
+            return Ok(false);
+        };
+        let runs = process.try_wait()?.is_none();
+        if runs {
+            process.kill().await?;
         }
+        Ok(runs)
     }
 
     /// Fails when a worker that was not killed ended without success.

@@ -40,6 +40,7 @@ impl Local {
             to,
             incarnation: Bytes::copy_from_slice(self.incarnation.as_bytes()),
             boot_id: Bytes::copy_from_slice(self.boot.as_bytes()),
+            to_incarnation: Bytes::new(),
         }
     }
 }
@@ -83,6 +84,16 @@ impl Gate {
 
     pub(super) const fn local(&self) -> &Local {
         &self.local
+    }
+
+    /// What this member says first to the member `to`, and which data it expects there.
+    pub(super) fn handshake(&self, to: u64) -> pb::Handshake {
+        let bound = self.lock().bound.get(&to).copied();
+        let expected = bound.map(|uuid| Bytes::copy_from_slice(uuid.as_bytes()));
+        pb::Handshake {
+            to_incarnation: expected.unwrap_or_default(),
+            ..self.local.handshake(to)
+        }
     }
 
     /// From now on `id` must show `incarnation`.
@@ -188,6 +199,14 @@ impl Gate {
                 shown.to, local.member_id
             ));
         }
+        if !shown.to_incarnation.is_empty()
+            && uuid(&shown.to_incarnation) != Some(local.incarnation)
+        {
+            return Err(format!(
+                "this member, {:x}, came back without its data: {:x} knows it by another incarnation",
+                local.member_id, shown.from
+            ));
+        }
         if expected.is_some_and(|id| id != shown.from) {
             return Err(format!("wrong member: {:x} answered", shown.from));
         }
@@ -248,6 +267,8 @@ mod tests {
         twin.boot = Uuid::from_u128(5);
         let mut old = local(7, 2).handshake(1);
         old.protocol_version = 99;
+        let knows_another = Gate::new(local(7, 2));
+        knows_another.bind(1, Uuid::from_u128(77));
         for (shown, why) in [
             (local(8, 2).handshake(1), "cluster id mismatch"),
             (local(7, 2).handshake(3), "wrong member"),
@@ -255,6 +276,7 @@ mod tests {
             (twin.handshake(1), "uses this id"),
             (local(7, 3).handshake(1), "without its data"),
             (local(7, 4).handshake(1), "was removed"),
+            (knows_another.handshake(1), "came back without its data"),
             (old, "version"),
         ] {
             let refusal = gate.admit(Some(&shown)).unwrap_err();

@@ -95,7 +95,7 @@ impl Pipeline {
             .await
             .map_err(|_| late(false))??;
         let request = pb::UnaryRequest {
-            handshake: Some(self.gate.local().handshake(self.peer)),
+            handshake: Some(self.gate.handshake(self.peer)),
             kind: Some(kind),
         };
         let answer = tokio::time::timeout_at(deadline, client.unary(request))
@@ -121,7 +121,7 @@ impl Pipeline {
         chunks: Chunks,
     ) -> Result<pb::SnapshotReply, PeerError> {
         let mut client = self.dial().await?;
-        header.handshake = Some(self.gate.local().handshake(self.peer));
+        header.handshake = Some(self.gate.handshake(self.peer));
         let rate = self.snapshot_rate.load(Ordering::Relaxed);
         let (frames, mut outcome) = Outgoing::frames(header, chunks, rate);
         let answer = {
@@ -158,7 +158,7 @@ impl Pipeline {
     ) -> Result<(pb::SnapshotHeader, Chunks), PeerError> {
         let mut client = self.dial().await?;
         let request = pb::FetchSnapshotRequest {
-            handshake: Some(self.gate.local().handshake(self.peer)),
+            handshake: Some(self.gate.handshake(self.peer)),
             at_least_index,
         };
         let stalled = |_| PeerError::Timeout {

@@ -91,7 +91,7 @@ impl PeerService {
     }
 
     fn handshake(&self, to: u64) -> pb::Handshake {
-        self.shared.gate.local().handshake(to)
+        self.shared.gate.handshake(to)
     }
 }
 

@@ -87,7 +87,7 @@ impl Keeper {
         lanes: &Arc<Lanes>,
     ) -> Result<Streaming<pb::StreamFrame>, PeerError> {
         let mut client = self.connector.connect(url).await?;
-        let handshake = self.gate.local().handshake(self.peer);
+        let handshake = self.gate.handshake(self.peer);
         lanes.push(Lane::Urgent, Kind::Handshake(handshake), None)?;
         let limit = self.timings.election_timeout;
         let shaking = async {

@@ -95,7 +95,11 @@ impl FjallKv {
     /// [`KvError::Open`] if there is none, another process has it, or it does not hold together.
     pub fn open(folder: &Path, options: &DiskOptions) -> Result<FjallKv, KvError> {
         if !folder.join(MARKER).exists() {
-            return Err(open_error(folder, "holds no store"));
+            return Err(open_error(
+                folder,
+                "holds no store, although it should: the state was removed or damaged. Put the \
+                 folder back, or replace the member: remove its data folder and add it as a new one",
+            ));
         }
         Self::open_or_create(folder, options)
     }
