@@ -262,39 +262,6 @@ async fn a_member_that_lost_its_folder_does_not_count_under_its_old_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_lost_its_folder_is_known_to_members_that_start_after_it() {
-    let mut cluster = Cluster::start().await;
-    cluster.node(0).put(put("a", "1")).await.unwrap();
-    for n in 0..3 {
-        eventually("the members know each other", || async {
-            cluster.node(n).shared.reader.members().len() == 3
-        })
-        .await;
-    }
-    for n in 0..3 {
-        cluster.stop(n).await;
-    }
-    cluster.folders[0] = tempfile::tempdir().unwrap();
-    cluster.restart(0).await;
-    cluster.restart(1).await;
-    // One member with its data and one without: no quorum.
-    let alone = cluster.node(1).put(put("a", "2"));
-    let answered = tokio::time::timeout(3 * ELECTION_TIMEOUT, alone).await;
-    assert!(
-        !matches!(answered, Ok(Ok(_))),
-        "a wiped member counted: {answered:?}"
-    );
-    cluster.restart(2).await;
-    eventually("a quorum with data writes", || async {
-        cluster.node(1).put(put("a", "3")).await.is_ok()
-    })
-    .await;
-    let wiped = cluster.node(0).shared.consensus.status();
-    assert_eq!(wiped.applied_index, 0, "it was told nothing");
-    cluster.shutdown().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn leadership_moves_when_asked_and_all_members_are_listed_by_name() {
     let cluster = Cluster::start().await;
     let (leader, follower) = cluster.roles().await;
