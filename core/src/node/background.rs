@@ -233,10 +233,16 @@ pub(super) async fn bind_incarnations(node: Node) {
     let mut applied = node.shared.consensus.applied();
     let mut bound = BTreeMap::new();
     loop {
+        let mut is_new = false;
         for (id, incarnation) in incarnations(&node.shared.reader, node.member_id()) {
             if bound.insert(id, incarnation) != Some(incarnation) {
                 transport.set_incarnation(id, incarnation);
+                is_new = true;
             }
+        }
+        // The next start must know it before it talks to anybody, and so before the log is replayed.
+        if is_new && let Err(error) = node.shared.consensus.make_durable().await {
+            tracing::warn!(%error, "whom the members are bound to is not durable yet");
         }
         if !changed_since(&mut applied).await {
             return;

@@ -131,14 +131,11 @@ async fn assemble(
                 incarnation: identity.incarnation,
                 boot,
             },
+            &background::incarnations(&reader, ids.member_id),
             network,
         )
     });
     if let Some(transport) = &transport {
-        // Before anybody is let in: a peer that is admitted unbound stays until it breaks off.
-        for (id, incarnation) in background::incarnations(&reader, ids.member_id) {
-            transport.set_incarnation(id, incarnation);
-        }
         for (address, listener) in listeners {
             transport
                 .serve(listener, network)
@@ -289,13 +286,23 @@ fn hub(reader: &Reader) -> Hub {
     )
 }
 
-/// A transport that knows the initial members, until the membership says otherwise.
-fn transport(config: &Config, ids: &Identities, local: Local, network: &Tasks) -> Transport {
+/// A transport that knows the initial members, until the membership says otherwise. It talks to
+/// none of them that is not the one it is bound to.
+fn transport(
+    config: &Config,
+    ids: &Identities,
+    local: Local,
+    bound: &[(u64, Uuid)],
+    network: &Tasks,
+) -> Transport {
     let timings = Timings {
         heartbeat_interval: config.heartbeat_interval,
         election_timeout: config.election_timeout,
     };
     let transport = Transport::new(local, timings, network);
+    for (id, incarnation) in bound {
+        transport.set_incarnation(*id, *incarnation);
+    }
     for (id, member) in &ids.members {
         if *id != local.member_id {
             transport.set_peer(*id, &member.name, &member.peer_urls);

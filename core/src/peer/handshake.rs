@@ -88,7 +88,7 @@ impl Gate {
 
     /// What this member says first to the member `to`, and which data it expects there.
     pub(super) fn handshake(&self, to: u64) -> pb::Handshake {
-        let bound = self.lock().bound.get(&to).copied();
+        let bound = self.bound(to);
         let expected = bound.map(|uuid| Bytes::copy_from_slice(uuid.as_bytes()));
         pb::Handshake {
             to_incarnation: expected.unwrap_or_default(),
@@ -96,9 +96,23 @@ impl Gate {
         }
     }
 
-    /// From now on `id` must show `incarnation`.
+    /// From now on `id` must show `incarnation`. Streams that are up are the caller's to end.
     pub(super) fn bind(&self, id: u64, incarnation: Uuid) {
         self.lock().bound.insert(id, incarnation);
+    }
+
+    /// What `id` must show, if that is known.
+    pub(super) fn bound(&self, id: u64) -> Option<Uuid> {
+        self.lock().bound.get(&id).copied()
+    }
+
+    /// Whether a peer that was admitted would be so still. Whoever puts up a stream asks once it can
+    /// be found, since the rules may have changed after the handshake.
+    pub(super) fn still_admits(&self, contact: &Contact) -> bool {
+        let state = self.lock();
+        let bound = state.bound.get(&contact.from);
+        bound.is_none_or(|bound| *bound == contact.incarnation)
+            && !state.removed.contains(&contact.from)
     }
 
     /// From now on `id` is refused.

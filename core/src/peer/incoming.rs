@@ -59,7 +59,6 @@ struct Session {
 impl Incoming {
     /// Serves the stream until it ends. Dropping the future ends the sessions.
     pub(super) async fn serve(self, mut frames: Streaming<pb::StreamFrame>) {
-        let _close = Close(Arc::clone(&self.lanes));
         // Sessions end with the stream: their answers could not be told any more.
         let sessions = Sessions {
             open: BTreeMap::new(),
@@ -268,12 +267,10 @@ impl Drop for Sessions {
     }
 }
 
-/// Closes the outgoing half when the incoming half has ended.
-struct Close(Arc<Lanes>);
-
-impl Drop for Close {
+/// The outgoing half ends with the incoming half, also if that was never read.
+impl Drop for Incoming {
     fn drop(&mut self) {
-        self.0.close();
+        self.lanes.close();
     }
 }
 

@@ -14,6 +14,7 @@ use quorate_proto::peer::stream_frame::Kind;
 use tokio::sync::{mpsc, oneshot};
 
 use super::PeerError;
+use super::handshake::Contact;
 use super::lanes::{Lane, Lanes, Ticket};
 use super::session::{AppendSession, SESSION_APPENDS_MAX};
 
@@ -61,6 +62,8 @@ struct State {
 
 /// One established outgoing stream.
 pub(super) struct Link {
+    /// Which life of the peer it leads to.
+    contact: Contact,
     lanes: Arc<Lanes>,
     state: Mutex<State>,
 }
@@ -74,12 +77,18 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    /// A link that sends through `lanes`.
-    pub(super) fn new(lanes: Arc<Lanes>) -> Arc<Self> {
+    /// A link to the peer that shook hands as `contact`, sending through `lanes`.
+    pub(super) fn new(contact: Contact, lanes: Arc<Lanes>) -> Arc<Self> {
         Arc::new(Self {
+            contact,
             lanes,
             state: Mutex::default(),
         })
+    }
+
+    /// Whom it leads to.
+    pub(super) const fn contact(&self) -> &Contact {
+        &self.contact
     }
 
     /// Sends a request and waits for the response.

@@ -82,6 +82,18 @@ impl PeerService {
         self.shared.streams.lock().contains_key(&id)
     }
 
+    /// Ends the stream of the member `id` if it would not be admitted any more.
+    pub(super) fn end_refused_stream(&self, id: u64) {
+        let gate = &self.shared.gate;
+        let mut streams = self.shared.streams.lock();
+        let refused = |open: &Open| !gate.still_admits(&open.contact);
+        if streams.get(&id).is_some_and(refused)
+            && let Some(open) = streams.remove(&id)
+        {
+            open.ticket.cancel();
+        }
+    }
+
     fn admit(&self, shown: Option<&pb::Handshake>) -> Result<Contact, Status> {
         if self.shared.tasks.is_cancelled() {
             return Err(to_status(&PeerError::NotReady("stopping".to_owned())));
@@ -129,7 +141,8 @@ impl Peer for PeerService {
             silence: limit * SILENT_ELECTION_TIMEOUTS,
         };
         let service = self.clone();
-        let ticket = shared.streams.enter(contact.from);
+        let ticket = shared.streams.enter(contact);
+        self.end_refused_stream(contact.from);
         shared.tasks.spawn("incoming peer stream", async move {
             let _leave = Leave {
                 service: &service,
@@ -268,26 +281,37 @@ fn failed_append(failure: pb::Failure) -> pb::AppendReply {
 
 /// The open incoming streams, one a member.
 #[derive(Debug, Default)]
-struct Streams(Mutex<BTreeMap<u64, CancellationToken>>);
+struct Streams(Mutex<BTreeMap<u64, Open>>);
+
+/// One open incoming stream.
+#[derive(Debug)]
+struct Open {
+    contact: Contact,
+    /// Ends it.
+    ticket: CancellationToken,
+}
 
 impl Streams {
-    /// Makes room for a new stream of `from`, ending the one it has.
-    fn enter(&self, from: u64) -> CancellationToken {
-        let token = CancellationToken::new();
-        let mut streams = self.lock();
-        if let Some(older) = streams.insert(from, token.clone()) {
-            older.cancel();
+    /// Makes room for a new stream of a member, ending the one it has.
+    fn enter(&self, contact: Contact) -> CancellationToken {
+        let ticket = CancellationToken::new();
+        let open = Open {
+            contact,
+            ticket: ticket.clone(),
+        };
+        if let Some(older) = self.lock().insert(contact.from, open) {
+            older.ticket.cancel();
         }
-        token
+        ticket
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Open>> {
         // Every section leaves the map whole, so a panic elsewhere does not spoil it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Takes a stream off the list when it ends, unless a newer one is there already.
+/// Takes a stream off the list when it ends; whoever cancelled its ticket has done so.
 struct Leave<'a> {
     service: &'a PeerService,
     from: u64,

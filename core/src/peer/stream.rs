@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::PeerError;
 use super::connector::{Connector, call_error};
-use super::handshake::Gate;
+use super::handshake::{Contact, Gate};
 use super::lanes::{Frames, Lane, Lanes};
 use super::link::Link;
 use super::status::StatusCell;
@@ -66,14 +66,19 @@ impl Keeper {
     /// One connection, from dialling to its end. Returns why it ended and whether it had been up.
     async fn attempt(&self, url: &str) -> (PeerError, bool) {
         let lanes = Lanes::new();
-        let mut frames = match self.open(url, &lanes).await {
-            Ok(frames) => frames,
+        let (contact, mut frames) = match self.open(url, &lanes).await {
+            Ok(opened) => opened,
             Err(error) => return (error, false),
         };
-        let link = Link::new(Arc::clone(&lanes));
+        let link = Link::new(contact, Arc::clone(&lanes));
         self.link.store(Some(Arc::clone(&link)));
         // Also when this task is dropped at an await.
         let up = Up { keeper: self, link };
+        if !self.gate.still_admits(&contact) {
+            let refused = PeerError::Refused("bound to another incarnation meanwhile".to_owned());
+            up.link.fail(&refused.to_string());
+            return (refused, false);
+        }
         self.status.up(url);
         let error = self.read(&mut frames, &lanes, &up.link).await;
         up.link.fail(&error.to_string());
@@ -85,7 +90,7 @@ impl Keeper {
         &self,
         url: &str,
         lanes: &Arc<Lanes>,
-    ) -> Result<Streaming<pb::StreamFrame>, PeerError> {
+    ) -> Result<(Contact, Streaming<pb::StreamFrame>), PeerError> {
         let mut client = self.connector.connect(url).await?;
         let handshake = self.gate.handshake(self.peer);
         lanes.push(Lane::Urgent, Kind::Handshake(handshake), None)?;
@@ -103,10 +108,11 @@ impl Keeper {
             Some(Kind::Handshake(shown)) => Some(shown),
             _ => None,
         };
-        self.gate
+        let contact = self
+            .gate
             .recognise(shown.as_ref(), self.peer)
             .map_err(PeerError::Refused)?;
-        Ok(frames)
+        Ok((contact, frames))
     }
 
     /// Reads until the stream breaks, probing it meanwhile. Reading never blocks on anything else.

@@ -146,33 +146,7 @@ impl Transport {
             }
             known.inner.tasks.cancel();
         }
-        let peer = Peer {
-            inner: Arc::new(Inner {
-                id,
-                name: Mutex::new(name.to_owned()),
-                pipeline: Pipeline::new(
-                    id,
-                    urls.to_vec(),
-                    Arc::clone(&shared.gate),
-                    shared.connector.clone(),
-                    Arc::clone(&shared.snapshot_rate),
-                ),
-                link: Arc::default(),
-                status: Arc::new(StatusCell::new(id)),
-                tasks: shared.tasks.child(),
-            }),
-        };
-        let keeper = Keeper {
-            peer: id,
-            urls: urls.to_vec(),
-            gate: Arc::clone(&shared.gate),
-            connector: shared.connector.clone(),
-            timings: shared.timings,
-            status: Arc::clone(&peer.inner.status),
-            link: Arc::clone(&peer.inner.link),
-        };
-        peer.inner.tasks.spawn("peer stream", keeper.run());
-        peers.insert(id, peer);
+        peers.insert(id, shared.connect(id, name, urls));
     }
 
     /// Forgets a peer and ends the stream to it. Whoever holds a [`Peer`] for it gets
@@ -183,15 +157,36 @@ impl Transport {
         }
     }
 
-    /// Refuses every new contact with this id from now on: it was removed from the cluster for good.
+    /// Refuses every contact with this id from now on, and ends the stream it has open: it was
+    /// removed from the cluster for good.
     pub fn refuse(&self, id: u64) {
         self.shared.gate.refuse(id);
+        self.shared.service.end_refused_stream(id);
     }
 
-    /// Binds a peer to its incarnation: from now on any other under this id is refused. Which one a
-    /// peer shows is in [`PeerStatus::incarnation`].
+    /// Binds a peer to its incarnation: from now on any other under this id is refused, and streams
+    /// that are up with another end. Which one a peer shows is in [`PeerStatus::incarnation`].
     pub fn set_incarnation(&self, id: u64, incarnation: Uuid) {
-        self.shared.gate.bind(id, incarnation);
+        let shared = &self.shared;
+        shared.gate.bind(id, incarnation);
+        shared.service.end_refused_stream(id);
+        let mut peers = shared.lock();
+        let Some(known) = peers.get(&id) else {
+            return;
+        };
+        let link = known.inner.link.load_full();
+        if link.is_some_and(|link| !shared.gate.still_admits(link.contact())) {
+            known.inner.tasks.cancel();
+            let (name, urls) = (known.inner.name().clone(), known.inner.pipeline.urls());
+            let anew = shared.connect(id, &name, urls);
+            peers.insert(id, anew);
+        }
+    }
+
+    /// The incarnation a peer is bound to, if it is.
+    #[must_use]
+    pub fn bound_incarnation(&self, id: u64) -> Option<Uuid> {
+        self.shared.gate.bound(id)
     }
 
     /// The peer with this id, if it is known.
@@ -237,6 +232,37 @@ impl Transport {
 }
 
 impl Shared {
+    /// A peer with a task that keeps a stream to it.
+    fn connect(&self, id: u64, name: &str, urls: &[String]) -> Peer {
+        let peer = Peer {
+            inner: Arc::new(Inner {
+                id,
+                name: Mutex::new(name.to_owned()),
+                pipeline: Pipeline::new(
+                    id,
+                    urls.to_vec(),
+                    Arc::clone(&self.gate),
+                    self.connector.clone(),
+                    Arc::clone(&self.snapshot_rate),
+                ),
+                link: Arc::default(),
+                status: Arc::new(StatusCell::new(id)),
+                tasks: self.tasks.child(),
+            }),
+        };
+        let keeper = Keeper {
+            peer: id,
+            urls: urls.to_vec(),
+            gate: Arc::clone(&self.gate),
+            connector: self.connector.clone(),
+            timings: self.timings,
+            status: Arc::clone(&peer.inner.status),
+            link: Arc::clone(&peer.inner.link),
+        };
+        peer.inner.tasks.spawn("peer stream", keeper.run());
+        peer
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Peer>> {
         // Every section leaves the map whole, so a panic elsewhere does not spoil it.
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)

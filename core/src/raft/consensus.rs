@@ -496,6 +496,20 @@ impl Consensus {
         }
     }
 
+    /// Makes all that is applied durable now: a power cut loses none of it, and the next start has
+    /// it before it reads the log. Applying waits meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::StorageFailed`], after which the member cannot go on, or [`Reason::Stopped`].
+    pub async fn make_durable(&self) -> Result<()> {
+        let persisted = self.inner.machine.run(|worker| worker.persist()).await;
+        persisted.map_err(|error| {
+            let failure = self.inner.failure.borrow().as_deref().cloned();
+            failure.unwrap_or_else(|| Error::from(Reason::Stopped).caused_by(error))
+        })
+    }
+
     /// Makes the state durable and purges the log up to `upto`, or as far as is applied. What still
     /// goes out to a follower is purged later.
     pub async fn purge(&self, upto: u64) {

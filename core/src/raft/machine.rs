@@ -231,7 +231,7 @@ impl Worker {
     }
 
     /// Makes all that is applied durable.
-    fn persist(&self) -> io::Result<()> {
+    pub(super) fn persist(&self) -> io::Result<()> {
         let persisted = self.parts.state.kv().persist();
         persisted.map_err(|error| self.fail(&error))
     }

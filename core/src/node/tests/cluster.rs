@@ -79,6 +79,19 @@ impl Cluster {
         (leads_at, follows_at)
     }
 
+    /// Waits until every member knows the data folder of every other.
+    async fn all_bound(&self) {
+        let nodes = || self.nodes.iter().flatten();
+        let knows = |node: &Node, id: u64| {
+            let transport = node.shared.transport.as_ref().expect("it has peers");
+            id == node.member_id() || transport.bound_incarnation(id).is_some()
+        };
+        eventually("the members know each other", || async {
+            nodes().all(|node| nodes().all(|other| knows(node, other.member_id())))
+        })
+        .await;
+    }
+
     pub(super) async fn stop(&mut self, n: usize) {
         let node = self.nodes[n].take().expect("this member runs");
         node.shutdown().await;
@@ -239,10 +252,7 @@ async fn a_member_that_lost_its_folder_does_not_count_under_its_old_id() {
     let mut cluster = Cluster::start().await;
     let (leader, wiped) = cluster.roles().await;
     let third = 3 - leader - wiped;
-    eventually("the members know each other", || async {
-        cluster.node(leader).shared.reader.members().len() == 3
-    })
-    .await;
+    cluster.all_bound().await;
     cluster.node(leader).put(put("a", "1")).await.unwrap();
     cluster.stop(wiped).await;
     cluster.folders[wiped] = tempfile::tempdir().unwrap();
@@ -258,6 +268,34 @@ async fn a_member_that_lost_its_folder_does_not_count_under_its_old_id() {
         cluster.node(third).put(put("a", "4")).await.is_ok()
     })
     .await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_lost_its_folder_is_known_to_members_that_start_after_it() {
+    let mut cluster = Cluster::start().await;
+    cluster.node(0).put(put("a", "1")).await.unwrap();
+    cluster.all_bound().await;
+    for n in 0..3 {
+        cluster.stop(n).await;
+    }
+    cluster.folders[0] = tempfile::tempdir().unwrap();
+    cluster.restart(0).await;
+    cluster.restart(1).await;
+    // One member with its data and one without: no quorum.
+    let alone = cluster.node(1).put(put("a", "2"));
+    let answered = tokio::time::timeout(3 * ELECTION_TIMEOUT, alone).await;
+    assert!(
+        !matches!(answered, Ok(Ok(_))),
+        "a wiped member counted: {answered:?}"
+    );
+    cluster.restart(2).await;
+    eventually("a quorum with data writes", || async {
+        cluster.node(1).put(put("a", "3")).await.is_ok()
+    })
+    .await;
+    let wiped = cluster.node(0).shared.consensus.status();
+    assert_eq!(wiped.applied_index, 0, "it was told nothing");
     cluster.shutdown().await;
 }
 

@@ -61,6 +61,35 @@ async fn a_member_does_not_talk_to_itself_or_to_a_wiped_peer() {
     assert_eq!(error, PeerError::Unknown(3));
 }
 
+#[tokio::test]
+async fn streams_with_another_incarnation_end_when_the_right_one_becomes_known() {
+    let one = Member::answering(local(CLUSTER, 1), &Scripted::willing());
+    let two = Member::answering(local(CLUSTER, 2), &Scripted::willing());
+    let (address_of_one, _) = one.serve(any_port()).await;
+    let (address_of_two, _) = two.serve(any_port()).await;
+    let to_two = one.knows(2, address_of_two);
+    up(&to_two).await;
+    up(&two.knows(1, address_of_one)).await;
+    until("the stream of 2 is there", || {
+        one.transport.status()[0].incoming
+    })
+    .await;
+    // What it is already: nothing ends.
+    one.transport
+        .set_incarnation(2, local(CLUSTER, 2).incarnation);
+    assert!(to_two.is_active() && one.transport.status()[0].incoming);
+    one.transport.set_incarnation(2, Uuid::from_u128(22));
+    until("both streams are down", || {
+        let status = one.transport.status();
+        let refused = status[0].last_error.as_ref();
+        !status[0].incoming && refused.is_some_and(|last| last.contains("without its data"))
+    })
+    .await;
+    let to_two = one.transport.peer(2).unwrap();
+    let error = to_two.request(vote(1), LIMIT).await.unwrap_err();
+    assert!(matches!(error, PeerError::Refused(_)), "{error}");
+}
+
 /// A peer whose stream call is refused, while its other calls work.
 #[derive(Debug, Clone)]
 struct NoStream(PeerService);
