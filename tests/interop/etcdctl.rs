@@ -308,10 +308,8 @@ fn line_without_ids(text: &str, line: &[&str]) -> String {
         }
         ["lease", "timetolive", ..] => match text.split_once("remaining(") {
             Some((before, after)) => {
-                format!(
-                    "{before}remaining(…{}",
-                    after.split_once(')').map_or("", |(_, rest)| rest)
-                )
+                let rest = after.split_once(')').map_or("", |(_, rest)| rest);
+                format!("{before}remaining(…{}", in_order(rest))
             }
             None => text.to_owned(),
         },
@@ -319,6 +317,19 @@ fn line_without_ids(text: &str, line: &[&str]) -> String {
         _ if text.starts_with("{\"level\"") => "{log}".to_owned(),
         _ => text.to_owned(),
     }
+}
+
+/// The list between `([` and `])`, sorted: etcd gives the keys of a lease in any order.
+fn in_order(text: &str) -> String {
+    let list = text
+        .split_once("([")
+        .and_then(|(before, rest)| Some((before, rest.split_once("])")?)));
+    let Some((before, (list, after))) = list else {
+        return text.to_owned();
+    };
+    let mut keys: Vec<&str> = list.split(' ').collect();
+    keys.sort_unstable();
+    format!("{before}([{}]){after}", keys.join(" "))
 }
 
 fn blank(value: &mut Value) {
