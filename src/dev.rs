@@ -9,7 +9,7 @@ use clap::Args;
 use quorate::core::node::Node;
 use quorate::core::server::Server;
 
-use crate::{logging, server, signals};
+use crate::{logging, server, services, signals};
 
 /// Flags of `quorate dev`.
 #[derive(Debug, Args)]
@@ -53,6 +53,7 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
         .start()
         .await?;
     let server = Server::builder(node.clone())
+        .services(services::add)
         .listener(listener)
         .start()
         .await?;

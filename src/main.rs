@@ -7,6 +7,7 @@ mod demo;
 mod dev;
 mod logging;
 mod server;
+mod services;
 mod signals;
 
 fn main() -> ExitCode {

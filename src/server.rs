@@ -9,7 +9,7 @@ use quorate::core::server::Server;
 use tracing::{error, info};
 
 use crate::cli::ServerArgs;
-use crate::{logging, signals};
+use crate::{logging, services, signals};
 
 /// Runs a member until it is asked to stop or cannot go on.
 ///
@@ -26,7 +26,7 @@ pub(crate) async fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
         .start()
         .await
         .context("the member cannot start")?;
-    let mut server = Server::builder(node.clone());
+    let mut server = Server::builder(node.clone()).services(services::add);
     for url in args.listen_client_urls() {
         server = server.listen(url);
     }
