@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use quorate_proto::peer as pb;
+use tokio::sync::Notify;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -72,6 +73,8 @@ struct State {
 pub(super) struct Gate {
     local: Local,
     state: Mutex<State>,
+    /// Told when a peer has opened a stream to this member: so it runs, and can be dialled.
+    arrivals: Notify,
 }
 
 impl Gate {
@@ -79,7 +82,18 @@ impl Gate {
         Self {
             local,
             state: Mutex::default(),
+            arrivals: Notify::new(),
         }
+    }
+
+    /// Tells whoever waits in [`Gate::arrival`].
+    pub(super) fn announce_arrival(&self) {
+        self.arrivals.notify_waiters();
+    }
+
+    /// Waits until some peer opens a stream to this member.
+    pub(super) async fn arrival(&self) {
+        self.arrivals.notified().await;
     }
 
     pub(super) const fn local(&self) -> &Local {

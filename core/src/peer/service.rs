@@ -143,6 +143,7 @@ impl Peer for PeerService {
         let service = self.clone();
         let ticket = shared.streams.enter(contact);
         self.end_refused_stream(contact.from);
+        shared.gate.announce_arrival();
         shared.tasks.spawn("incoming peer stream", async move {
             let _leave = Leave {
                 service: &service,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use quorate_proto::peer as pb;
 use quorate_proto::peer::stream_frame::Kind;
+use tokio::sync::watch;
 use tonic::Streaming;
 use tracing::debug;
 
@@ -35,6 +36,8 @@ pub(super) struct Keeper {
     pub(super) status: Arc<StatusCell>,
     /// Where senders find the link while it is up.
     pub(super) link: Arc<ArcSwapOption<Link>>,
+    /// Counts the streams that came up, of all keepers.
+    pub(super) streams_up: watch::Sender<u64>,
 }
 
 impl Keeper {
@@ -52,7 +55,11 @@ impl Keeper {
                 failures.saturating_add(1)
             };
             self.status.down(&error.to_string());
-            tokio::time::sleep(self.pause(failures, attempt)).await;
+            tokio::select! {
+                () = tokio::time::sleep(self.pause(failures, attempt)) => {}
+                // Perhaps the peer is back, and waits to be caught up.
+                () = self.gate.arrival() => {}
+            }
         }
     }
 
@@ -80,6 +87,7 @@ impl Keeper {
             return (refused, false);
         }
         self.status.up(url);
+        self.streams_up.send_modify(|count| *count += 1);
         let error = self.read(&mut frames, &lanes, &up.link).await;
         up.link.fail(&error.to_string());
         (error, true)

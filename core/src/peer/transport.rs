@@ -10,6 +10,7 @@ use quorate_proto::peer as pb;
 use quorate_proto::peer::peer_server::PeerServer;
 use quorate_proto::peer::unary_request::Kind as Asked;
 use quorate_proto::peer::unary_response::Kind as Answered;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::PeerError;
@@ -52,6 +53,7 @@ struct Shared {
     service: PeerService,
     peers: Mutex<BTreeMap<u64, Peer>>,
     snapshot_rate: Arc<AtomicU64>,
+    streams_up: watch::Sender<u64>,
 }
 
 impl Transport {
@@ -77,6 +79,7 @@ impl Transport {
                 service,
                 peers: Mutex::default(),
                 snapshot_rate: Arc::default(),
+                streams_up: watch::Sender::default(),
             }),
         }
     }
@@ -195,6 +198,13 @@ impl Transport {
         self.shared.lock().get(&id).cloned()
     }
 
+    /// How many streams to peers have come up since the start: whoever waited for a peer to come
+    /// back sees it change.
+    #[must_use]
+    pub fn streams_up(&self) -> watch::Receiver<u64> {
+        self.shared.streams_up.subscribe()
+    }
+
     /// The state of every peer's connection, in the order of their ids.
     #[must_use]
     pub fn status(&self) -> Vec<PeerStatus> {
@@ -258,6 +268,7 @@ impl Shared {
             timings: self.timings,
             status: Arc::clone(&peer.inner.status),
             link: Arc::clone(&peer.inner.link),
+            streams_up: self.streams_up.clone(),
         };
         peer.inner.tasks.spawn("peer stream", keeper.run());
         peer

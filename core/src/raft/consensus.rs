@@ -176,6 +176,11 @@ impl Consensus {
         let (stores, mode) = (options.stores.clone(), options.apply_on);
         let network = Network::new(transport.clone(), timings, mode);
         let consensus = Self::start_on(options, network).await?;
+        let streams_up = transport.streams_up();
+        consensus.inner.tasks.spawn(
+            "resume replication",
+            resume_replication(consensus.raft().clone(), streams_up),
+        );
         let handler = RaftHandler::new(consensus.raft().clone(), stores, mode);
         transport.set_handler(Arc::new(handler));
         Ok(consensus)
@@ -569,6 +574,15 @@ async fn match_log_with_state(options: &Options) -> Result<()> {
             reset.map_err(|error: WalError| storage_failed(&error))
         }
         Decision::Refuse(refusal) => Err(refusal.into()),
+    }
+}
+
+/// Ends the pauses of replication, which grow while a peer is away, when a peer can be reached again.
+async fn resume_replication(raft: Raft, mut streams_up: watch::Receiver<u64>) {
+    while streams_up.changed().await.is_ok() {
+        if raft.trigger().reset_backoff([]).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -274,8 +274,8 @@ impl NetTransferLeader<TypeConfig> for Client {
 }
 
 impl NetBackoff<TypeConfig> for Client {
-    /// From a heartbeat interval up to an election timeout: openraft starts over as soon as a
-    /// heartbeat gets through.
+    /// From a heartbeat interval up to an election timeout. `consensus` ends a pause early when the
+    /// peer can be reached again.
     fn backoff(&self) -> Option<Backoff> {
         let (mut pause, most) = (
             self.network.timings.heartbeat_interval,

@@ -15,6 +15,7 @@ async fn requests_reach_their_handler_and_are_answered() {
     let status = &one.transport.status()[0];
     assert!(matches!(status.activity, Activity::Active(_)));
     assert_eq!(status.incarnation, Some(Uuid::from_u128(2)));
+    assert_eq!(*one.transport.streams_up().borrow(), 1);
     until("a round trip is measured", || {
         one.transport.status()[0].rtt.is_some()
     })
