@@ -58,9 +58,15 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
 /// Shows an error and what was behind it.
 #[expect(clippy::print_stderr, reason = "the program's last word to its user")]
 pub(crate) fn print_error(error: &anyhow::Error) {
-    eprintln!("error: {error}");
+    let mut told = error.to_string();
+    eprintln!("error: {told}");
     for cause in error.chain().skip(1) {
-        eprintln!("  because: {cause}");
+        let cause = cause.to_string();
+        // Some errors tell their cause in their own text.
+        if !told.contains(&cause) {
+            eprintln!("  because: {cause}");
+            told = cause;
+        }
     }
 }
 

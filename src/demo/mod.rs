@@ -72,13 +72,22 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let root = args.dir.clone().unwrap_or_else(|| ".".into());
     let root = root
         .canonicalize()
-        .with_context(|| format!("folder {}", root.display()))?;
+        .with_context(|| format!("cannot use the folder {}", root.display()))?;
+    let listing = {
+        let root = root.clone();
+        tokio::task::spawn_blocking(move || files::list(&root)).await??
+    };
+    ensure!(
+        !listing.files.is_empty(),
+        "no files below {}",
+        root.display()
+    );
     let folder = tempfile::Builder::new().prefix("quorate-demo-").tempdir()?;
     // So that a demo of the folder for temporary files does not hash the demo itself.
     files::tag_as_cache(folder.path())?;
 
     let outcome = tokio::select! {
-        outcome = attempt(&args, &root, folder.path()) => outcome,
+        outcome = attempt(&args, &root, &listing, folder.path()) => outcome,
         stopped = signals::asked_to_stop() => stopped.map(|()| {
             plain("stopped before the end; the members and workers are killed");
             ExitCode::from(INTERRUPTED)
@@ -91,13 +100,13 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     outcome
 }
 
-async fn attempt(args: &DemoArgs, root: &Path, folder: &Path) -> anyhow::Result<ExitCode> {
-    let listing = {
-        let root = root.to_owned();
-        tokio::task::spawn_blocking(move || files::list(&root)).await??
-    };
+async fn attempt(
+    args: &DemoArgs,
+    root: &Path,
+    listing: &files::Listing,
+    folder: &Path,
+) -> anyhow::Result<ExitCode> {
     let count = listing.files.len();
-    ensure!(count > 0, "no files below {}", root.display());
     plain(&format!("hashing {count} files below {}", root.display()));
     for cache in &listing.caches {
         plain(&format!(

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -93,6 +94,28 @@ async fn lock_and_election_are_served_and_say_that_they_are_not_there_yet() {
     ] {
         assert_eq!(refused.code(), tonic::Code::Unimplemented);
         assert_eq!(refused.message(), Reason::Unimplemented.text());
+    }
+}
+
+#[test]
+fn an_error_names_what_failed_and_tells_each_cause_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    for arguments in [
+        [
+            OsStr::new("server"),
+            OsStr::new("--data-dir"),
+            file.as_os_str(),
+        ],
+        [OsStr::new("demo"), OsStr::new("--calm"), file.as_os_str()],
+    ] {
+        let ended = Command::new(PROGRAM).args(arguments).output().unwrap();
+        assert!(!ended.status.success());
+        let told = String::from_utf8(ended.stderr).unwrap();
+        let (_, told) = told.split_once("error: ").unwrap();
+        assert!(told.contains(file.to_str().unwrap()), "{told}");
+        assert_eq!(told.matches("(os error").count(), 1, "{told}");
     }
 }
 
