@@ -89,9 +89,10 @@ impl ServerBuilder {
         self
     }
 
-    /// Adds gRPC services: `|routes| { routes.add_service(..); }`.
-    pub fn services(mut self, add: impl FnOnce(&mut RoutesBuilder)) -> Self {
-        add(&mut self.services);
+    /// Adds gRPC services: `|routes, node, serving| { routes.add_service(..); }`. Their calls that
+    /// never end by themselves must end when `serving` is cancelled.
+    pub fn services(mut self, add: impl FnOnce(&mut RoutesBuilder, &Node, &Tasks)) -> Self {
+        add(&mut self.services, &self.node, &self.tasks);
         self
     }
 

@@ -1,3 +1,4 @@
 //! Other people's clients against quorate, with a real etcd beside it as the measure.
 
 mod etcdctl;
+mod services;

@@ -1,0 +1,42 @@
+//! The gRPC services that this program serves beside the core's: etcd's Lock and Election. They
+//! queue like the recipes and like etcd's own clients, so all of them exclude each other.
+//!
+//! etcd passes the errors of these two services on without mapping them, so whatever the store says
+//! comes with the code Unknown here, and clients match on the text.
+
+mod election;
+mod lock;
+mod queue;
+
+use quorate::core::error::Error;
+use quorate::core::node::Node;
+use quorate::core::tasks::Tasks;
+use quorate::proto::Reason;
+use quorate::proto::limits::GRPC_OVERHEAD_BYTES;
+use quorate::proto::v3electionpb::election_server::ElectionServer;
+use quorate::proto::v3lockpb::lock_server::LockServer;
+use tonic::Status;
+use tonic::service::RoutesBuilder;
+
+use self::queue::Queues;
+
+/// Adds the services of `node` to `routes`. Calls that wait end when `serving` is cancelled; what
+/// they leave behind is cleaned up by its tasks.
+pub(crate) fn add(routes: &mut RoutesBuilder, node: &Node, serving: &Tasks) {
+    let limit = node.limits().max_request_bytes + GRPC_OVERHEAD_BYTES;
+    let queues = Queues::new(node.clone(), serving.clone());
+    let lock = lock::Lock::new(queues.clone());
+    let election = election::Election::new(queues);
+    routes
+        .add_service(LockServer::new(lock).max_decoding_message_size(limit))
+        .add_service(ElectionServer::new(election).max_decoding_message_size(limit));
+}
+
+/// An error of the store in these services: its text alone, unless the member stops.
+fn unmapped(error: Error) -> Status {
+    let status = Status::from(error);
+    if status.message() == Reason::Stopped.text() {
+        return status;
+    }
+    Status::unknown(status.message())
+}
