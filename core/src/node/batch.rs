@@ -76,6 +76,13 @@ pub(super) async fn run(node: Node) {
     }
 }
 
+/// A command on its way.
+struct Outgoing {
+    caller: Waiting,
+    ticket: Ticket,
+    proposal: Proposal,
+}
+
 impl Node {
     /// Sends a batch under the leadership `known`, and tells its callers where to wait.
     async fn send(&self, waiting: Vec<Waiting>, known: Leadership) {
@@ -91,27 +98,26 @@ impl Node {
                 }
             }
         }
-        let proposals = waiting
-            .iter()
-            .zip(&tickets)
-            .map(|(caller, ticket)| Proposal {
+        let outgoing = |(caller, ticket): (Waiting, Ticket)| Outgoing {
+            proposal: Proposal {
                 boot_id: ticket.id().boot.as_bytes().to_vec().into(),
                 sequence: ticket.id().sequence,
                 command: Some(caller.question.command.clone()),
-            });
+            },
+            caller,
+            ticket,
+        };
+        let mut batch: Vec<Outgoing> = waiting.into_iter().zip(tickets).map(outgoing).collect();
         let sent = match known.leader {
             Some(leader) if leader == self.member_id() => {
-                self.propose_here(proposals.collect(), known.term).await
+                self.propose_here(proposals(&batch), known.term).await
             }
-            Some(_) => {
-                self.forward(known, proposals.collect(), &mut tickets[0])
-                    .await
-            }
+            Some(_) => self.forward(known, &mut batch).await,
             None => Sent::Refused,
         };
         match sent {
             Sent::Settled(mut first) => {
-                for (caller, ticket) in waiting.into_iter().zip(tickets) {
+                for Outgoing { caller, ticket, .. } in batch {
                     caller.answer(Ok(Underway {
                         ticket,
                         completion: first.take(),
@@ -119,7 +125,8 @@ impl Node {
                 }
             }
             Sent::Refused => {
-                drop(tickets);
+                // Their names are forgotten.
+                let waiting = batch.into_iter().map(|outgoing| outgoing.caller).collect();
                 self.pause_for_change(known).await;
                 self.shared.proposals.put_back(waiting);
             }
@@ -138,24 +145,25 @@ impl Node {
     }
 
     /// Forwards a batch to another member, again and again over broken connections while that
-    /// member leads in the same term; the leader drops what it has had before. Ends early when this
-    /// member applies the batch's first command.
-    async fn forward(
-        &self,
-        known: Leadership,
-        proposals: Vec<Proposal>,
-        first: &mut Ticket,
-    ) -> Sent {
+    /// member leads in the same term; the leader drops what it has had before. A command whose
+    /// caller has gone is taken out: he was told that its outcome is unknown, and may have written
+    /// something newer since. Ends early when this member applies the batch's first command.
+    async fn forward(&self, known: Leadership, batch: &mut Vec<Outgoing>) -> Sent {
         let timeout = 2 * self.shared.config.election_timeout;
         // Whether an earlier attempt may have arrived.
         let mut doubt = false;
         loop {
+            // With the tickets, so that the leader learns not to take late copies either.
+            batch.retain(|outgoing| outgoing.caller.waits());
             let request = pb::request::Kind::Forward(pb::ForwardRequest {
                 boot_id: self.shared.boot.as_bytes().to_vec().into(),
                 term: known.term,
                 lowest_pending: self.shared.pending.lowest(),
-                proposals: proposals.clone(),
+                proposals: proposals(batch),
             });
+            let Some(Outgoing { ticket: first, .. }) = batch.first_mut() else {
+                return Sent::Settled(None);
+            };
             // An answer that was given up on may still have been earned.
             let answer = tokio::select! {
                 answer = self.ask_leader(known, request, timeout) => answer,
@@ -209,4 +217,9 @@ impl Node {
     pub(super) async fn pause_for_change(&self, known: Leadership) {
         drop(tokio::time::timeout(RETRY_PAUSE, self.term_over(known)).await);
     }
+}
+
+fn proposals(batch: &[Outgoing]) -> Vec<Proposal> {
+    let proposals = batch.iter().map(|outgoing| outgoing.proposal.clone());
+    proposals.collect()
 }

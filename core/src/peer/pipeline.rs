@@ -108,7 +108,9 @@ impl Pipeline {
                 return Err(call_error(&status));
             }
         };
-        self.recognise(answer.handshake.as_ref())?;
+        // It has handled the call, whoever it is.
+        let known = self.gate.recognise(answer.handshake.as_ref(), self.peer);
+        known.map_err(|detail| PeerError::Lost { sent: true, detail })?;
         answer
             .kind
             .ok_or_else(|| PeerError::Protocol("an answer without content".to_owned()))
