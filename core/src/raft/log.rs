@@ -315,9 +315,21 @@ impl RaftLogStorage<TypeConfig> for Log {
         async move { log.append_all(entries, callback).await }
     }
 
+    /// Never drops what is committed, whoever asks: a leader that wants it was elected by a member
+    /// that forgot what it had acknowledged. The error ends this member.
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
         let mut unsynced = self.unsynced();
         let last = last.as_ref().map(codec::entry_id);
+        let committed = self.wal().committed();
+        if let Some(committed) = committed
+            && last.is_none_or(|last| last.index < committed.index)
+        {
+            let kept = last.map_or("nothing".to_owned(), |last| format!("only up to {last}"));
+            return Err(io::Error::other(format!(
+                "the leader wants {kept} of the log, but {committed} is committed: a member has lost \
+                 acknowledged entries and voted. Compare the members before any of them is changed"
+            )));
+        }
         self.wal().truncate_after(last, Box::new(drop))?;
         unsynced.truncate(last.map(|id| id.index));
         Ok(())
@@ -368,7 +380,38 @@ pub(crate) async fn reset(wal: &Wal, upto: wal::EntryId) -> Result<(), WalError>
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
     use super::*;
+    use crate::storage::fs::MemFs;
+    use crate::storage::wal::{EntryId, Identity, WalOptions};
+
+    #[tokio::test]
+    async fn what_is_committed_is_never_truncated() {
+        let identity = Identity {
+            cluster_id: 1,
+            member_id: 1,
+        };
+        let options = WalOptions::new(identity, 1);
+        let wal = Wal::open(Arc::new(MemFs::new()), Path::new("/wal"), options).unwrap();
+        let entries = (0..5).map(|index| wal::Entry {
+            id: EntryId::new(1, index),
+            kind: wal::EntryKind::Blank,
+            payload: bytes::Bytes::new(),
+        });
+        wal.append(entries.collect(), Box::new(drop)).unwrap();
+        let mut log = Log::new(wal.clone());
+        let id = |index| Some(codec::log_id(EntryId::new(1, index)));
+        log.truncate_after(id(3)).await.unwrap();
+        log.save_committed(id(2)).await.unwrap();
+        log.truncate_after(id(2)).await.unwrap();
+        for last in [id(1), None] {
+            let refused = log.truncate_after(last).await.unwrap_err();
+            assert!(refused.to_string().contains("is committed"), "{refused}");
+        }
+        assert_eq!(wal.log_state().last, Some(EntryId::new(1, 2)));
+    }
 
     fn append(last_index: u64, position: u64) -> Append<u64> {
         Append {
