@@ -21,6 +21,10 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use crate::storage::fs::RealFs;
+use crate::storage::kv;
+use crate::storage::wal::Wal;
+
 /// The newest identity format this build reads and the one it writes.
 const FORMAT: u32 = 1;
 const LOCK_FILE: &str = "LOCK";
@@ -68,6 +72,16 @@ pub enum DataDirError {
     /// The folder has data but no identity.
     #[error("{path}: holds files but no {IDENTITY_FILE}; not a quorate data folder")]
     Foreign {
+        /// The data folder.
+        path: PathBuf,
+    },
+    /// The folder has a state but no log.
+    #[error(
+        "{path}: holds a state but no log, so acknowledged entries may be lost, and a member that \
+         forgot must not vote. Way out: put the log back, or remove this member from the cluster, \
+         delete its data folder and add it as a new member; for a cluster of one, restore a snapshot"
+    )]
+    LogMissing {
         /// The data folder.
         path: PathBuf,
     },
@@ -155,7 +169,10 @@ impl DataDir {
     }
 
     /// Reads the identity, or writes `fresh` into a folder that is empty but for the lock.
-    /// Refuses a folder of another member.
+    /// Refuses a folder of another member, and one that has lost its log.
+    ///
+    /// A folder with an identity alone gets another incarnation: either it never came to a log, and
+    /// nobody knows the old one, or it has lost everything, and must not pass for what it was.
     pub(crate) fn claim(&self, fresh: &Identity) -> Result<Identity, DataDirError> {
         let path = self.path.join(IDENTITY_FILE);
         let found = match fs::metadata(&path) {
@@ -192,7 +209,44 @@ impl DataDir {
                 member: fresh.member_id,
             });
         }
-        Ok(found)
+        if self.has_log()? {
+            return Ok(found);
+        }
+        if self.has_state()? {
+            return Err(DataDirError::LogMissing {
+                path: self.path.clone(),
+            });
+        }
+        tracing::warn!(
+            path = %self.path.display(),
+            "the data folder has an identity but neither log nor state: starting with nothing, as \
+             a new incarnation"
+        );
+        let renewed = Identity {
+            incarnation: fresh.incarnation,
+            ..found
+        };
+        self.write(&path, &encode(&renewed))?;
+        Ok(renewed)
+    }
+
+    fn has_log(&self) -> Result<bool, DataDirError> {
+        let wal = self.wal();
+        Wal::exists(&RealFs, &wal).map_err(|error| self.unreadable(io::Error::other(error)))
+    }
+
+    fn has_state(&self) -> Result<bool, DataDirError> {
+        let failed = |error| self.unreadable(io::Error::other(error));
+        let current = kv::current_number(&self.path).map_err(failed)?;
+        Ok(current.is_some() || !kv::folders(&self.path).map_err(failed)?.is_empty())
+    }
+
+    fn unreadable(&self, source: io::Error) -> DataDirError {
+        DataDirError::Io {
+            path: self.path.clone(),
+            action: "cannot look for the log and the state",
+            source,
+        }
     }
 
     fn read(&self, path: &Path) -> Result<String, DataDirError> {
@@ -330,7 +384,11 @@ fn decode(path: &Path, text: &str) -> Result<Identity, DataDirError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::storage::fs::Fs;
+    use crate::storage::wal::{self, WalOptions};
 
     fn identity(member_id: u64) -> Identity {
         Identity {
@@ -347,6 +405,7 @@ mod tests {
         let path = folder.path().join("new").join("deep");
         let dir = DataDir::lock(&path).unwrap();
         assert_eq!(dir.claim(&identity(1)).unwrap(), identity(1));
+        open_log(&dir);
         let later = Identity {
             incarnation: Uuid::from_u128(99),
             ..identity(1)
@@ -360,6 +419,44 @@ mod tests {
         let mode =
             std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o700);
+    }
+
+    fn open_log(dir: &DataDir) {
+        let identity = wal::Identity {
+            cluster_id: 7,
+            member_id: 1,
+        };
+        let fs: Arc<dyn Fs> = Arc::new(RealFs);
+        let log = Wal::open(fs, &dir.wal(), WalOptions::new(identity, 1)).unwrap();
+        log.close().unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_lost_its_log_does_not_pass_for_what_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::lock(folder.path()).unwrap();
+        dir.claim(&identity(1)).unwrap();
+        let later = Identity {
+            incarnation: Uuid::from_u128(99),
+            ..identity(1)
+        };
+        assert_eq!(dir.claim(&later).unwrap().incarnation, Uuid::from_u128(99));
+        assert_eq!(
+            decode(
+                &folder.path().join(IDENTITY_FILE),
+                &fs::read_to_string(folder.path().join(IDENTITY_FILE)).unwrap()
+            )
+            .unwrap()
+            .incarnation,
+            Uuid::from_u128(99),
+            "also after the next start"
+        );
+        fs::create_dir(folder.path().join("kv-1")).unwrap();
+        let refused = dir.claim(&identity(1)).unwrap_err();
+        assert!(
+            matches!(refused, DataDirError::LogMissing { .. }),
+            "{refused}"
+        );
     }
 
     #[test]

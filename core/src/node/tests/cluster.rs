@@ -79,6 +79,10 @@ impl Cluster {
         (leads_at, follows_at)
     }
 
+    pub(super) fn peer_url(&self, n: usize) -> &str {
+        &self.members[n].1[0]
+    }
+
     /// Waits until every member knows the data folder of every other.
     async fn all_bound(&self) {
         let nodes = || self.nodes.iter().flatten();
@@ -249,13 +253,34 @@ async fn a_follower_keeps_leases_alive_and_watches_what_others_write() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_lost_its_folder_does_not_count_under_its_old_id() {
+    a_member_that_lost(|folder| *folder = tempfile::tempdir().unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_lost_all_but_its_identity_does_not_count() {
+    a_member_that_lost(|folder| {
+        for entry in std::fs::read_dir(folder.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                std::fs::remove_dir_all(path).unwrap();
+            } else if path.file_name().unwrap() == "CURRENT" {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+        assert!(folder.path().join("IDENTITY").exists());
+    })
+    .await;
+}
+
+/// A follower loses its data, or a part of it, and comes back.
+async fn a_member_that_lost(lose: impl FnOnce(&mut tempfile::TempDir)) {
     let mut cluster = Cluster::start().await;
     let (leader, wiped) = cluster.roles().await;
     let third = 3 - leader - wiped;
     cluster.all_bound().await;
     cluster.node(leader).put(put("a", "1")).await.unwrap();
     cluster.stop(wiped).await;
-    cluster.folders[wiped] = tempfile::tempdir().unwrap();
+    lose(&mut cluster.folders[wiped]);
     cluster.restart(wiped).await;
     cluster.node(leader).put(put("a", "2")).await.unwrap();
     cluster.stop(third).await;

@@ -74,3 +74,39 @@ async fn a_folder_serves_one_running_member_of_one_cluster() {
     assert!(matches!(error, StartError::DataDir(_)));
     assert!(error.to_string().contains("belongs to member"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_nothing_names_is_kept_and_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = on_disk(folder.path()).await;
+    node.put(put("a", "1")).await.unwrap();
+    node.shutdown().await;
+    drop(node);
+    let current = folder.path().join("CURRENT");
+    let named = std::fs::read(&current).unwrap();
+    std::fs::remove_file(&current).unwrap();
+    let refused = quick(Node::builder().data_dir(folder.path()))
+        .start()
+        .await
+        .unwrap_err();
+    assert!(refused.to_string().contains("CURRENT"), "{refused}");
+    std::fs::write(&current, named).unwrap();
+    let node = on_disk(folder.path()).await;
+    assert_eq!(values(&node.range(get("a")).await.unwrap()), ["1"]);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_without_its_log_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = on_disk(folder.path()).await;
+    node.put(put("a", "1")).await.unwrap();
+    node.shutdown().await;
+    drop(node);
+    std::fs::remove_dir_all(folder.path().join("wal")).unwrap();
+    let refused = quick(Node::builder().data_dir(folder.path()))
+        .start()
+        .await
+        .unwrap_err();
+    assert!(refused.to_string().contains("no log"), "{refused}");
+}

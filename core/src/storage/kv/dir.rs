@@ -112,8 +112,12 @@ pub fn remove_stale(data_dir: &Path) -> Result<(), KvError> {
     Ok(())
 }
 
-/// All `kv-<n>` beneath the data folder.
-fn folders(data_dir: &Path) -> Result<Vec<(u64, PathBuf)>, KvError> {
+/// All `kv-<n>` beneath the data folder, by number.
+///
+/// # Errors
+///
+/// [`KvError::Io`] if it cannot be listed.
+pub fn folders(data_dir: &Path) -> Result<Vec<(u64, PathBuf)>, KvError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(data_dir).map_err(failed("list", data_dir))? {
         let entry = entry.map_err(failed("list", data_dir))?;

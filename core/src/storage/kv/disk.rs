@@ -104,6 +104,29 @@ impl FjallKv {
         Self::open_or_create(folder, options)
     }
 
+    /// Refuses a folder that holds a store with anything in it.
+    ///
+    /// # Errors
+    ///
+    /// [`KvError::Open`] if it does, or if that cannot be told.
+    pub fn expect_empty(folder: &Path, options: &DiskOptions) -> Result<(), KvError> {
+        if !folder.join(MARKER).exists() {
+            return Ok(());
+        }
+        let kv = Self::open_or_create(folder, options)?;
+        let first = || kv.inner.keyspace.first_key_value();
+        match catch_unwind(AssertUnwindSafe(first)) {
+            Ok(None) => return Ok(()),
+            Ok(Some(_)) => {}
+            Err(panic) => return Err(open_error(folder, &panic_text(panic.as_ref()))),
+        }
+        Err(open_error(
+            folder,
+            "holds a state, but the file CURRENT, which names the state in use, is missing. Put the \
+             file back: its only line is the name of the folder in use",
+        ))
+    }
+
     fn open_or_create(folder: &Path, options: &DiskOptions) -> Result<FjallKv, KvError> {
         let opened = catch_unwind(AssertUnwindSafe(|| -> Result<FjallKv, fjall::Error> {
             let database = Database::builder(folder)

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use dir::{current_dir, current_number, dir_of, install, next_number, remove_stale};
+pub use dir::{current_dir, current_number, dir_of, folders, install, next_number, remove_stale};
 pub use disk::{DiskOptions, FjallKv};
 pub use mem::MemKv;
 

@@ -77,7 +77,11 @@ impl Stores {
                     let folder = kv::dir_of(dir, number);
                     return Ok(Arc::new(FjallKv::open(&folder, options)?));
                 }
-                // A store that never became current holds nothing that anybody was told of.
+                // A store that never became current holds nothing that anybody was told of. One
+                // that holds something was current once.
+                for (_, folder) in kv::folders(dir)? {
+                    FjallKv::expect_empty(&folder, options)?;
+                }
                 let number = kv::next_number(dir)?;
                 let first = FjallKv::create(&kv::dir_of(dir, number), options)?;
                 kv::install(dir, number)?;

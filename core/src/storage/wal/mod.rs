@@ -96,6 +96,15 @@ enum WriterPlace {
 }
 
 impl Wal {
+    /// Whether there is a log in `dir`, whole or not. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be read.
+    pub fn exists(fs: &dyn Fs, dir: &Path) -> Result<bool, WalError> {
+        recovery::exists(fs, dir)
+    }
+
     /// Opens the log in `dir`, or creates it where there is none. Blocking: reads all segments.
     ///
     /// # Errors

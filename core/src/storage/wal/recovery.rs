@@ -50,6 +50,15 @@ pub(super) struct Tail {
     pub(super) ledger: Ledger,
 }
 
+/// Whether there is a log in `dir`.
+pub(super) fn exists(fs: &dyn Fs, dir: &Path) -> Result<bool, WalError> {
+    match fs.list(dir) {
+        Ok(names) => Ok(names.iter().any(|name| segment_number(name).is_some())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(WalError::io("list", dir, error)),
+    }
+}
+
 /// Opens, or creates, the log in `dir`.
 pub(super) fn recover(
     fs: &dyn Fs,
