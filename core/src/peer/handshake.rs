@@ -243,7 +243,8 @@ impl Gate {
         }
         match state.bound.get(&shown.from) {
             Some(bound) if *bound != incarnation => Err(format!(
-                "member {:x} came back without its data: incarnation {incarnation} is not {bound}",
+                "member {:x} came back without its data: incarnation {incarnation} is not {bound}; \
+                 remove it from the cluster and add it as a new member",
                 shown.from
             )),
             _ => Ok(Contact {

@@ -6,6 +6,7 @@
 //! as unary calls.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -19,8 +20,8 @@ use openraft::network::{
     RPCTypes, RaftNetworkFactory,
 };
 use openraft::raft::{
-    AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use quorate_proto::peer as pb;
 use quorate_proto::peer::request::Kind as Asked;
@@ -63,6 +64,8 @@ impl Network {
             network: self.clone(),
             target,
             purpose,
+            acknowledged: AtomicU64::new(0),
+            has_forgotten: AtomicBool::new(false),
         }
     }
 }
@@ -94,9 +97,38 @@ pub(super) struct Client {
     network: Network,
     target: u64,
     purpose: Purpose,
+    /// The highest index that the target has acknowledged to this client, one leadership's.
+    acknowledged: AtomicU64,
+    /// Whether it turned out to lack some of that.
+    has_forgotten: AtomicBool,
 }
 
 impl Client {
+    /// A member that lacks what it has acknowledged was put back to an older state. It can never be
+    /// caught up as it is; openraft goes on trying, so this is what people hear of it.
+    fn watch_memory(&self, result: &StreamAppendResult<TypeConfig>) {
+        match result {
+            Ok(matched) => {
+                let matched = matched.map_or(0, |id| id.index);
+                self.acknowledged.fetch_max(matched, Ordering::Relaxed);
+            }
+            Err(StreamAppendError::Conflict(at)) => {
+                let acknowledged = self.acknowledged.load(Ordering::Relaxed);
+                if at.index <= acknowledged && !self.has_forgotten.swap(true, Ordering::Relaxed) {
+                    tracing::error!(
+                        peer = self.target,
+                        acknowledged,
+                        lacks = at.index,
+                        "this member has lost entries that it had acknowledged: its data was put \
+                         back or damaged. Remove it from the cluster, delete its data folder and \
+                         add it as a new member"
+                    );
+                }
+            }
+            Err(StreamAppendError::HigherVote(_)) => {}
+        }
+    }
+
     fn peer(&self) -> Result<Peer, PeerError> {
         let peer = self.network.transport.peer(self.target);
         peer.ok_or(PeerError::Unknown(self.target))
@@ -142,6 +174,9 @@ impl Client {
         reply: Result<pb::AppendReply, PeerError>,
     ) -> Rpc<StreamAppendResult<TypeConfig>> {
         let result = reply.and_then(wire::to_append_result);
+        if let Ok(result) = &result {
+            self.watch_memory(result);
+        }
         result.map_err(|error| self.rpc_error(RPCTypes::AppendEntries, &error))
     }
 

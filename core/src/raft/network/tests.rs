@@ -355,3 +355,32 @@ async fn leadership_is_handed_over_on_request() {
     cluster.agree(7).await;
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn a_member_that_lacks_what_it_acknowledged_is_noticed() {
+    let local = Local {
+        cluster_id: CLUSTER,
+        member_id: 1,
+        incarnation: Uuid::from_u128(1),
+        boot: Uuid::from_u128(1),
+    };
+    let timings = Timings {
+        heartbeat_interval: HEARTBEAT,
+        election_timeout: ELECTION,
+    };
+    let transport = Transport::new(local, timings, &Tasks::new());
+    let mut network = Network::new(transport, timings, WriterMode::Thread);
+    let client = network.new_client(2, &types::Peer::default()).await;
+    let at = |index| types::LogId::new(types::CommittedLeaderId::new(1), index);
+    let answers = [
+        (Err(StreamAppendError::Conflict(at(9))), false),
+        (Ok(Some(at(5))), false),
+        (Err(StreamAppendError::Conflict(at(6))), false),
+        (Err(StreamAppendError::Conflict(at(5))), true),
+    ];
+    for (answer, forgotten) in answers {
+        client.watch_memory(&answer);
+        let noticed = client.has_forgotten.load(Ordering::Relaxed);
+        assert_eq!(noticed, forgotten, "{answer:?}");
+    }
+}
