@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Args;
+use quorate::core::config::Limits;
 use quorate::core::node::Node;
 use quorate::core::server::Server;
 
-use crate::{logging, server, services, signals};
+use crate::{files, logging, server, services, signals};
 
 /// Flags of `quorate dev`.
 #[derive(Debug, Args)]
@@ -46,8 +47,11 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
         )
     })?;
     let url = format!("http://{}", listener.local_addr()?);
+    let mut limits = Limits::default();
+    files::fit(&mut limits);
     let node = Node::builder()
         .in_memory()
+        .limits(limits)
         .name("dev")
         .advertise_client_urls([&url])
         .start()

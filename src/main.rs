@@ -5,6 +5,7 @@ use std::process::ExitCode;
 mod cli;
 mod demo;
 mod dev;
+mod files;
 mod logging;
 mod server;
 mod services;

@@ -9,7 +9,7 @@ use quorate::core::server::Server;
 use tracing::{error, info};
 
 use crate::cli::ServerArgs;
-use crate::{logging, services, signals};
+use crate::{files, logging, services, signals};
 
 /// Runs a member until it is asked to stop or cannot go on.
 ///
@@ -17,7 +17,8 @@ use crate::{logging, services, signals};
 /// A configuration, data folder or address that cannot be used.
 pub(crate) async fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     logging::start(args.log_level())?;
-    let config = args.config()?;
+    let mut config = args.config()?;
+    files::fit(&mut config.limits);
     if let Data::Folder(folder) = &config.data {
         info!(name = config.name, data_dir = %folder.display(), "starting");
     }

@@ -4,19 +4,22 @@
 //! checks that:
 //!
 //! 1. leaves: [`error`], [`clock`], [`config`], [`tasks`]
-//! 2. bytes on disk, bytes between members: [`storage`], [`peer`]
-//! 3. revisions and history, leases: [`mvcc`], [`lease`]
-//! 4. events to watchers: [`watch`]
-//! 5. what a committed command does: [`apply`]
-//! 6. which commands are committed: [`raft`]
-//! 7. one member, the waist of the house: [`node`]
-//! 8. gRPC services and HTTP routes: [`api`]
-//! 9. listeners: [`server`]
+//! 2. how connections are accepted
+//! 3. bytes on disk, bytes between members: [`storage`], [`peer`]
+//! 4. revisions and history, leases: [`mvcc`], [`lease`]
+//! 5. events to watchers: [`watch`]
+//! 6. what a committed command does: [`apply`]
+//! 7. which commands are committed: [`raft`]
+//! 8. one member, the waist of the house: [`node`]
+//! 9. gRPC services and HTTP routes: [`api`]
+//! 10. listeners: [`server`]
 
 pub mod clock;
 pub mod config;
 pub mod error;
 pub mod tasks;
+
+mod accept;
 
 pub mod peer;
 pub mod storage;

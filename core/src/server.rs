@@ -1,7 +1,6 @@
 //! Listeners: accepts client connections and routes them to gRPC services and HTTP routes, both
 //! HTTP/2 and HTTP/1.1 on one port. Used by the binary and by tests.
 
-mod accept;
 mod words;
 
 use std::io;
@@ -11,6 +10,7 @@ use std::time::Duration;
 use axum::Router;
 use tonic::service::{Routes, RoutesBuilder};
 
+use crate::accept::{self, Manners};
 use crate::api;
 use crate::config::url_authority;
 use crate::node::Node;
@@ -18,6 +18,16 @@ use crate::tasks::Tasks;
 
 /// How long [`Server::stop`] lets running requests end before it closes their connections.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+const MANNERS: Manners = Manners {
+    whose: "a client's",
+    // A client's watches and keep-alives are long calls, so this is far above HTTP/2's usual 100.
+    calls_max: 10_000,
+    ping_interval: Duration::from_secs(30),
+    ping_timeout: Duration::from_secs(20),
+    call_window_bytes: 1024 * 1024,
+    connection_window_bytes: 8 * 1024 * 1024,
+};
 
 /// What a server serves and where, before it listens. Made by [`Server::builder`].
 #[derive(Debug)]
@@ -131,7 +141,7 @@ impl ServerBuilder {
         let tasks = self.tasks;
         let gate = accept::Gate::new(self.node.limits().max_connections);
         for listener in listeners {
-            accept::run(listener, router.clone(), gate.clone(), &tasks);
+            accept::run(listener, router.clone(), gate.clone(), MANNERS, &tasks);
         }
         Ok(Server { addrs, tasks })
     }

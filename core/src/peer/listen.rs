@@ -4,16 +4,24 @@ use std::io;
 use std::net::TcpListener;
 use std::time::Duration;
 
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::service::Routes;
 
 use super::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Transport};
+use crate::accept::{self, Gate, Manners};
 use crate::tasks::Tasks;
 
-/// A connection that is silent this long is asked whether it still lives.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// And is closed if it has not answered within this.
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections of peers at once, half of it from one address. A member opens one for its stream,
+/// one for small messages and one for each snapshot.
+const CONNECTIONS_MAX: usize = 128;
+
+const MANNERS: Manners = Manners {
+    whose: "a member's",
+    calls_max: 1_000,
+    ping_interval: Duration::from_secs(10),
+    ping_timeout: Duration::from_secs(10),
+    call_window_bytes: STREAM_WINDOW_BYTES,
+    connection_window_bytes: CONNECTION_WINDOW_BYTES,
+};
 
 impl Transport {
     /// Accepts peers on a bound listener until `tasks` are cancelled.
@@ -23,19 +31,9 @@ impl Transport {
     pub fn serve(&self, listener: TcpListener, tasks: &Tasks) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let serving = Server::builder()
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .http2_keepalive_interval(Some(PING_INTERVAL))
-            .http2_keepalive_timeout(Some(PING_TIMEOUT))
-            .add_service(self.service())
-            .serve_with_incoming_shutdown(incoming, tasks.cancelled());
-        tasks.spawn_draining("peer listener", async move {
-            if let Err(error) = serving.await {
-                tracing::error!(%error, "peers can no longer connect");
-            }
-        });
+        let router = Routes::new(self.service()).into_axum_router();
+        let gate = Gate::new(CONNECTIONS_MAX);
+        accept::run(listener, router, gate, MANNERS, tasks);
         Ok(())
     }
 }

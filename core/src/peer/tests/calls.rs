@@ -271,3 +271,31 @@ async fn a_caller_that_overruns_a_session_loses_only_that_session() {
     assert_eq!(closed.unwrap().kind(), pb::failure::Kind::Full);
     assert!(said.contains(&Kind::Pong(pb::Pong { sequence: 9 })));
 }
+
+#[tokio::test]
+async fn a_crowd_on_the_peer_port_leaves_the_members_alone() {
+    const CROWD: usize = 200;
+    let one = Member::answering(local(CLUSTER, 1), &Scripted::willing());
+    let two = Member::answering(local(CLUSTER, 2), &Scripted::willing());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let tasks = Tasks::new();
+    two.transport.serve(listener, &tasks).unwrap();
+    let to_two = one.knows(2, address);
+    up(&to_two).await;
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        crowd.push(tokio::net::TcpStream::connect(address).await.unwrap());
+    }
+    // Whoever is not let in is hung up on; half of all places are the most for one address.
+    let hung_up = |stream: &tokio::net::TcpStream| match stream.try_read(&mut [0]) {
+        Ok(read) => read == 0,
+        Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+    };
+    until("most are refused", || {
+        crowd.iter().filter(|stream| hung_up(stream)).count() >= CROWD - 64
+    })
+    .await;
+    assert!(to_two.request(vote(1), LIMIT).await.is_ok());
+    assert!(tasks.stop(LIMIT).await);
+}

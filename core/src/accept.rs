@@ -1,6 +1,6 @@
-//! The accept stage: bounds how many connections there are and how long one may take to say what
-//! it wants, then hands it to the HTTP server. Without it a peer that connects and keeps silent
-//! holds a socket for ever.
+//! The accept stage of every listener: bounds how many connections there are and how long one may
+//! take to say what it wants, then hands it to the HTTP server. Without it whoever connects and
+//! keeps silent holds a socket for ever. Used by `server` for clients and by `peer` for members.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,27 +23,33 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const PIECE_PAUSE: Duration = Duration::from_millis(10);
 /// How long to wait after the system refused to accept, for want of file descriptors say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long running requests may take once the server stops.
+/// How long running requests may take once the listener stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(4);
-/// Calls on one connection at once. A client's watches and keep-alives are long calls, so this is
-/// far above HTTP/2's usual 100; the next call waits in the client.
-const CALLS_PER_CONNECTION: u32 = 10_000;
-/// A connection that is silent this long is asked whether it still lives.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// And is closed if it has not answered within this.
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// Bytes in flight towards us on one call.
-const CALL_WINDOW_BYTES: u32 = 1024 * 1024;
-/// Bytes in flight towards us on one connection.
-const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// What every HTTP/2 connection begins with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The preface and the head of the SETTINGS frame that must follow it.
 const HANDSHAKE_BYTES: usize = PREFACE.len() + 9;
 
+/// How connections of one kind are held.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manners {
+    /// Whose they are, for the log.
+    pub(crate) whose: &'static str,
+    /// Calls on one connection at once; the next waits at the other end.
+    pub(crate) calls_max: u32,
+    /// A connection that is silent this long is asked whether it still lives.
+    pub(crate) ping_interval: Duration,
+    /// And is closed if it has not answered within this.
+    pub(crate) ping_timeout: Duration,
+    /// Bytes in flight towards us on one call.
+    pub(crate) call_window_bytes: u32,
+    /// Bytes in flight towards us on one connection.
+    pub(crate) connection_window_bytes: u32,
+}
+
 /// Counts connections, in total and by address.
 #[derive(Debug, Clone)]
-pub(super) struct Gate {
+pub(crate) struct Gate {
     open: Arc<Mutex<HashMap<IpAddr, usize>>>,
     max: usize,
 }
@@ -57,7 +63,7 @@ struct Admission {
 
 impl Gate {
     /// Lets in at most `max` connections, and at most half of them from one address.
-    pub(super) fn new(max: usize) -> Self {
+    pub(crate) fn new(max: usize) -> Self {
         Self {
             open: Arc::default(),
             max,
@@ -99,29 +105,46 @@ impl Drop for Admission {
 }
 
 /// Accepts on `listener` until `tasks` are cancelled; each connection is a task of the group.
-pub(super) fn run(listener: TcpListener, router: Router, gate: Gate, tasks: &Tasks) {
+pub(crate) fn run(
+    listener: TcpListener,
+    router: Router,
+    gate: Gate,
+    manners: Manners,
+    tasks: &Tasks,
+) {
     let connections = tasks.clone();
-    tasks.spawn("accept clients", async move {
+    tasks.spawn("accept", async move {
+        let mut failed = Transition::default();
         let mut refused = Transition::default();
         loop {
             let (stream, address) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) if is_of_one_connection(&error) => continue,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    if failed.begins() {
+                        tracing::warn!(%error, whose = manners.whose, "cannot accept, trying on");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
+            failed.ends();
             let Some(admission) = gate.admit(address.ip()) else {
                 if refused.begins() {
-                    tracing::warn!(%address, max = gate.max, "too many connections, refusing");
+                    let (whose, max) = (manners.whose, gate.max);
+                    tracing::warn!(%address, whose, max, "too many connections, refusing");
                 }
                 continue;
             };
             refused.ends();
-            let serve = serve(stream, address, router.clone(), connections.clone());
-            connections.spawn_draining("client connection", async move {
+            let serve = serve(
+                stream,
+                address,
+                router.clone(),
+                manners,
+                connections.clone(),
+            );
+            connections.spawn_draining("connection", async move {
                 serve.await;
                 drop(admission);
             });
@@ -152,7 +175,13 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-async fn serve(stream: TcpStream, address: SocketAddr, router: Router, tasks: Tasks) {
+async fn serve(
+    stream: TcpStream,
+    address: SocketAddr,
+    router: Router,
+    manners: Manners,
+    tasks: Tasks,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%address, %error, "cannot set TCP_NODELAY");
     }
@@ -164,7 +193,7 @@ async fn serve(stream: TcpStream, address: SocketAddr, router: Router, tasks: Ta
         tracing::debug!(%address, "connection closed before it began");
         return;
     }
-    let builder = http();
+    let builder = http(manners);
     let service = TowerToHyperService::new(router);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
@@ -199,7 +228,7 @@ async fn begins(stream: &TcpStream) -> io::Result<bool> {
     }
 }
 
-fn http() -> Builder<TokioExecutor> {
+fn http(manners: Manners) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -208,11 +237,11 @@ fn http() -> Builder<TokioExecutor> {
     builder
         .http2()
         .timer(TokioTimer::new())
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .max_concurrent_streams(CALLS_PER_CONNECTION)
-        .initial_stream_window_size(CALL_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+        .keep_alive_interval(manners.ping_interval)
+        .keep_alive_timeout(manners.ping_timeout)
+        .max_concurrent_streams(manners.calls_max)
+        .initial_stream_window_size(manners.call_window_bytes)
+        .initial_connection_window_size(manners.connection_window_bytes);
     builder
 }
 
