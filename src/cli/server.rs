@@ -188,22 +188,30 @@ pub(crate) struct ServerArgs {
 /// does not must not start.
 #[derive(Debug, Args)]
 struct TlsArgs {
-    #[arg(long, hide = true)]
+    #[arg(long, env = "QUORATE_CERT_FILE", hide = true)]
     cert_file: Option<PathBuf>,
-    #[arg(long, hide = true)]
+    #[arg(long, env = "QUORATE_KEY_FILE", hide = true)]
     key_file: Option<PathBuf>,
-    #[arg(long, hide = true)]
+    #[arg(long, env = "QUORATE_TRUSTED_CA_FILE", hide = true)]
     trusted_ca_file: Option<PathBuf>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, env = "QUORATE_CLIENT_CERT_AUTH", hide = true, num_args = 0..=1,
+          default_missing_value = "true")]
     client_cert_auth: Option<bool>,
-    #[arg(long, hide = true)]
+    #[arg(long, env = "QUORATE_PEER_CERT_FILE", hide = true)]
     peer_cert_file: Option<PathBuf>,
-    #[arg(long, hide = true)]
+    #[arg(long, env = "QUORATE_PEER_KEY_FILE", hide = true)]
     peer_key_file: Option<PathBuf>,
-    #[arg(long, hide = true)]
+    #[arg(long, env = "QUORATE_PEER_TRUSTED_CA_FILE", hide = true)]
     peer_trusted_ca_file: Option<PathBuf>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, env = "QUORATE_PEER_CLIENT_CERT_AUTH", hide = true, num_args = 0..=1,
+          default_missing_value = "true")]
     peer_client_cert_auth: Option<bool>,
+    #[arg(long, env = "QUORATE_AUTO_TLS", hide = true, num_args = 0..=1,
+          default_missing_value = "true")]
+    auto_tls: Option<bool>,
+    #[arg(long, env = "QUORATE_PEER_AUTO_TLS", hide = true, num_args = 0..=1,
+          default_missing_value = "true")]
+    peer_auto_tls: Option<bool>,
 }
 
 impl TlsArgs {
@@ -219,6 +227,8 @@ impl TlsArgs {
         let switches = [
             ("--client-cert-auth", self.client_cert_auth),
             ("--peer-client-cert-auth", self.peer_client_cert_auth),
+            ("--auto-tls", self.auto_tls),
+            ("--peer-auto-tls", self.peer_auto_tls),
         ];
         let files = files
             .iter()

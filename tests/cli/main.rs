@@ -92,6 +92,27 @@ fn an_error_names_what_failed_and_tells_each_cause_once() {
     }
 }
 
+#[test]
+fn a_server_that_was_told_to_encrypt_does_not_start() {
+    for (name, value) in [
+        ("QUORATE_CERT_FILE", "/x"),
+        ("ETCD_PEER_CERT_FILE", "/x"),
+        ("ETCD_AUTO_TLS", "true"),
+        ("QUORATE_PEER_AUTO_TLS", "true"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let ended = Command::new(PROGRAM)
+            .args(["server", "--data-dir"])
+            .arg(folder.path().join("data"))
+            .env(name, value)
+            .output()
+            .unwrap();
+        let told = String::from_utf8(ended.stderr).unwrap();
+        assert!(!ended.status.success(), "{name}");
+        assert!(told.contains("no TLS"), "{name}: {told}");
+    }
+}
+
 /// How many processes have `path` in their command line.
 #[cfg(target_os = "linux")]
 fn processes_with(path: &Path) -> usize {

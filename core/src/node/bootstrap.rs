@@ -326,7 +326,15 @@ impl Node {
             .cluster
             .as_ref()
             .is_none_or(|cluster| cluster.state == ClusterState::New);
-        if is_new && !self.shared.consensus.is_initialized().await? {
+        let is_initialized = self.shared.consensus.is_initialized().await?;
+        if !is_initialized && !is_new {
+            return Err(Error::with_detail(
+                Reason::Unimplemented,
+                "joining a running cluster: this data folder belongs to none yet, and members cannot \
+                 be added in this version; all members of a cluster start it together, as new",
+            ));
+        }
+        if !is_initialized {
             let peers = members
                 .into_iter()
                 .map(|(id, member)| {

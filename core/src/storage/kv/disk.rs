@@ -7,8 +7,9 @@ use std::any::Any;
 use std::fmt;
 use std::io;
 use std::ops::Bound;
+use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -31,6 +32,9 @@ const SEALED_MEMTABLES_MAX: usize = 3;
 
 /// Unmerged tables at which a commit waits for the compactor (fjall: 30 runs).
 const UNMERGED_TABLES_MAX: usize = 28;
+
+/// What a file's allocation is counted in, whatever the file system's own blocks are.
+const BLOCK_BYTES: u64 = 512;
 
 /// Pause between two looks at a flusher that is behind.
 const STALL_PAUSE: Duration = Duration::from_millis(5);
@@ -67,6 +71,7 @@ pub struct FjallKv {
 }
 
 struct Inner {
+    folder: PathBuf,
     database: Database,
     keyspace: Keyspace,
     poison: Poison,
@@ -138,6 +143,7 @@ impl FjallKv {
                 KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes)
             })?;
             let inner = Arc::new(Inner {
+                folder: folder.to_owned(),
                 database,
                 keyspace,
                 poison: Poison::default(),
@@ -238,11 +244,31 @@ impl Kv for FjallKv {
     }
 
     fn disk_bytes(&self) -> u64 {
-        self.inner.database.disk_space().unwrap_or_else(|error| {
+        allocated_bytes(&self.inner.folder).unwrap_or_else(|error| {
             tracing::warn!(%error, "size of the key-value store unknown, tables only");
             self.inner.keyspace.disk_space()
         })
     }
+}
+
+/// What the files below `folder` take on the disk. The engine's own figure counts its journal at the
+/// length that is set aside for it, tens of MiB of which nothing may be written yet.
+fn allocated_bytes(folder: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => folders.push(entry.path()),
+                Ok(metadata) => bytes += metadata.blocks() * BLOCK_BYTES,
+                // Replaced by a compaction meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(bytes)
 }
 
 /// One state of a [`FjallKv`]; keeps the engine open.

@@ -142,6 +142,28 @@ fn disk_engine_follows_the_model_and_reopens_with_it() {
     assert!(everything(kv.view().as_ref()).into_iter().eq(model));
 }
 
+#[test]
+fn the_size_on_disk_is_what_was_written_before_and_after_a_restart() {
+    const MIB: u64 = 1 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let kv = disk(folder.path());
+    assert!(kv.disk_bytes() < MIB, "{} when empty", kv.disk_bytes());
+    for n in 0..8 {
+        let mut batch = WriteBatch::new();
+        let mut random = StdRng::seed_from_u64(n);
+        let mut value = vec![0; 1 << 20];
+        random.fill(&mut value[..]);
+        batch.put(format!("key {n}"), value);
+        kv.commit(batch).unwrap();
+    }
+    kv.persist().unwrap();
+    let before = kv.disk_bytes();
+    assert!((8 * MIB..20 * MIB).contains(&before), "{before}");
+    drop(kv);
+    let after = disk(folder.path()).disk_bytes();
+    assert!((8 * MIB..20 * MIB).contains(&after), "{after}");
+}
+
 fn long_and_bad_keys(kv: &dyn Kv) {
     let long = Bytes::from(vec![0xab; KEY_BYTES_MAX]);
     let mut batch = WriteBatch::new();
