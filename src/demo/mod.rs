@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use clap::Args;
 use quorate::core::clock;
-use quorate::recipes::progress::Monitor;
+use quorate::recipes::progress::{JobView, Monitor};
 use quorate::recipes::registry::Discovery;
 use quorate::recipes::store::Remote;
 use quorate::recipes::{Client, KeyRange};
@@ -39,6 +39,8 @@ const LIMIT: Duration = Duration::from_secs(240);
 /// The exit code of a demo that was asked to stop: what shells give for SIGINT.
 const INTERRUPTED: u8 = 130;
 const WORKERS_END_WITHIN: Duration = Duration::from_secs(20);
+/// How long the last reports of workers that ended may take to the screen.
+const LAST_REPORTS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Flags of `quorate demo`.
 #[derive(Debug, Args)]
@@ -118,11 +120,15 @@ async fn attempt(
     let mut demo = Demo::start(args, root, folder, count).await?;
     let limit = LIMIT + Duration::from_secs(args.pace);
     let finished = tokio::time::timeout(limit, demo.until_complete()).await;
-    demo.screen.finish();
-    finished.with_context(|| format!("not finished within {limit:?}"))??;
+    let ended = match finished {
+        Ok(Ok(())) => demo.workers_end().await,
+        Ok(error) => error,
+        Err(_) => Err(anyhow!("not finished within {limit:?}")),
+    };
+    demo.screen.finish(&demo.monitor.snapshot());
+    ended?;
 
     let manifest = demo.manifest().await?;
-    demo.workers.finish(WORKERS_END_WITHIN).await?;
     let took = demo.began.elapsed();
     demo.members.stop().await;
 
@@ -220,6 +226,17 @@ impl Demo {
             self.workers.check()?;
             tokio::time::sleep(SCREEN_EVERY).await;
         }
+    }
+
+    /// Waits until all workers have ended, and their last reports are in.
+    async fn workers_end(&mut self) -> anyhow::Result<()> {
+        self.workers.finish(WORKERS_END_WITHIN).await?;
+        let asked = clock::now();
+        let works = |job: &JobView| job.tasks.iter().any(|task| task.state.is_active());
+        while works(&self.monitor.snapshot()) && asked.elapsed() < LAST_REPORTS_WITHIN {
+            tokio::time::sleep(SCREEN_EVERY).await;
+        }
+        Ok(())
     }
 
     /// The manifest that the primary wrote.

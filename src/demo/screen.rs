@@ -78,38 +78,35 @@ impl Screen {
             {
                 self.last_line = Some(clock::now());
                 let workers = job.tasks.iter().filter(|task| task.name != keys::WHOLE);
-                let workers: Vec<_> = workers
-                    .map(|task| format!("{} {} {}", task.name, task.done, word(task.state)))
-                    .collect();
-
-                self.say(&format!(
-                    "{done} files done, {whole}  ({})",
-                    workers.join(", ")
-                ));
+                let workers: Vec<_> = workers.map(brief).collect();
+                let whole = joined(", ", [format!("{done} files done"), whole]);
+                self.say(&format!("{whole}  ({})", workers.join(", ")));
             }
             return;
         };
         bars.whole.set_position(done);
         bars.whole.set_message(whole);
         for task in job.tasks.iter().filter(|task| task.name != keys::WHOLE) {
-            let length = bars.whole.length().unwrap_or_default();
+            // A worker knows its share once it has claimed a batch.
+            let Some(total) = task.total else { continue };
             let bar = bars.workers.entry(task.name.clone()).or_insert_with(|| {
-                let bar = bars.all.add(ProgressBar::new(length));
-                bar.set_style(style("{prefix:>8} [{bar:32.cyan}] {pos} files  {msg}"));
+                let bar = bars.all.add(ProgressBar::new(total));
+                bar.set_style(style(
+                    "{prefix:>8} [{bar:32.cyan}] {pos}/{len} files  {msg}",
+                ));
                 bar.set_prefix(task.name.clone());
                 bar
             });
+            bar.set_length(total.max(task.done));
             bar.set_position(task.done);
-            let rate = task
-                .rate
-                .map(|rate| format!("{rate:.0}/s  "))
-                .unwrap_or_default();
-            bar.set_message(format!("{rate}{}", word(task.state)));
+            bar.set_message(joined("  ", [speed(task), word(task.state).to_owned()]));
         }
     }
 
-    /// Leaves the bars as they are.
-    pub(crate) fn finish(&self) {
+    /// Shows the last view, and leaves it there.
+    pub(crate) fn finish(&mut self, job: &JobView) {
+        self.last_line = None;
+        self.show(job);
         if let Some(bars) = &self.bars {
             bars.workers.values().for_each(ProgressBar::abandon);
             bars.whole.abandon();
@@ -122,21 +119,31 @@ fn style(template: &str) -> ProgressStyle {
     style.progress_chars("=> ")
 }
 
+/// A worker in a line among others: `w1 40/150 12/s 9 s left`.
+fn brief(task: &TaskView) -> String {
+    let of = task.total.map(|total| format!("/{total}"));
+    let done = format!("{} {}{}", task.name, task.done, of.unwrap_or_default());
+    let speed = speed(task).replace(',', "");
+    joined(" ", [done, speed, word(task.state).to_owned()])
+}
+
+/// The rate, and the time left while something is left: `12/s, 9 s left`.
 fn speed(task: &TaskView) -> String {
-    let rate = task
-        .rate
-        .map(|rate| format!("{rate:.0}/s"))
-        .unwrap_or_default();
-    let left = task
+    if !task.state.is_active() {
+        return String::new();
+    }
+    let rate = task.rate.map(|rate| format!("{rate:.0}/s"));
+    let eta = task
         .eta
-        .as_ref()
-        .map(|eta| format!("{:.0} s left", eta.likely.as_secs_f64()));
-    let left = left.unwrap_or_default();
-    [rate, left]
-        .into_iter()
-        .filter(|part| !part.is_empty())
-        .collect::<Vec<_>>()
-        .join(", ")
+        .filter(|_| task.total.is_some_and(|total| task.done < total));
+    let left = eta.map(|eta| format!("{:.0} s left", eta.likely.as_secs_f64()));
+    joined(", ", [rate.unwrap_or_default(), left.unwrap_or_default()])
+}
+
+/// What there is of the parts.
+fn joined<const N: usize>(between: &str, parts: [String; N]) -> String {
+    let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    parts.join(between)
 }
 
 fn word(state: TaskState) -> &'static str {

@@ -13,7 +13,7 @@ use quorate::core::clock;
 
 use quorate::recipes::lock::ExclusiveGuard;
 use quorate::recipes::progress::{Outcome, Reporter, TaskName};
-use quorate::recipes::registry::Instance;
+use quorate::recipes::registry::{Discovery, Instance};
 use quorate::recipes::store::Remote;
 use quorate::recipes::watch::Mirror;
 use quorate::recipes::{Client, Compare, Error, KeyRange, Session};
@@ -91,12 +91,14 @@ async fn one_life(client: &Client, session: &Session, args: &WorkerArgs) -> Resu
         .wait()
         .start()
         .await?;
+    let colleagues = client.discover(keys::SERVICE).await?;
     {
         let worker = Worker {
             client,
             session,
             args,
             reporter: &reporter,
+            colleagues,
         };
         let primary = primary::stand(client, session, &args.name, &args.dir);
         // The primary's duties end with the manifest; a worker's when there is no batch left. Both
@@ -113,6 +115,8 @@ struct Worker<'a> {
     session: &'a Session,
     args: &'a WorkerArgs,
     reporter: &'a Reporter,
+    /// All workers that live, this one among them.
+    colleagues: Discovery<()>,
 }
 
 impl Worker<'_> {
@@ -124,15 +128,26 @@ impl Worker<'_> {
         while results.view().entries.len() < plan.batches {
             match self.claim(plan.batches, next, &results).await? {
                 Some((batch, guard)) => {
+                    let left = plan.batches.saturating_sub(results.view().entries.len());
+                    self.expect(share(&plan, left, self.colleagues.view().instances.len()));
                     self.process(batch, &guard).await?;
                     guard.release().await?;
                     next = batch + 1;
                 }
                 // All that is left is in somebody's hands: wait until a result or a lock changes.
-                None => self.wait_for_change(&mut results).await?,
+                None => {
+                    self.expect(0);
+                    self.wait_for_change(&mut results).await?;
+                }
             }
         }
+        self.expect(0);
         Ok(())
+    }
+
+    /// Reports that this worker will do so many more files, as far as it knows now.
+    fn expect(&self, files: u64) {
+        self.reporter.set_total(self.reporter.done() + files);
     }
 
     async fn claim(
@@ -196,10 +211,36 @@ impl Worker<'_> {
     }
 }
 
+/// How many files one of `workers` still has before it that just claimed one of the `left` batches
+/// without a result: its fair part of what they hold on average, and no less than its own batch.
+fn share(plan: &keys::Plan, left: usize, workers: usize) -> u64 {
+    let batches = plan.batches.max(1);
+    let fair = (left * plan.files).div_ceil(batches * workers.max(1));
+    fair.max(plan.files / batches) as u64
+}
+
 /// One line of the manifest, made on a thread where waiting for the disk is allowed.
 async fn hash(root: PathBuf, path: PathBuf) -> Vec<u8> {
     let work = move || files::manifest_line(Path::new(&root), &path);
     tokio::task::spawn_blocking(work)
         .await
         .expect("hashing a file does not panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_a_fair_part_of_what_is_left_and_at_least_one_batch() {
+        let plan = keys::Plan {
+            batches: 60,
+            files: 600,
+        };
+        assert_eq!(share(&plan, 60, 4), 150);
+        assert_eq!(share(&plan, 60, 3), 200);
+        assert_eq!(share(&plan, 1, 4), 10);
+        // Before the own registration is seen.
+        assert_eq!(share(&plan, 60, 0), 600);
+    }
 }
