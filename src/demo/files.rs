@@ -1,7 +1,8 @@
 //! The files of the demo: listing a folder, hashing, and the manifest's form. Used by the primary
 //! (listing), the workers (hashing) and the final check, which does both in one plain pass.
 
-use std::fs::{self, File};
+use std::ffi::OsString;
+use std::fs::{self, File, FileType};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
@@ -17,8 +18,11 @@ const BUFFER_BYTES: usize = 128 * 1024;
 /// The regular files below a folder, as paths relative to it.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
-    /// In byte order, so that every lister gives the same list.
+    /// In byte order, so that every lister gives the same list. A folder that cannot be read stands
+    /// for what is in it, with a slash at its end.
     pub(crate) files: Vec<PathBuf>,
+    /// Those folders again, and why they cannot be read.
+    pub(crate) unreadable: Vec<(PathBuf, io::ErrorKind)>,
     /// Folders left out because they are tagged as caches.
     pub(crate) caches: Vec<PathBuf>,
 }
@@ -26,23 +30,31 @@ pub(crate) struct Listing {
 /// Lists the regular files below `root`. Symbolic links are not followed.
 ///
 /// # Errors
-/// When a folder cannot be read; the error names it.
+/// When `root` itself cannot be read; the error names it.
 pub(crate) fn list(root: &Path) -> io::Result<Listing> {
     let mut listing = Listing::default();
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
         let whole = root.join(&folder);
-        let named = |error: io::Error| {
-            io::Error::new(error.kind(), format!("{}: {error}", whole.display()))
+        let entries = match entries(&whole) {
+            Ok(entries) => entries,
+            Err(error) if folder.as_os_str().is_empty() => {
+                let text = format!("{}: {error}", whole.display());
+                return Err(io::Error::new(error.kind(), text));
+            }
+            Err(error) => {
+                let path = folder.join("");
+                listing.files.push(path.clone());
+                listing.unreadable.push((path, error.kind()));
+                continue;
+            }
         };
-        for entry in fs::read_dir(&whole).map_err(named)? {
-            let entry = entry.map_err(named)?;
-            let kind = entry.file_type().map_err(named)?;
-            let path = folder.join(entry.file_name());
+        for (name, kind) in entries {
+            let path = folder.join(name);
             if kind.is_file() {
                 listing.files.push(path);
             } else if kind.is_dir() {
-                if is_cache(&entry.path()) {
+                if is_cache(&root.join(&path)) {
                     listing.caches.push(path);
                 } else {
                     folders.push(path);
@@ -54,7 +66,16 @@ pub(crate) fn list(root: &Path) -> io::Result<Listing> {
         .files
         .sort_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
     listing.caches.sort();
+    listing.unreadable.sort();
     Ok(listing)
+}
+
+/// What is in a folder: all of it or an error.
+fn entries(folder: &Path) -> io::Result<Vec<(OsString, FileType)>> {
+    let entries = fs::read_dir(folder)?;
+    entries
+        .map(|entry| entry.and_then(|entry| Ok((entry.file_name(), entry.file_type()?))))
+        .collect()
 }
 
 /// Marks `folder` as a cache, so that a listing of a folder around it leaves it out.
@@ -73,10 +94,15 @@ fn is_cache(folder: &Path) -> bool {
 }
 
 /// One line of the manifest, in the form of `sha256sum --zero`: the hash in hexadecimal, two spaces,
-/// the path, a NUL. A file that cannot be read says so in place of its hash.
+/// the path, a NUL. A file or folder that cannot be read says so in place of its hash.
 pub(crate) fn manifest_line(root: &Path, path: &Path) -> Vec<u8> {
-    let hash =
-        hash(&root.join(path)).unwrap_or_else(|error| format!("unreadable ({:?})", error.kind()));
+    let whole = root.join(path);
+    let hash = if path.as_os_str().as_bytes().ends_with(b"/") {
+        entries(&whole).map(|_| "readable again".to_owned())
+    } else {
+        hash(&whole)
+    };
+    let hash = hash.unwrap_or_else(|error| format!("unreadable ({:?})", error.kind()));
     let mut line = hash.into_bytes();
     line.extend_from_slice(b"  ");
     line.extend_from_slice(path.as_os_str().as_bytes());
@@ -122,14 +148,14 @@ pub(crate) fn decode_paths(bytes: &[u8]) -> Vec<PathBuf> {
         .split(|byte| *byte == 0)
         .filter(|path| !path.is_empty());
     paths
-        .map(|path| PathBuf::from(std::ffi::OsString::from_vec(path.to_vec())))
+        .map(|path| PathBuf::from(OsString::from_vec(path.to_vec())))
         .collect()
 }
 
 /// The manifest as one plain pass over the files gives it, and how many files it lists.
 ///
 /// # Errors
-/// When a folder cannot be read.
+/// When `root` cannot be read.
 pub(crate) fn plain_manifest(root: &Path) -> io::Result<(Vec<u8>, usize)> {
     let files = list(root)?.files;
     let manifest = files
@@ -184,6 +210,33 @@ mod tests {
         fs::write(&file, "").unwrap();
         let error = list(&file).unwrap_err().to_string();
         assert!(error.contains(file.to_str().unwrap()), "{error}");
+    }
+
+    /// Also root cannot read a folder whose path is longer than the system takes. It is made by
+    /// moving one long path below another.
+    #[test]
+    fn a_sub_folder_that_cannot_be_read_is_a_line_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let deep = |n| PathBuf::from(["d".repeat(250).as_str()].repeat(n).join("/"));
+        fs::create_dir_all(root.join("a").join(deep(14))).unwrap();
+        fs::create_dir_all(root.join("b").join(deep(14))).unwrap();
+        fs::write(root.join("b").join(deep(14)).join("hidden"), "x").unwrap();
+        fs::rename(root.join("b"), root.join("a").join(deep(14)).join("b")).unwrap();
+        fs::write(root.join("seen"), "x").unwrap();
+
+        let listing = list(root).unwrap();
+        let [(path, kind)] = listing.unreadable.as_slice() else {
+            panic!("{:?}", listing.unreadable);
+        };
+        assert_eq!(listing.files, [path.clone(), "seen".into()]);
+        let text = path.to_str().unwrap();
+        assert!(text.ends_with('/'), "{text}");
+        let line = format!("unreadable ({kind:?})  {text}\0");
+        assert_eq!(manifest_line(root, path), line.as_bytes());
+        assert!(plain_manifest(root).unwrap().0.starts_with(line.as_bytes()));
+        let sent = decode_paths(&encode_paths(&listing.files));
+        assert_eq!(sent[0].as_os_str(), path.as_os_str(), "with its slash");
     }
 
     #[test]

@@ -116,6 +116,12 @@ async fn attempt(
             cache.display()
         ));
     }
+    for (folder, kind) in &listing.unreadable {
+        plain(&format!(
+            "  cannot be read ({kind:?}): {}",
+            folder.display()
+        ));
+    }
 
     let mut demo = Demo::start(args, root, folder, count).await?;
     let limit = LIMIT + Duration::from_secs(args.pace);
