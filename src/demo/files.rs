@@ -86,6 +86,14 @@ pub(crate) fn tag_as_cache(folder: &Path) -> io::Result<()> {
     fs::write(folder.join(CACHE_TAG), CACHE_SIGNATURE)
 }
 
+/// Whether there is anything in a folder besides the tag.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn holds_more_than_its_tag(folder: &Path) -> io::Result<bool> {
+    Ok(entries(folder)?.iter().any(|(name, _)| name != CACHE_TAG))
+}
+
 fn is_cache(folder: &Path) -> bool {
     let mut start = [0; CACHE_SIGNATURE.len()];
     File::open(folder.join(CACHE_TAG)).is_ok_and(|mut tag| {
@@ -180,6 +188,12 @@ mod tests {
             fs::write(root.join(file), file).unwrap();
         }
         tag_as_cache(&root.join("cache")).unwrap();
+        tag_as_cache(&root.join("a/b")).unwrap();
+        assert!(holds_more_than_its_tag(&root.join("cache")).unwrap());
+        fs::remove_file(root.join("a/b/1")).unwrap();
+        assert!(!holds_more_than_its_tag(&root.join("a/b")).unwrap());
+        fs::remove_file(root.join("a/b").join(CACHE_TAG)).unwrap();
+        fs::write(root.join("a/b/1"), "1").unwrap();
         fs::write(root.join("not-a-cache").join(CACHE_TAG), "something else").unwrap();
         std::os::unix::fs::symlink(root.join("z"), root.join("link")).unwrap();
 

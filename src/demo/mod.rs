@@ -2,6 +2,7 @@
 //! the files below a folder; a worker and the leading member are killed meanwhile; the result is
 //! compared with what one plain pass over the files gives.
 
+mod changes;
 mod faults;
 mod files;
 mod keys;
@@ -26,6 +27,7 @@ use quorate::recipes::{Client, KeyRange};
 
 pub(crate) use worker::{WorkerArgs, work};
 
+use changes::Before;
 use faults::Faults;
 use members::Members;
 use screen::{Screen, plain};
@@ -75,9 +77,14 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let root = root
         .canonicalize()
         .with_context(|| format!("cannot use the folder {}", root.display()))?;
-    let listing = {
+    let (listing, before) = {
         let root = root.clone();
-        tokio::task::spawn_blocking(move || files::list(&root)).await??
+        let look = move || {
+            let listing = files::list(&root)?;
+            let before = Before::look(&root, &listing.files);
+            anyhow::Ok((listing, before))
+        };
+        tokio::task::spawn_blocking(look).await??
     };
     ensure!(
         !listing.files.is_empty(),
@@ -89,25 +96,38 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     files::tag_as_cache(folder.path())?;
 
     let outcome = tokio::select! {
-        outcome = attempt(&args, &root, &listing, folder.path()) => outcome,
+        outcome = attempt(&args, &root, &listing, &before, folder.path()) => outcome,
         stopped = signals::asked_to_stop() => stopped.map(|()| {
             plain("stopped before the end; the members and workers are killed");
-            ExitCode::from(INTERRUPTED)
+            End::Stopped
         }),
     };
-    if args.keep || outcome.is_err() {
+    let wanted = args.keep || matches!(outcome, Err(_) | Ok(End::Differs));
+    if wanted && files::holds_more_than_its_tag(folder.path()).unwrap_or(true) {
         let kept = folder.keep();
         plain(&format!("data and logs are in {}", kept.display()));
     }
-    outcome
+    outcome.map(|end| match end {
+        End::Equal => ExitCode::SUCCESS,
+        End::Differs => ExitCode::FAILURE,
+        End::Stopped => ExitCode::from(INTERRUPTED),
+    })
+}
+
+/// How the demo ends when nothing goes wrong with it.
+enum End {
+    Equal,
+    Differs,
+    Stopped,
 }
 
 async fn attempt(
     args: &DemoArgs,
     root: &Path,
     listing: &files::Listing,
+    before: &Before,
     folder: &Path,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<End> {
     let count = listing.files.len();
     plain(&format!("hashing {count} files below {}", root.display()));
     for cache in &listing.caches {
@@ -148,13 +168,13 @@ async fn attempt(
     ));
     if manifest == expected {
         plain("the manifest is EQUAL to that of one plain pass");
-        return Ok(ExitCode::SUCCESS);
+        return Ok(End::Equal);
     }
     plain("the manifest DIFFERS from that of one plain pass:");
-    for line in differences(&manifest, &expected) {
+    for line in before.differences(&manifest, &expected) {
         plain(&line);
     }
-    Ok(ExitCode::FAILURE)
+    Ok(End::Differs)
 }
 
 /// Everything that runs.
@@ -253,22 +273,4 @@ impl Demo {
             .flat_map(|pair| pair.value.iter().copied())
             .collect())
     }
-}
-
-/// The lines that only one of the two has, at most twenty.
-fn differences(manifest: &[u8], expected: &[u8]) -> Vec<String> {
-    let lines = |bytes: &[u8]| -> std::collections::BTreeSet<Vec<u8>> {
-        bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
-    };
-    let (manifest, expected) = (lines(manifest), lines(expected));
-    let only = |a: &std::collections::BTreeSet<Vec<u8>>, b, mark| -> Vec<String> {
-        let only = a
-            .difference(b)
-            .map(|line| String::from_utf8_lossy(line).into_owned());
-        only.map(|line| format!("  {mark} {line}")).collect()
-    };
-    let mut all = only(&manifest, &expected, "workers:   ");
-    all.extend(only(&expected, &manifest, "plain pass:"));
-    all.truncate(20);
-    all
 }
