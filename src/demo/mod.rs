@@ -7,6 +7,7 @@ mod faults;
 mod files;
 mod keys;
 mod members;
+mod patience;
 mod primary;
 mod screen;
 mod worker;
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, ensure};
+use anyhow::{Context as _, ensure};
 use clap::Args;
 use quorate::core::clock;
 use quorate::recipes::progress::{JobView, Monitor};
@@ -30,14 +31,13 @@ pub(crate) use worker::{WorkerArgs, work};
 use changes::Before;
 use faults::Faults;
 use members::Members;
+use patience::Patience;
 use screen::{Screen, plain};
 use workers::Workers;
 
 use crate::signals;
 
 const SCREEN_EVERY: Duration = Duration::from_millis(100);
-/// The longest that the whole may take beyond the pace that was asked for.
-const LIMIT: Duration = Duration::from_secs(240);
 /// The exit code of a demo that was asked to stop: what shells give for SIGINT.
 const INTERRUPTED: u8 = 130;
 const WORKERS_END_WITHIN: Duration = Duration::from_secs(20);
@@ -144,12 +144,9 @@ async fn attempt(
     }
 
     let mut demo = Demo::start(args, root, folder, count).await?;
-    let limit = LIMIT + Duration::from_secs(args.pace);
-    let finished = tokio::time::timeout(limit, demo.until_complete()).await;
-    let ended = match finished {
-        Ok(Ok(())) => demo.workers_end().await,
-        Ok(error) => error,
-        Err(_) => Err(anyhow!("not finished within {limit:?}")),
+    let ended = match demo.until_complete().await {
+        Ok(()) => demo.workers_end().await,
+        error => error,
     };
     demo.screen.finish(&demo.monitor.snapshot());
     ended?;
@@ -187,6 +184,7 @@ struct Demo {
     discovery: Discovery<()>,
     screen: Screen,
     faults: Faults,
+    patience: Patience,
 }
 
 impl Demo {
@@ -226,12 +224,21 @@ impl Demo {
             discovery,
             screen,
             faults,
+            patience: Patience::new(per_file, clock::now()),
         })
     }
 
-    /// Shows the work, and disturbs it, until the manifest is complete.
+    /// Shows the work, and disturbs it, until the manifest is complete. There is no limit on the
+    /// whole, which would make large folders fail, but one on standing still.
     async fn until_complete(&mut self) -> anyhow::Result<()> {
-        let complete = self.client.mirror(KeyRange::one(keys::COMPLETE)).await?;
+        let limit = self.patience.limit();
+        let complete = self
+            .client
+            .mirror(KeyRange::one(keys::COMPLETE))
+            .into_future();
+        let complete = tokio::time::timeout(limit, complete).await;
+        let complete =
+            complete.with_context(|| format!("the members do not answer within {limit:?}"))??;
         let mut seen = std::collections::BTreeSet::new();
         loop {
             for instance in &self.discovery.view().instances {
@@ -250,6 +257,7 @@ impl Demo {
                 .step(&job, &mut self.members, &mut self.workers, &self.screen)
                 .await?;
             self.workers.check()?;
+            self.patience.check(&job, clock::now())?;
             tokio::time::sleep(SCREEN_EVERY).await;
         }
     }
