@@ -64,8 +64,9 @@ pub struct Limits {
     /// Reads and writes of clients waiting in this member. Default 8,192. When hit, the next is
     /// refused with `etcdserver: too many requests`.
     pub max_pending: usize,
-    /// Client connections at once, half of it from one address. Default 16,384. Above the
-    /// process's file descriptors it protects nothing; when hit, the next is closed at once.
+    /// Client connections at once, half of it from one address. Default 16,384. A program that
+    /// embeds a member sets it to what its limit on open files leaves, less 512 for the member's
+    /// own files and peers: the `quorate` program does. When hit, the next is closed at once.
     pub max_connections: usize,
 }
 

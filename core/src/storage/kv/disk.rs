@@ -33,6 +33,9 @@ const SEALED_MEMTABLES_MAX: usize = 3;
 /// Unmerged tables at which a commit waits for the compactor (fjall: 30 runs).
 const UNMERGED_TABLES_MAX: usize = 28;
 
+/// Tables kept open at once; a program that bounds its connections leaves room for them.
+const CACHED_FILES_MAX: usize = 256;
+
 /// What a file's allocation is counted in, whatever the file system's own blocks are.
 const BLOCK_BYTES: u64 = 512;
 
@@ -138,6 +141,7 @@ impl FjallKv {
                 .cache_size(options.cache_bytes)
                 .max_journaling_size(options.journal_bytes.max(64 * 1024 * 1024))
                 .worker_threads(2)
+                .max_cached_files(Some(CACHED_FILES_MAX))
                 .open()?;
             let keyspace = database.keyspace(KEYSPACE, || {
                 KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes)
@@ -256,14 +260,19 @@ impl Kv for FjallKv {
 fn allocated_bytes(folder: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     let mut folders = vec![folder.to_owned()];
+    // What a compaction has replaced meanwhile is not there any more.
+    let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder)? {
+        let entries = match std::fs::read_dir(folder) {
+            Err(error) if is_gone(&error) => continue,
+            entries => entries?,
+        };
+        for entry in entries {
             let entry = entry?;
             match entry.metadata() {
                 Ok(metadata) if metadata.is_dir() => folders.push(entry.path()),
                 Ok(metadata) => bytes += metadata.blocks() * BLOCK_BYTES,
-                // Replaced by a compaction meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(error),
             }
         }
