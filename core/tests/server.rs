@@ -29,6 +29,8 @@ struct Served {
 
 async fn serve() -> Served {
     let node = Node::builder().in_memory().start().await.unwrap();
+    // Health and metrics tell of it.
+    node.wait_for_leader().await.unwrap();
     let server = Server::builder(node.clone())
         .listen("http://127.0.0.1:0")
         .start()
