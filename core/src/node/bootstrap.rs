@@ -20,6 +20,7 @@ use crate::config::{
     ClusterState, Config, ConfigError, DEFAULT_QUOTA_BYTES, Data, Identities, url_authority,
 };
 use crate::error::Error;
+use crate::mvcc;
 use crate::peer::{Local, Timings, Transport};
 use crate::raft::{self, Consensus, Peer, Pending};
 use crate::storage::fs::{Fs, MemFs, RealFs};
@@ -184,6 +185,7 @@ async fn assemble(
             keep_alives: Rounds::new(limits.max_pending),
             forwarded: forward::Forwarded::default(),
             disk_reads: Arc::new(Semaphore::new(read::READS_IN_FLIGHT)),
+            removed: tokio::sync::watch::Sender::new(mvcc::meta::NEVER_COMPACTED),
             leaders: tokio::sync::watch::Sender::default(),
             tasks: Tasks::new(),
             network: network.clone(),

@@ -36,7 +36,10 @@ pub(super) async fn remove(node: Node) {
         let compact_revision = node.shared.reader.compact_revision();
         if compact_revision != done {
             match node.remove_compacted().await {
-                Ok(()) => done = compact_revision,
+                Ok(()) => {
+                    done = compact_revision;
+                    node.shared.removed.send_replace(done);
+                }
                 Err(error) => {
                     tracing::warn!(%error, "cannot remove compacted history, trying again");
                     tokio::time::sleep(RETRY_PAUSE).await;
@@ -51,6 +54,20 @@ pub(super) async fn remove(node: Node) {
 }
 
 impl Node {
+    /// Waits until this member has removed everything that compaction at `revision` gives up.
+    ///
+    /// # Errors
+    /// The member stops.
+    pub(super) async fn removed(&self, revision: i64) -> Result<()> {
+        let mut removed = self.shared.removed.subscribe();
+        tokio::select! {
+            () = self.shared.tasks.cancelled() => Err(Reason::Stopped.into()),
+            done = removed.wait_for(|&done| done >= revision) => {
+                done.map(drop).map_err(|_| Reason::Stopped.into())
+            }
+        }
+    }
+
     /// Removes what the compact revision allows.
     async fn remove_compacted(&self) -> Result<()> {
         let mut cursor = None;

@@ -173,14 +173,21 @@ impl Node {
         Ok(answer)
     }
 
-    /// Gives up history before a revision. What can no longer be read is removed in the
-    /// background, also when the request asks for `physical`.
+    /// Gives up history before a revision. What can no longer be read is removed in the background;
+    /// with `physical` the answer comes once this member is done with that, however long it takes.
     ///
     /// # Errors
     /// Compacted and future revisions, and as [`Node::put`].
+    ///
+    /// # Cancel safety
+    /// As [`Node::put`]; removal goes on without the caller.
     pub async fn compact(&self, request: CompactionRequest) -> Result<CompactionResponse> {
+        let CompactionRequest { revision, physical } = request;
         match self.propose(Kind::Compact(request)).await? {
             (Answer::Compaction(mut answer), _) => {
+                if physical {
+                    self.removed(revision).await?;
+                }
                 self.complete(&mut answer.header);
                 Ok(answer)
             }

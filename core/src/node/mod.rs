@@ -97,6 +97,8 @@ struct Shared {
     keep_alives: rounds::Rounds<i64, i64>,
     forwarded: forward::Forwarded,
     disk_reads: Arc<Semaphore>,
+    /// Up to which compact revision this member has removed history since it started.
+    removed: tokio::sync::watch::Sender<i64>,
     leaders: tokio::sync::watch::Sender<observe::Leaders>,
     /// The node's own tasks; cancelled first.
     tasks: Tasks,

@@ -192,6 +192,12 @@ async fn compaction_hides_history_and_then_removes_it() {
         physical: true,
     };
     node.compact(compact(15)).await.unwrap();
+    let view = node.shared.reader.view();
+    let left = crate::mvcc::compaction::pending(&*view).unwrap();
+    assert_eq!(
+        left, None,
+        "a physical compaction is over when it is answered"
+    );
     let before = RangeRequest {
         revision: 14,
         ..get("a")
@@ -213,13 +219,18 @@ async fn compaction_hides_history_and_then_removes_it() {
         node.compact(compact(99)).await.unwrap_err().reason(),
         Reason::FutureRevision
     );
+    let logical = CompactionRequest {
+        revision: 16,
+        physical: false,
+    };
+    node.compact(logical).await.unwrap();
     eventually("history is removed", || async {
         let view = node.shared.reader.view();
         crate::mvcc::compaction::pending(&*view).unwrap().is_none()
     })
     .await;
     let hashed = node.hash_kv(HashKvRequest::default()).await.unwrap();
-    assert_eq!((hashed.compact_revision, hashed.hash_revision), (15, 21));
+    assert_eq!((hashed.compact_revision, hashed.hash_revision), (16, 21));
     node.shutdown().await;
 }
 
