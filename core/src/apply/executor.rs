@@ -21,6 +21,8 @@ pub(super) struct Executor {
     pub(super) members: Members,
     /// Events of each new main revision.
     pub(super) revisions: Vec<Vec<Event>>,
+    /// Index of the log entry that is being applied.
+    pub(super) entry: u64,
 }
 
 /// A header with nothing but the revision.
@@ -90,7 +92,7 @@ impl Executor {
             Kind::Compact(request) => self.compact(&request),
             Kind::LeaseGrant(grant) => self.lease_grant(&grant),
             Kind::LeaseRevoke(revoke) => self.lease_revoke(revoke.id),
-            Kind::LeaseExpire(expire) => self.lease_expire(&expire.ids),
+            Kind::LeaseExpire(expire) => self.lease_expire(&expire),
             Kind::LeaseCheckpoint(checkpoint) => Ok(self.lease_checkpoint(&checkpoint.leases)),
             Kind::Alarm(request) => {
                 check::alarm(&request)?;

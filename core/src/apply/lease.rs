@@ -1,10 +1,10 @@
 //! Lease commands and the `leases` table. Used by the executor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quorate_proto::Reason;
-use quorate_proto::log::{LeaseGrant, RemainingTtl};
+use quorate_proto::log::{LeaseExpire, LeaseGrant, RemainingTtl};
 
 use super::executor::Executor;
 use super::{Answer, check};
@@ -89,6 +89,7 @@ impl Executor {
             id: grant.id,
             granted_ttl_seconds: grant.ttl_seconds,
             remaining_ttl_seconds: 0,
+            granted_at: self.entry,
         };
         self.overlay.put(codec::lease_key(lease.id), encode(&lease));
         self.leases.change(Change::Granted(lease));
@@ -104,27 +105,36 @@ impl Executor {
         if self.leases.find(id).is_none() {
             return Err(Reason::LeaseNotFound.into());
         }
-        self.end_lease(id)?;
+        let keys = mvcc::keys_of_lease(&self.overlay, id)?;
+        self.end_lease(id, &keys)?;
         Ok(Answer::LeaseRevoke {
             revision: self.revision()?,
         })
     }
 
-    pub(super) fn lease_expire(&mut self, ids: &[i64]) -> Result<Answer, Error> {
+    /// Ends the leases in the order of their ids. A lease that was granted after the leader judged
+    /// is another one that took over the id, and stays.
+    pub(super) fn lease_expire(&mut self, expire: &LeaseExpire) -> Result<Answer, Error> {
         self.alarms.admit_write()?;
+        let judged = |lease: Lease| expire.as_of == 0 || lease.granted_at <= expire.as_of;
+        let ids = expire.ids.iter().copied();
+        let ids: BTreeSet<i64> = ids
+            .filter(|id| self.leases.find(*id).is_some_and(judged))
+            .collect();
+        // A key hangs on one lease, so what one of them ends leaves the others' keys as they are.
+        let mut attached = mvcc::keys_of_leases(&self.overlay, &ids)?;
         for id in ids {
-            if self.leases.find(*id).is_some() {
-                self.end_lease(*id)?;
-            }
+            let keys = attached.remove(&id).unwrap_or_default();
+            self.end_lease(id, &keys)?;
         }
         Ok(Answer::LeaseExpire)
     }
 
-    /// Deletes a lease's keys, in key order and in one revision, and the lease.
-    fn end_lease(&mut self, id: i64) -> Result<(), Error> {
+    /// Deletes a lease's keys, in the order given and in one revision, and the lease.
+    fn end_lease(&mut self, id: i64, keys: &[Bytes]) -> Result<(), Error> {
         let mut txn = self.overlay.begin()?;
-        for key in mvcc::keys_of_lease(txn.view(), id)? {
-            txn.delete(&key)?;
+        for key in keys {
+            txn.delete(key)?;
         }
         txn.set(codec::lease_key(id), None);
         let committed = txn.commit();
@@ -153,22 +163,33 @@ impl Executor {
     }
 }
 
-/// The record of a lease: format, granted and remaining seconds, big-endian.
+/// The record of a lease: format, granted and remaining seconds, index of the entry that granted it,
+/// big-endian.
 fn encode(lease: &Lease) -> Bytes {
-    let mut record = BytesMut::with_capacity(17);
+    let mut record = BytesMut::with_capacity(25);
     record.put_u8(codec::FORMAT);
     record.put_i64(lease.granted_ttl_seconds);
     record.put_i64(lease.remaining_ttl_seconds);
+    record.put_u64(lease.granted_at);
     record.freeze()
 }
 
+/// Reads a record; the first ones ended before the index.
 fn decode(id: i64, record: &[u8]) -> Option<Lease> {
     let numbers = record.strip_prefix(&[codec::FORMAT])?;
-    let (granted, remaining) = numbers.split_first_chunk::<8>()?;
+    let (numbers, []) = numbers.as_chunks::<8>() else {
+        return None;
+    };
+    let (granted, remaining, granted_at) = match numbers {
+        [granted, remaining] => (granted, remaining, &[0; 8]),
+        [granted, remaining, granted_at] => (granted, remaining, granted_at),
+        _ => return None,
+    };
     Some(Lease {
         id,
         granted_ttl_seconds: i64::from_be_bytes(*granted),
-        remaining_ttl_seconds: i64::from_be_bytes(remaining.try_into().ok()?),
+        remaining_ttl_seconds: i64::from_be_bytes(*remaining),
+        granted_at: u64::from_be_bytes(*granted_at),
     })
 }
 
@@ -184,4 +205,28 @@ pub(super) fn load(view: &dyn View) -> Result<Vec<Lease>, KvError> {
         })
     })
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_without_the_granting_entry_still_reads() {
+        let lease = Lease {
+            id: -3,
+            granted_ttl_seconds: 60,
+            remaining_ttl_seconds: 12,
+            granted_at: 77,
+        };
+        let record = encode(&lease);
+        assert_eq!(decode(-3, &record), Some(lease));
+        let old = Lease {
+            granted_at: 0,
+            ..lease
+        };
+        assert_eq!(decode(-3, &record[..17]), Some(old));
+        assert_eq!(decode(-3, &record[..16]), None);
+        assert_eq!(decode(-3, &[]), None);
+    }
 }

@@ -160,6 +160,7 @@ impl State {
             alarms: self.alarms.clone(),
             members: self.members.clone(),
             revisions: Vec::new(),
+            entry: 0,
         };
         let mut membership = None;
         let mut outcomes = Vec::new();
@@ -205,6 +206,7 @@ impl State {
             alarms,
             members,
             revisions,
+            ..
         } = executor;
         let revision = meta::current_revision(&overlay)?;
         let compact_revision = meta::compact_revision(&overlay)?;
@@ -257,6 +259,7 @@ fn execute(
     let batch = log::Batch::decode(batch).map_err(|error| KvError::Corrupt {
         what: format!("log entry {id}: {error}"),
     })?;
+    executor.entry = id.index;
     for proposal in batch.proposals {
         let answered = proposal.boot_id.as_ref() == own.as_bytes();
         let command = proposal.command.unwrap_or_default();

@@ -244,7 +244,7 @@ impl Expiry {
         due
     }
 
-    pub(super) fn refused(&mut self, ids: &[i64], retry_at: Instant) {
+    pub(super) fn settled(&mut self, ids: &[i64], retry_at: Instant) {
         for id in ids {
             if let Some(lease) = self.armed.get_mut(id)
                 && lease.expiring

@@ -19,6 +19,9 @@ pub struct Lease {
     pub granted_ttl_seconds: i64,
     /// What was left at the last checkpoint, in seconds; 0 when there is none.
     pub remaining_ttl_seconds: i64,
+    /// Index of the log entry that granted it, which tells it from an earlier lease of the same id;
+    /// 0 if it was granted before that was recorded.
+    pub granted_at: u64,
 }
 
 impl Lease {
@@ -246,7 +249,7 @@ impl Lessor {
     }
 
     /// Up to `max` leases whose deadline has passed, soonest first; each is marked expiring, and
-    /// the caller owes an outcome: the expiry applies, or [`Lessor::expiry_refused`], or
+    /// the caller owes an outcome: the expiry applies, or [`Lessor::expiry_settled`], or
     /// [`Lessor::demote`]. Leases granted since the last call are armed from `now`.
     #[must_use]
     pub fn due(&self, now: Instant, max: usize) -> Vec<i64> {
@@ -257,11 +260,12 @@ impl Lessor {
             .map_or_else(Vec::new, |expiry| expiry.due(leases, now, max))
     }
 
-    /// The proposal of these leases' expiry was certainly not appended: renewals are answered
-    /// again, and whatever is still past its deadline is due again at `retry_at`.
-    pub fn expiry_refused(&self, ids: &[i64], retry_at: Instant) {
+    /// The proposal of these leases' expiry is decided and did not end those that are still there:
+    /// renewals of them are answered again, and whatever is still past its deadline is due again at
+    /// `retry_at`.
+    pub fn expiry_settled(&self, ids: &[i64], retry_at: Instant) {
         if let Some(expiry) = &mut self.state().expiry {
-            expiry.refused(ids, retry_at);
+            expiry.settled(ids, retry_at);
         }
         self.announce();
     }

@@ -13,6 +13,7 @@ fn lease(id: i64, ttl: i64) -> Lease {
         id,
         granted_ttl_seconds: ttl,
         remaining_ttl_seconds: 0,
+        granted_at: 0,
     }
 }
 
@@ -66,7 +67,7 @@ fn an_expiring_lease_answers_nothing_until_its_expiry_is_refused() {
     assert_eq!(lessor.renew(1, late), Renewal::Expiring);
     let mut changes = lessor.changes();
     changes.mark_unchanged();
-    lessor.expiry_refused(&[1], late + seconds(1));
+    lessor.expiry_settled(&[1], late + seconds(1));
     assert!(changes.has_changed().expect("the lessor lives"));
     assert!(lessor.due(late, 10).is_empty());
     assert_eq!(lessor.renew(1, late), Renewal::Renewed { ttl_seconds: 10 });
@@ -79,7 +80,7 @@ fn a_refused_expiry_is_due_again_if_nobody_renews() {
     let (lessor, start) = leading(&[(1, 10)]);
     let late = start + seconds(11);
     assert_eq!(lessor.due(late, 10), [1]);
-    lessor.expiry_refused(&[1], late + seconds(1));
+    lessor.expiry_settled(&[1], late + seconds(1));
     assert_eq!(lessor.next_deadline(late), Some(late + seconds(1)));
     assert_eq!(lessor.due(late + seconds(1), 10), [1]);
 }

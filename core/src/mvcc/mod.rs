@@ -16,6 +16,7 @@
 //! Absent on purpose: an index of keys in memory (restart time and memory do not grow with the
 //! number of keys), leases beyond the attachment of keys, and any clock.
 
+mod attached;
 pub mod compaction;
 mod event;
 pub mod hash;
@@ -33,11 +34,10 @@ use quorate_proto::Reason;
 use crate::storage::kv::KvError;
 
 pub use crate::storage::codec::Revision;
+pub use attached::{keys_of_lease, keys_of_leases};
 pub use event::{Event, EventKind};
 pub use overlay::Overlay;
-pub use read::{
-    Order, Page, RangeQuery, RangeResult, SortBy, key_value_at, keys_of_lease, range, scan_page,
-};
+pub use read::{Order, Page, RangeQuery, RangeResult, SortBy, key_value_at, range, scan_page};
 pub use write::{Committed, WriteTxn};
 
 /// Why a read or write failed.

@@ -202,19 +202,6 @@ pub fn key_value_at(
     Ok(found.next().transpose()?.map(|(kv, _)| kv))
 }
 
-/// The keys attached to a lease, in key order.
-///
-/// # Errors
-///
-/// Storage failures.
-pub fn keys_of_lease(view: &dyn View, lease: i64) -> Result<Vec<Bytes>, KvError> {
-    let (start, end) = codec::lease_key_bounds(lease);
-    let attached = view.range(start, end, Direction::Forward);
-    attached
-        .map(|pair| codec::user_key_of_lease_key(&pair?.0))
-        .collect()
-}
-
 /// Pairs in key order, each with its full revision.
 type KeyValues<'a> = Box<dyn Iterator<Item = Result<(KeyValue, Revision), KvError>> + 'a>;
 

@@ -14,7 +14,9 @@ use uuid::Uuid;
 
 use super::data_dir::{DataDir, Identity};
 use super::rounds::Rounds;
-use super::{DataDirError, Node, Shared, background, batch, forward, history, lease, read};
+use super::{
+    DataDirError, Node, Shared, background, batch, forward, history, lease, lease_clock, read,
+};
 use crate::apply::{self, Reader, State};
 use crate::config::{
     ClusterState, Config, ConfigError, DEFAULT_QUOTA_BYTES, Data, Identities, url_authority,
@@ -355,7 +357,7 @@ impl Node {
         tasks.spawn("batch proposals", batch::run(self.clone()));
         tasks.spawn("read rounds", read::run(self.clone()));
         tasks.spawn("keep-alives", lease::run(self.clone()));
-        tasks.spawn("lease clock", background::lease_clock(self.clone()));
+        tasks.spawn("lease clock", lease_clock::run(self.clone()));
         tasks.spawn("remove history", history::remove(self.clone()));
         tasks.spawn("give up history", history::give_up(self.clone()));
         tasks.spawn(

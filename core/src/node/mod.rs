@@ -4,8 +4,8 @@
 //!
 //! A write goes to `propose`, which has the leader append it, and is answered when this member
 //! itself applies it. A linearizable read joins a round of `read`, then reads this member's own
-//! state. Leases are kept alive by the leader (`lease`); `background` holds the leader's own
-//! duties; `history` gives up and removes old history; `forward` is what a leader does for its peers. `bootstrap` puts a member together and is
+//! state. Leases are kept alive by the leader (`lease`), whose `lease_clock` ends them; `background`
+//! holds what a member does unasked; `history` gives up and removes old history; `forward` is what a leader does for its peers. `bootstrap` puts a member together and is
 //! the place to see all its parts at once.
 
 mod background;
@@ -18,6 +18,7 @@ mod forward;
 mod history;
 mod kv;
 mod lease;
+mod lease_clock;
 mod maintenance;
 mod observe;
 mod propose;

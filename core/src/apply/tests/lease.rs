@@ -71,12 +71,40 @@ fn an_expiry_of_many_has_one_revision_for_each_with_keys_and_skips_the_unknown()
     assert_eq!(
         machine.last_events(2),
         [
-            (4, EventKind::Delete, b"three".as_slice()),
-            (5, EventKind::Delete, b"one")
+            (4, EventKind::Delete, b"one".as_slice()),
+            (5, EventKind::Delete, b"three")
         ]
     );
     assert!(machine.state.reader().lessor().is_empty());
     assert_eq!(machine.run(expire(&[1])), Ok(Answer::LeaseExpire));
+}
+
+#[test]
+fn an_expiry_does_not_end_a_lease_that_took_over_the_id() {
+    let mut machine = Machine::new();
+    machine.grant(7);
+    let judged_at = machine.index;
+    machine.run(revoke(7)).expect("granted");
+    machine.grant(7);
+    machine.put(PutRequest {
+        lease: 7,
+        ..pair_of("a", "v")
+    });
+    let late = |as_of| {
+        Kind::LeaseExpire(LeaseExpire {
+            ids: vec![7],
+            as_of,
+        })
+    };
+    assert_eq!(machine.run(late(judged_at)), Ok(Answer::LeaseExpire));
+    assert!(machine.pair("a").is_some());
+    let reopened = State::open(machine.state.kv(), &Options::default()).expect("opens");
+    machine.state = reopened;
+    assert_eq!(machine.run(late(judged_at)), Ok(Answer::LeaseExpire));
+    assert!(machine.pair("a").is_some());
+    let judged_at = machine.index;
+    assert_eq!(machine.run(late(judged_at)), Ok(Answer::LeaseExpire));
+    assert!(machine.pair("a").is_none());
 }
 
 #[test]
@@ -113,6 +141,7 @@ fn checkpoints_are_kept_cleared_and_reopened() {
         id: 7,
         granted_ttl_seconds: 60,
         remaining_ttl_seconds,
+        granted_at: 1,
     };
     for remaining in [40, 0, 12] {
         machine.run(checkpoint(7, remaining)).expect("recorded");

@@ -180,7 +180,10 @@ fn revoke(id: i64) -> Command {
 }
 
 fn expire(ids: &[i64]) -> Command {
-    Kind::LeaseExpire(LeaseExpire { ids: ids.to_vec() })
+    Kind::LeaseExpire(LeaseExpire {
+        ids: ids.to_vec(),
+        as_of: 0,
+    })
 }
 
 fn checkpoint(id: i64, remaining_ttl_seconds: i64) -> Command {

@@ -1,0 +1,217 @@
+//! The leader's lease clock: ends leases whose time is over, and records what is left of long ones.
+//! One task, started by `bootstrap`; it rests on members that do not lead.
+//!
+//! However many leases end at once, few proposals are under way at a time and each is short, so that
+//! the writes of clients get their turn between them; and there is no pause between them, so that no
+//! lease ends late for it.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use prost::Message;
+use quorate_proto::log::command::Kind;
+use quorate_proto::log::{Batch, Command, LeaseCheckpoint, LeaseExpire, Proposal, RemainingTtl};
+
+use std::time::Duration;
+
+use super::Node;
+use crate::clock::{self, Instant};
+use crate::raft::{Completion, Leadership, ProposeError, Ticket};
+
+/// Leases ended or recorded by one proposal. A write waits for at most [`PROPOSALS_MAX`] of these.
+const LEASES_MAX: usize = 500;
+/// Proposals under way at once: the next is being synced while one is applied.
+const PROPOSALS_MAX: usize = 2;
+/// Leases taken from the schedule at once. They are ended in the order of their ids, in which their
+/// keys are found with few looks at the store.
+const ROUND_MAX: usize = 100_000;
+/// How often the remaining time of a lease longer than this is recorded (etcd's interval).
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
+/// When an expiry that was refused is tried again.
+const EXPIRE_RETRY: Duration = Duration::from_millis(100);
+/// Longest sleep, in case a deadline could be missed.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+
+/// Ends and records leases whenever this member leads, until it stops.
+pub(super) async fn run(node: Node) {
+    let lessor = node.shared.reader.lessor();
+    let mut leadership = node.shared.consensus.leadership();
+    let mut changes = lessor.changes();
+    // The term this member was promoted in, while it leads.
+    let mut term = None;
+    let mut duties = Duties::default();
+    loop {
+        let known = *leadership.borrow_and_update();
+        changes.mark_unchanged();
+        match (term, known.ready) {
+            (Some(promoted), true) if promoted == known.term && lessor.leads() => {}
+            (_, true) => {
+                let election_timeout = node.shared.config.election_timeout;
+                duties.forget();
+                lessor.promote(clock::now(), election_timeout, CHECKPOINT_INTERVAL);
+                term = Some(known.term);
+            }
+            (Some(_), false) => {
+                duties.forget();
+                lessor.demote();
+                term = None;
+            }
+            (None, false) => {}
+        }
+        if term.is_some() {
+            duties.take_due(&node, clock::now());
+            duties.propose(&node, known);
+        }
+        let latest = clock::now() + SLEEP_MAX;
+        let next = duties.next_look(&node).unwrap_or(latest).min(latest);
+        tokio::select! {
+            changed = leadership.changed() => if changed.is_err() { return },
+            changed = changes.changed() => if changed.is_err() { return },
+            Some(()) = duties.under_way.next(), if !duties.under_way.is_empty() => {}
+            () = tokio::time::sleep_until(next) => {}
+        }
+    }
+}
+
+/// What has to be proposed, and what is.
+#[derive(Default)]
+struct Duties {
+    /// Leases to end, a proposal's worth each, all judged at the same moment.
+    expiries: VecDeque<Vec<i64>>,
+    /// The last entry applied at that moment.
+    as_of: u64,
+    /// What is left of leases in seconds, a proposal's worth each.
+    checkpoints: VecDeque<Vec<(i64, i64)>>,
+    under_way: FuturesUnordered<BoxFuture<'static, ()>>,
+}
+
+impl Duties {
+    /// Leadership changed: nothing that waits is this member's affair any more. What is under way
+    /// goes on, since its outcome is open.
+    fn forget(&mut self) {
+        self.expiries.clear();
+        self.checkpoints.clear();
+    }
+
+    /// Asks the schedule what is due, once all it said before is on its way.
+    fn take_due(&mut self, node: &Node, now: Instant) {
+        let lessor = node.shared.reader.lessor();
+        if self.expiries.is_empty() {
+            // Looked at first: what is granted after it is not what is judged now.
+            let applied = node.shared.consensus.applied().borrow().id;
+            self.as_of = applied.map_or(0, |id| id.index);
+            let mut due = lessor.due(now, ROUND_MAX);
+            due.sort_unstable();
+            self.expiries = due.chunks(LEASES_MAX).map(<[i64]>::to_vec).collect();
+        }
+        if self.checkpoints.is_empty() {
+            let due = lessor.checkpoints_due(now, ROUND_MAX);
+            self.checkpoints = due.chunks(LEASES_MAX).map(<[(i64, i64)]>::to_vec).collect();
+        }
+    }
+
+    /// Proposes what there is room for; expiries go first.
+    fn propose(&mut self, node: &Node, known: Leadership) {
+        while self.under_way.len() < PROPOSALS_MAX {
+            if let Some(ids) = self.expiries.pop_front() {
+                let expired = node.clone().expire(ids, self.as_of, known);
+                self.under_way.push(Box::pin(expired));
+            } else if let Some(left) = self.checkpoints.pop_front() {
+                self.under_way
+                    .push(Box::pin(node.clone().checkpoint(left, known)));
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// When the schedule has to be asked again; not before what it said is on its way.
+    fn next_look(&self, node: &Node) -> Option<Instant> {
+        if self.expiries.is_empty() && self.checkpoints.is_empty() {
+            node.shared.reader.lessor().next_deadline(clock::now())
+        } else {
+            None
+        }
+    }
+}
+
+/// What became of a proposal of the leader's own, made in one term and never repeated.
+enum Outcome {
+    Applied,
+    /// Certainly not in the log, or refused by the state machine: nothing changed.
+    Refused,
+    Unknown,
+}
+
+impl Node {
+    /// Proposes the end of leases that were due when the entry `as_of` was the last one applied.
+    async fn expire(self, ids: Vec<i64>, as_of: u64, known: Leadership) {
+        let kind = Kind::LeaseExpire(LeaseExpire {
+            ids: ids.clone(),
+            as_of,
+        });
+        match self.propose_as_leader(kind, known).await {
+            Outcome::Applied | Outcome::Refused => {
+                let lessor = self.shared.reader.lessor();
+                lessor.expiry_settled(&ids, clock::now() + EXPIRE_RETRY);
+            }
+            // Counts as expiring until this member leads no more.
+            Outcome::Unknown => {}
+        }
+    }
+
+    /// Proposes to record what is left of leases.
+    async fn checkpoint(self, left: Vec<(i64, i64)>, known: Leadership) {
+        let ids: Vec<i64> = left.iter().map(|(id, _)| *id).collect();
+        let leases = left
+            .into_iter()
+            .map(|(id, remaining_ttl_seconds)| RemainingTtl {
+                id,
+                remaining_ttl_seconds,
+            })
+            .collect();
+        let kind = Kind::LeaseCheckpoint(LeaseCheckpoint { leases });
+        match self.propose_as_leader(kind, known).await {
+            Outcome::Applied | Outcome::Refused => {
+                self.shared.reader.lessor().checkpoints_settled(&ids);
+            }
+            // Counts as recorded until this member leads no more.
+            Outcome::Unknown => {}
+        }
+    }
+
+    /// Proposes under this member's own leadership: never forwarded, never in a later term.
+    async fn propose_as_leader(&self, kind: Kind, known: Leadership) -> Outcome {
+        let Ok(mut ticket) = self.shared.pending.register(known.term) else {
+            return Outcome::Refused;
+        };
+        let batch = Batch {
+            proposals: vec![named(&ticket, kind)],
+        };
+        let batch = Bytes::from(batch.encode_to_vec());
+        match self.shared.consensus.propose(batch, known.term).await {
+            Ok(()) => {}
+            Err(ProposeError::NotLeader { .. } | ProposeError::NotNow | ProposeError::Full) => {
+                return Outcome::Refused;
+            }
+            Err(ProposeError::Discarded | ProposeError::Stopped) => return Outcome::Unknown,
+        }
+        match ticket.completion().await {
+            Completion::Answer { .. } => Outcome::Applied,
+            Completion::Refused { .. } | Completion::Lost => Outcome::Refused,
+            Completion::Unknown => Outcome::Unknown,
+        }
+    }
+}
+
+fn named(ticket: &Ticket, kind: Kind) -> Proposal {
+    let id = ticket.id();
+    Proposal {
+        boot_id: id.boot.as_bytes().to_vec().into(),
+        sequence: id.sequence,
+        command: Some(Command { kind: Some(kind) }),
+    }
+}
