@@ -16,7 +16,7 @@ use crate::{eventually, ports};
 pub struct Etcd {
     process: Process,
     endpoint: String,
-    _data: tempfile::TempDir,
+    data: tempfile::TempDir,
 }
 
 /// Where etcd is, or `None` when it is not installed.
@@ -42,6 +42,14 @@ impl Etcd {
     /// # Errors
     /// When it cannot be started or does not serve within 30 s.
     pub async fn start(binary: PathBuf) -> anyhow::Result<Self> {
+        Self::start_with(binary, &[]).await
+    }
+
+    /// As [`Etcd::start`], with `arguments` added to the launch line.
+    ///
+    /// # Errors
+    /// As [`Etcd::start`].
+    pub async fn start_with(binary: PathBuf, arguments: &[&str]) -> anyhow::Result<Self> {
         let data = tempfile::tempdir()?;
         let ports = ports::free(2);
         let (endpoint, peer) = (
@@ -65,7 +73,8 @@ impl Etcd {
                 "--initial-advertise-peer-urls",
                 &peer,
             ])
-            .args(["--initial-cluster", &format!("etcd={peer}")]);
+            .args(["--initial-cluster", &format!("etcd={peer}")])
+            .args(arguments);
         let process = Process::start("etcd", command, data.path())?;
         serves(&endpoint, Duration::from_secs(30))
             .await
@@ -73,7 +82,7 @@ impl Etcd {
         Ok(Self {
             process,
             endpoint,
-            _data: data,
+            data,
         })
     }
 
@@ -81,6 +90,12 @@ impl Etcd {
     #[must_use]
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// Its data folder.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.data.path().join("etcd")
     }
 
     /// Its process, to pause or kill.

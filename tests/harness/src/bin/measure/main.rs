@@ -1,0 +1,47 @@
+//! What a server promises under load, measured on a real one: history that is compacted beside
+//! writes, leases that all end at once, a watcher that does not read.
+//!
+//! ```sh
+//! cargo build --release
+//! cargo run --release --bin measure -- compaction target/release/quorate
+//! cargo run --release --bin measure -- leases target/release/quorate
+//! cargo run --release --bin measure -- watcher target/release/quorate
+//! ```
+//!
+//! In place of `quorate` an `etcd` can be named, to see both on the same machine. Everything runs
+//! over loopback, with data on disk below the folder for temporary files, and ends by itself. Each
+//! measurement exits with 1 when something was lost or a promise was not kept.
+
+#![expect(clippy::print_stdout, reason = "a tool that prints what it measured")]
+#![expect(clippy::disallowed_methods, reason = "measures what clients see")]
+
+mod compaction;
+mod leases;
+mod server;
+mod watcher;
+mod writers;
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+const USAGE: &str = "usage: measure compaction|leases|watcher PATH-OF-QUORATE-OR-ETCD [SIZE]";
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args_os().skip(1);
+    let what = arguments.next().context(USAGE)?;
+    let program = PathBuf::from(arguments.next().context(USAGE)?);
+    let size = arguments
+        .next()
+        .map(|size| size.to_string_lossy().parse())
+        .transpose()
+        .context(USAGE)?;
+    let server = server::Server::start(&program).await?;
+    match what.to_str() {
+        Some("compaction") => compaction::measure(server, size).await,
+        Some("leases") => leases::measure(server, size).await,
+        Some("watcher") => watcher::measure(server, size).await,
+        _ => anyhow::bail!(USAGE),
+    }
+}
