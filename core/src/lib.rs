@@ -9,7 +9,7 @@
 //! 4. revisions and history, leases: [`mvcc`], [`lease`]
 //! 5. events to watchers: [`watch`]
 //! 6. what a committed command does: [`apply`]
-//! 7. which commands are committed: [`raft`]
+//! 7. which commands are committed: [`raft`]; the state as a file for etcd: [`backup`]
 //! 8. one member, the waist of the house: [`node`]
 //! 9. gRPC services and HTTP routes: [`api`]
 //! 10. listeners: [`server`]
@@ -31,6 +31,7 @@ pub mod watch;
 
 pub mod apply;
 
+pub mod backup;
 pub mod raft;
 
 pub mod node;

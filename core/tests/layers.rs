@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 10] = [
     &["mvcc", "lease"],
     &["watch"],
     &["apply"],
-    &["raft"],
+    &["raft", "backup"],
     &["node"],
     &["api"],
     &["server"],

@@ -30,6 +30,15 @@ impl From<Alarm> for AlarmMember {
     }
 }
 
+/// The alarms raised as of `view`, in order of member.
+///
+/// # Errors
+///
+/// A storage failure or a damaged record.
+pub fn alarms_in(view: &dyn View) -> Result<Vec<Alarm>, KvError> {
+    Ok(Alarms::load(view)?.iter().collect())
+}
+
 /// All alarms raised.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Alarms {

@@ -193,8 +193,12 @@ fn decode(id: i64, record: &[u8]) -> Option<Lease> {
     })
 }
 
-/// All leases in the table.
-pub(super) fn load(view: &dyn View) -> Result<Vec<Lease>, KvError> {
+/// All leases granted as of `view`, by id.
+///
+/// # Errors
+///
+/// A storage failure or a damaged record.
+pub fn leases_in(view: &dyn View) -> Result<Vec<Lease>, KvError> {
     let (start, end) = codec::table_bounds(Table::Leases);
     let rows = view.range(start, end, Direction::Forward);
     rows.map(|row| {

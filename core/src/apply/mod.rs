@@ -25,8 +25,9 @@ pub mod txn;
 #[cfg(test)]
 mod tests;
 
-pub use alarm::Alarm;
+pub use alarm::{Alarm, alarms_in};
 pub use command::{Answer, Applied, Committed, Options, Outcome, Payload, ProposalId};
+pub use lease::leases_in;
 pub use members::Member;
 pub use reader::Reader;
 pub use state::{State, applied_in};

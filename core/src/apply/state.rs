@@ -96,7 +96,7 @@ impl Loaded {
             membership,
             alarms,
             members,
-            leases: lease::load(&*view)?,
+            leases: lease::leases_in(&*view)?,
             current,
         })
     }

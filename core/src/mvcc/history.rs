@@ -3,10 +3,10 @@
 use quorate_proto::mvccpb::KeyValue;
 use quorate_proto::{KeyRange, Reason};
 
-use crate::storage::codec::{self, EventRecord};
+use crate::storage::codec::{self, EventRecord, PastPair, Table};
 use crate::storage::kv::{Direction, KvError, View};
 
-use super::read::pair_of;
+use super::read::{all_current, pair_of, with_revision};
 use super::{Error, Event, EventKind, Revision, meta};
 
 /// Bounds of one [`events`] call. A page ends with the revision that reaches one of them, so it
@@ -90,6 +90,42 @@ pub fn prev_kv(view: &dyn View, event: &Event) -> Result<Option<KeyValue>, KvErr
         return Ok(None);
     }
     pair_of(view, &event.kv.key, previous).map(Some)
+}
+
+/// Every pair that a read or a watch at main revision `first` or later can show, each once, with its
+/// full revision: those visible at `first`, and those made by events from `first` on. In no order of
+/// revisions. `first` must not be below the compact revision of the view.
+pub fn pairs_from(
+    view: &dyn View,
+    first: i64,
+) -> impl Iterator<Item = Result<(KeyValue, Revision), KvError>> {
+    let (start, end) = codec::table_bounds(Table::Versions);
+    let past = view.range(start, end, Direction::Forward);
+    let past = past.filter_map(move |stored| {
+        let past = stored.and_then(|(key, record)| {
+            let (user_key, began) = codec::version_of(&key)?;
+            Ok((user_key, PastPair::decode(record, began)?))
+        });
+        match past {
+            Ok((_, past)) if past.end.main <= first && past.pair.mod_revision.main < first => None,
+            Ok((user_key, past)) => Some(Ok(with_revision(user_key, past.pair))),
+            Err(error) => Some(Err(error)),
+        }
+    });
+    all_current(view).chain(past)
+}
+
+/// The records of all events from main revision `first` on, in order.
+pub fn records_from(
+    view: &dyn View,
+    first: i64,
+) -> impl Iterator<Item = Result<(Revision, EventRecord), KvError>> {
+    let (start, end) = codec::event_bounds(first.max(0), i64::MAX);
+    let stored = view.range(start, end, Direction::Forward);
+    stored.map(|stored| {
+        let (key, record) = stored?;
+        Ok((codec::event_revision(&key)?, EventRecord::decode(record)?))
+    })
 }
 
 /// The event of a record, with the pair it made.

@@ -259,6 +259,21 @@ fn current_pairs<'a>(
     })
 }
 
+/// All pairs of `keys`.
+pub(super) fn all_current(
+    view: &dyn View,
+) -> impl Iterator<Item = Result<(KeyValue, Revision), KvError>> {
+    let (start, end) = codec::key_bounds(Bound::Unbounded, Bound::Unbounded);
+    let found = view.range(start, end, Direction::Forward);
+    found.map(|pair| {
+        let (key, record) = pair?;
+        Ok(with_revision(
+            codec::user_key_of_key(&key),
+            Pair::decode(record)?,
+        ))
+    })
+}
+
 /// The pairs of a range as they were at main revision `main`.
 pub(super) fn historic<'a>(view: &'a dyn View, range: &'a KeyRange, main: i64) -> KeyValues<'a> {
     let old_enough =
@@ -350,7 +365,7 @@ where
     }
 }
 
-fn with_revision(key: Bytes, pair: Pair) -> (KeyValue, Revision) {
+pub(super) fn with_revision(key: Bytes, pair: Pair) -> (KeyValue, Revision) {
     let revision = pair.mod_revision;
     (key_value(key, pair), revision)
 }
