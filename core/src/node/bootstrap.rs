@@ -16,6 +16,7 @@ use super::data_dir::{DataDir, Identity};
 use super::rounds::Rounds;
 use super::{
     DataDirError, Node, Shared, background, batch, forward, history, lease, lease_clock, read,
+    snapshot,
 };
 use crate::apply::{self, Reader, State};
 use crate::config::{
@@ -188,6 +189,7 @@ async fn assemble(
             forwarded: forward::Forwarded::default(),
             disk_reads: Arc::new(Semaphore::new(read::READS_IN_FLIGHT)),
             removed: tokio::sync::watch::Sender::new(mvcc::meta::NEVER_COMPACTED),
+            snapshots: Arc::new(Semaphore::new(snapshot::SNAPSHOTS_IN_FLIGHT)),
             leaders: tokio::sync::watch::Sender::default(),
             tasks: Tasks::new(),
             network: network.clone(),

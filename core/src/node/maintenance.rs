@@ -1,9 +1,11 @@
 //! What operators ask of one member.
 
 use quorate_proto::Reason;
+use quorate_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use quorate_proto::etcdserverpb::{
-    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, HashKvRequest, HashKvResponse,
-    HashResponse, MoveLeaderRequest, MoveLeaderResponse, StatusResponse,
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DowngradeInfo, DowngradeRequest,
+    DowngradeResponse, HashKvRequest, HashKvResponse, HashResponse, MoveLeaderRequest,
+    MoveLeaderResponse, StatusResponse,
 };
 use quorate_proto::log::command::Kind;
 
@@ -21,10 +23,14 @@ impl Node {
     pub async fn status(&self) -> Result<StatusResponse> {
         let raft = self.shared.consensus.status();
         let disk_bytes = i64::try_from(self.shared.reader.disk_bytes()).unwrap_or(i64::MAX);
-        let mut errors: Vec<String> = self.alarms().iter().map(describe).collect();
-        if raft.leader.is_none() {
-            errors.push(Reason::NoLeader.text().to_owned());
-        }
+        let leaderless = raft
+            .leader
+            .is_none()
+            .then(|| Reason::NoLeader.text().to_owned());
+        let errors = leaderless
+            .into_iter()
+            .chain(self.alarms().iter().map(describe))
+            .collect();
         let members = self.shared.consensus.members();
         let own = members.get(&self.member_id());
         Ok(StatusResponse {
@@ -40,7 +46,7 @@ impl Node {
             is_learner: own.is_some_and(|own| !own.is_voter),
             storage_version: ETCD_VERSION.to_owned(),
             db_size_quota: i64::try_from(self.shared.quota_bytes).unwrap_or(i64::MAX),
-            downgrade_info: None,
+            downgrade_info: Some(DowngradeInfo::default()),
         })
     }
 
@@ -102,7 +108,7 @@ impl Node {
         })
     }
 
-    /// Hands leadership to another member; only the leader can.
+    /// Hands leadership to another member; only the leader can. The answer has no header, as on etcd.
     ///
     /// # Errors
     /// Not leader; a target that is no voter; a time-out when the target does not take over.
@@ -111,10 +117,45 @@ impl Node {
             .consensus
             .transfer_leader(request.target_id)
             .await?;
-        Ok(MoveLeaderResponse {
-            header: Some(self.header()),
-        })
+        Ok(MoveLeaderResponse { header: None })
     }
+
+    /// There is no older version to go back to: every target is refused, and there is never a
+    /// downgrade to cancel. In etcd's order of checks, which asks the leader last.
+    ///
+    /// # Errors
+    /// Always: of the request, of the target, or time-outs.
+    pub async fn downgrade(&self, request: &DowngradeRequest) -> Result<DowngradeResponse> {
+        let reason = match DowngradeAction::try_from(request.action) {
+            Ok(DowngradeAction::Cancel) => Reason::NoDowngrade,
+            Ok(DowngradeAction::Validate | DowngradeAction::Enable) => {
+                if !is_cluster_version(&request.version) {
+                    return Err(Reason::DowngradeBadVersion.into());
+                }
+                Reason::DowngradeInvalidTarget
+            }
+            Err(_) => return Err(Reason::UnknownMethod.into()),
+        };
+        self.read_barrier().await?;
+        Err(reason.into())
+    }
+}
+
+/// Whether a text names a version, as etcd reads it: three numbers, or two, with what may follow them.
+fn is_cluster_version(text: &str) -> bool {
+    let is_version = |text: &str| {
+        let (text, metadata) = text.split_once('+').unwrap_or((text, ""));
+        let (numbers, release) = text.split_once('-').unwrap_or((text, ""));
+        let is_identifier = |part: &str| {
+            part.bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte))
+        };
+        numbers.split('.').count() == 3
+            && numbers.split('.').all(|part| part.parse::<i64>().is_ok())
+            && is_identifier(release)
+            && is_identifier(metadata)
+    };
+    is_version(text) || is_version(&format!("{text}.0"))
 }
 
 /// An alarm in the words of etcd's status.

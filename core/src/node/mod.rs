@@ -24,6 +24,7 @@ mod observe;
 mod propose;
 mod read;
 mod rounds;
+mod snapshot;
 mod watch;
 
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub use builder::NodeBuilder;
 pub use data_dir::DataDirError;
 pub use kv::RangePages;
 pub use observe::Observed;
+pub use snapshot::Snapshot;
 pub use watch::{WatchControl, WatchSession};
 
 use crate::apply::Reader;
@@ -100,6 +102,7 @@ struct Shared {
     disk_reads: Arc<Semaphore>,
     /// Up to which compact revision this member has removed history since it started.
     removed: tokio::sync::watch::Sender<i64>,
+    snapshots: Arc<Semaphore>,
     leaders: tokio::sync::watch::Sender<observe::Leaders>,
     /// The node's own tasks; cancelled first.
     tasks: Tasks,

@@ -4,7 +4,6 @@ use std::pin::Pin;
 
 use futures::Stream;
 use quorate_proto::Reason;
-use quorate_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use quorate_proto::etcdserverpb::maintenance_server;
 use quorate_proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeRequest,
@@ -14,37 +13,39 @@ use quorate_proto::etcdserverpb::{
 use tonic::{Request, Response, Status};
 
 use super::check_leader;
-use crate::node::Node;
+use crate::node::{Node, Snapshot};
+use crate::tasks::Tasks;
 
 /// etcd's Maintenance service, for one member.
 #[derive(Debug)]
 pub struct Maintenance {
     node: Node,
+    serving: Tasks,
 }
 
 impl Maintenance {
-    /// The service of this member.
+    /// The service of this member; its streams end when `serving` is cancelled.
     #[must_use]
-    pub fn new(node: Node) -> Self {
-        Self { node }
+    pub fn new(node: Node, serving: Tasks) -> Self {
+        Self { node, serving }
     }
 }
 
-/// There is no older version to go back to: every target is refused, in etcd's order of checks.
-fn refuse_downgrade(request: &DowngradeRequest) -> Reason {
-    match DowngradeAction::try_from(request.action) {
-        Ok(DowngradeAction::Cancel) => Reason::NoDowngrade,
-        Ok(DowngradeAction::Validate | DowngradeAction::Enable) => {
-            let parts: Vec<&str> = request.version.split('.').collect();
-            let is_version = (2..=3).contains(&parts.len())
-                && parts.iter().all(|part| part.parse::<u32>().is_ok());
-            if is_version {
-                Reason::DowngradeInvalidTarget
-            } else {
-                Reason::DowngradeBadVersion
-            }
+/// What one call for a snapshot holds.
+struct Call {
+    snapshot: Snapshot,
+    /// Ends when the server stops.
+    stopping: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Call {
+    /// The next piece, or the end of the call. Both branches are cancel safe.
+    async fn piece(&mut self) -> Result<Option<SnapshotResponse>, Status> {
+        tokio::select! {
+            biased;
+            () = &mut self.stopping => Err(Reason::Stopped.into()),
+            piece = self.snapshot.next() => Ok(piece?),
         }
-        Err(_) => Reason::UnknownMethod,
     }
 }
 
@@ -94,7 +95,19 @@ impl maintenance_server::Maintenance for Maintenance {
         &self,
         _request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(Reason::Unimplemented.into())
+        let call = Call {
+            snapshot: self.node.snapshot().await?,
+            stopping: Box::pin(self.serving.cancelled()),
+        };
+        let pieces = futures::stream::unfold(Some(call), |call| async move {
+            let mut call = call?;
+            match call.piece().await {
+                Ok(Some(piece)) => Some((Ok(piece), Some(call))),
+                Ok(None) => None,
+                Err(status) => Some((Err(status), None)),
+            }
+        });
+        Ok(Response::new(Box::pin(pieces)))
     }
 
     async fn move_leader(
@@ -110,6 +123,8 @@ impl maintenance_server::Maintenance for Maintenance {
         &self,
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
-        Err(refuse_downgrade(&request.into_inner()).into())
+        Ok(Response::new(
+            self.node.downgrade(&request.into_inner()).await?,
+        ))
     }
 }

@@ -47,7 +47,8 @@ pub fn add_services(routes: &mut RoutesBuilder, node: &Node, serving: &Tasks) {
             ClusterServer::new(Cluster::new(node.clone())).max_decoding_message_size(limit),
         )
         .add_service(
-            MaintenanceServer::new(Maintenance::new(node.clone())).max_decoding_message_size(limit),
+            MaintenanceServer::new(Maintenance::new(node.clone(), serving.clone()))
+                .max_decoding_message_size(limit),
         )
         .add_service(AuthServer::new(Auth::new(node.clone())).max_decoding_message_size(limit));
 }
