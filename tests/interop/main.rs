@@ -2,3 +2,4 @@
 
 mod etcdctl;
 mod services;
+mod snapshot;

@@ -1,6 +1,6 @@
 //! A real etcd to compare with and to run recipes on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -17,6 +17,16 @@ pub struct Etcd {
     process: Process,
     endpoint: String,
     data: tempfile::TempDir,
+}
+
+/// The name of the only member.
+const NAME: &str = "etcd";
+
+/// Where a server is about to be.
+struct Place {
+    folder: PathBuf,
+    peer_url: String,
+    cluster: String,
 }
 
 /// Where etcd is, or `None` when it is not installed.
@@ -50,30 +60,60 @@ impl Etcd {
     /// # Errors
     /// As [`Etcd::start`].
     pub async fn start_with(binary: PathBuf, arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::start_prepared(binary, arguments, |_| Ok(())).await
+    }
+
+    /// Starts one on the data that `tool` (`etcdctl`, or `etcdutl`) restores from a snapshot file.
+    ///
+    /// # Errors
+    /// When the tool refuses the file; as [`Etcd::start`].
+    pub async fn restored(binary: PathBuf, tool: &Path, file: &Path) -> anyhow::Result<Self> {
+        Self::start_prepared(binary, &[], |place| {
+            let mut command = Command::new(tool);
+            command
+                .env("ETCDCTL_API", "3")
+                .args(["snapshot", "restore"])
+                .arg(file)
+                .args(["--name", NAME])
+                .arg("--data-dir")
+                .arg(&place.folder)
+                .args(["--initial-advertise-peer-urls", &place.peer_url])
+                .args(["--initial-cluster", &place.cluster]);
+            let done = command.output()?;
+            let said = String::from_utf8_lossy(&done.stderr);
+            anyhow::ensure!(done.status.success(), "{command:?}: {said}");
+            Ok(())
+        })
+        .await
+    }
+
+    async fn start_prepared(
+        binary: PathBuf,
+        arguments: &[&str],
+        prepare: impl FnOnce(&Place) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
         let data = tempfile::tempdir()?;
         let ports = ports::free(2);
-        let (endpoint, peer) = (
+        let (endpoint, peer_url) = (
             format!("http://127.0.0.1:{}", ports[0]),
             format!("http://127.0.0.1:{}", ports[1]),
         );
+        let place = Place {
+            folder: data.path().join("etcd"),
+            cluster: format!("{NAME}={peer_url}"),
+            peer_url,
+        };
+        prepare(&place)?;
         let mut command = Command::new(binary);
         command
             .arg("--data-dir")
-            .arg(data.path().join("etcd"))
-            .args(["--name", "etcd", "--log-level", "error"])
-            .args([
-                "--listen-client-urls",
-                &endpoint,
-                "--advertise-client-urls",
-                &endpoint,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peer,
-                "--initial-advertise-peer-urls",
-                &peer,
-            ])
-            .args(["--initial-cluster", &format!("etcd={peer}")])
+            .arg(&place.folder)
+            .args(["--name", NAME, "--log-level", "error"])
+            .args(["--listen-client-urls", &endpoint])
+            .args(["--advertise-client-urls", &endpoint])
+            .args(["--listen-peer-urls", &place.peer_url])
+            .args(["--initial-advertise-peer-urls", &place.peer_url])
+            .args(["--initial-cluster", &place.cluster])
             .args(arguments);
         let process = Process::start("etcd", command, data.path())?;
         serves(&endpoint, Duration::from_secs(30))
