@@ -19,11 +19,12 @@ pub use buckets::SCHEMA_VERSION;
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::storage::bbolt::{self, Layout};
 use crate::storage::kv::{KvError, View};
 
-/// Size of the pieces a file is given out in, in bytes; the last one is smaller, and one that holds a
-/// single large pair is larger.
+/// Size of the pieces a file is given out in, in bytes, as etcd has it; the last one may be smaller.
 pub const PIECE_BYTES: usize = 32 * 1024;
 
 /// Memory for putting pairs in the order of their revisions, in bytes. One more scan of the store is
@@ -119,25 +120,30 @@ impl Backup {
     pub fn write(
         &self,
         announced: Layout,
-        mut take: impl FnMut(Vec<u8>) -> Result<(), crate::error::Error>,
+        mut take: impl FnMut(Bytes) -> Result<(), crate::error::Error>,
     ) -> Result<(), BackupError> {
         let mut left = announced.file_bytes();
         let mut piece = announced.head();
         let written = buckets::write(self, Detail::Bytes, &mut |written| {
             piece.append(written);
-            if piece.len() >= PIECE_BYTES {
-                left = left
-                    .checked_sub(piece.len() as u64)
-                    .ok_or(BackupError::Mismatch(announced))?;
-                take(std::mem::take(&mut piece))?;
+            if piece.len() < PIECE_BYTES {
+                return Ok(());
             }
+            let mut ready = Bytes::from(std::mem::take(&mut piece));
+            while ready.len() >= PIECE_BYTES {
+                left = left
+                    .checked_sub(PIECE_BYTES as u64)
+                    .ok_or(BackupError::Mismatch(announced))?;
+                take(ready.split_to(PIECE_BYTES))?;
+            }
+            piece.extend_from_slice(&ready);
             Ok(())
         })?;
         if written != announced || piece.len() as u64 != left {
             return Err(BackupError::Mismatch(announced));
         }
         if !piece.is_empty() {
-            take(piece)?;
+            take(Bytes::from(piece))?;
         }
         Ok(())
     }

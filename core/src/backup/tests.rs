@@ -33,19 +33,16 @@ fn backup(kv: &MemKv, sort_bytes: usize) -> Backup {
 /// The file, with its pieces checked.
 fn file(backup: &Backup) -> Vec<u8> {
     let layout = backup.plan().unwrap();
-    let mut pieces: Vec<Vec<u8>> = Vec::new();
+    let mut pieces: Vec<Bytes> = Vec::new();
     backup
         .write(layout, |piece| {
             pieces.push(piece);
             Ok(())
         })
         .unwrap();
-    let last = pieces.len() - 1;
-    assert!(
-        pieces[..last]
-            .iter()
-            .all(|piece| piece.len() >= PIECE_BYTES)
-    );
+    let (last, others) = pieces.split_last().unwrap();
+    assert!((1..=PIECE_BYTES).contains(&last.len()));
+    assert!(others.iter().all(|piece| piece.len() == PIECE_BYTES));
     let file = pieces.concat();
     assert_eq!(file.len() as u64, layout.file_bytes());
     file

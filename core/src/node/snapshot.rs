@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::SnapshotResponse;
 use sha2::{Digest, Sha256};
@@ -163,16 +164,16 @@ impl Sending {
         });
         written.map_err(|error| self.told(error))?;
         let checksum = std::mem::take(&mut self.digest).finalize();
-        self.send(checksum.to_vec())?;
+        self.send(Bytes::copy_from_slice(&checksum))?;
         Ok(bytes)
     }
 
     /// Hands one piece over, waiting for the client.
-    fn send(&self, blob: Vec<u8>) -> Result<()> {
+    fn send(&self, blob: Bytes) -> Result<()> {
         let piece = SnapshotResponse {
             header: None,
             remaining_bytes: self.left,
-            blob: blob.into(),
+            blob,
             version: SCHEMA_VERSION.to_owned(),
         };
         self.runtime.block_on(async {

@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 
+use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::{
     HashKvRequest, LeaseTimeToLiveRequest, MoveLeaderRequest, PutRequest, RangeRequest,
     WatchCreateRequest,
@@ -340,11 +341,21 @@ async fn leadership_moves_when_asked_and_all_members_are_listed_by_name() {
     })
     .await;
     let target_id = cluster.node(follower).member_id();
-    cluster
-        .node(leader)
-        .move_leader(MoveLeaderRequest { target_id })
-        .await
-        .unwrap();
+    let refused = async |from: usize, target_id| {
+        let asked = cluster
+            .node(from)
+            .move_leader(MoveLeaderRequest { target_id });
+        asked.await.unwrap_err().reason()
+    };
+    assert_eq!(refused(follower, target_id).await, Reason::NotLeader);
+    assert_eq!(refused(follower, 5).await, Reason::NotLeader);
+    assert_eq!(refused(leader, 5).await, Reason::BadLeaderTransferee);
+    for target_id in [cluster.node(leader).member_id(), target_id] {
+        let moved = cluster
+            .node(leader)
+            .move_leader(MoveLeaderRequest { target_id });
+        assert!(moved.await.unwrap().header.is_none());
+    }
     eventually("the follower leads", || async {
         cluster.node(follower).leadership().leader == Some(target_id)
     })
