@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use quorate_proto::limits::LEASE_TTL_SECONDS_MAX;
 use sha2::{Digest, Sha256};
 
 /// Where a member keeps its data.
@@ -57,8 +58,10 @@ pub struct Limits {
     /// larger write accepted by one is refused by another's decode limit. At most 32 MiB, half of what
     /// members take from each other.
     pub max_request_bytes: usize,
-    /// Keys and range ends in bytes. Default and maximum 32,000, the storage engine's bound.
-    pub max_key_bytes: usize,
+    /// Calls on one client connection at once, watches and keep-alive streams included. Default
+    /// 10,000. Beyond it the next call waits at the client; too low and a client with many watch
+    /// streams stands still.
+    pub max_concurrent_streams: u32,
     /// Watchers on one watch stream. Default 100,000. When hit, creating another is refused.
     pub max_watchers_per_stream: usize,
     /// Reads and writes of clients waiting in this member. Default 8,192. When hit, the next is
@@ -68,6 +71,10 @@ pub struct Limits {
     /// embeds a member sets it to what its limit on open files leaves, less 512 for the member's
     /// own files and peers: the `quorate` program does. When hit, the next is closed at once.
     pub max_connections: usize,
+    /// Longest time to live in seconds that a lease may be granted with. Default and maximum
+    /// 9,000,000,000, as etcd's. When hit, the grant is refused with `etcdserver: too large lease
+    /// TTL`; leases granted before keep theirs.
+    pub max_lease_ttl_seconds: i64,
 }
 
 impl Default for Limits {
@@ -75,10 +82,11 @@ impl Default for Limits {
         Self {
             max_txn_ops: 128,
             max_request_bytes: 1_572_864,
-            max_key_bytes: 32_000,
+            max_concurrent_streams: 10_000,
             max_watchers_per_stream: 100_000,
             max_pending: 8_192,
             max_connections: 16_384,
+            max_lease_ttl_seconds: LEASE_TTL_SECONDS_MAX,
         }
     }
 }
@@ -139,8 +147,6 @@ const DEFAULT_PEER_URL: &str = "http://localhost:2380";
 pub(crate) const DEFAULT_QUOTA_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 /// A request bound above this would not fit the peer protocol's frames.
 const MAX_REQUEST_BYTES_CEILING: usize = 32 * 1024 * 1024;
-/// The storage engine's bound on keys, halved by escaping.
-const MAX_KEY_BYTES_CEILING: usize = 32_000;
 /// An election timeout above this is a typing error (etcd's bound).
 const MAX_ELECTION_TIMEOUT: Duration = Duration::from_secs(50);
 /// Below this, the scheduler's jitter alone changes leaders.
@@ -307,23 +313,43 @@ impl Config {
     }
 
     fn validate_limits(&self) -> Result<(), ConfigError> {
+        if self.watch_progress_interval.is_zero() {
+            return refuse(
+                "an interval of 0 between notices of progress leaves time for nothing else",
+            );
+        }
         let Limits {
             max_txn_ops,
             max_request_bytes,
-            max_key_bytes,
-            ..
+            max_concurrent_streams,
+            max_watchers_per_stream,
+            max_pending,
+            max_connections,
+            max_lease_ttl_seconds,
         } = self.limits;
-        if max_txn_ops == 0 || self.limits.max_pending == 0 {
-            return refuse("a limit of 0 operations or 0 pending requests refuses everything");
+        for (limit, what) in [
+            (max_txn_ops, "operations in a transaction"),
+            (max_pending, "pending requests"),
+            (max_watchers_per_stream, "watchers on a stream"),
+            (max_connections, "connections"),
+            (
+                usize::try_from(max_concurrent_streams).unwrap_or(usize::MAX),
+                "concurrent streams",
+            ),
+        ] {
+            if limit == 0 {
+                return refuse(format!("a limit of 0 {what} refuses everything"));
+            }
+        }
+        if !(1..=LEASE_TTL_SECONDS_MAX).contains(&max_lease_ttl_seconds) {
+            return refuse(format!(
+                "longest time to live of a lease, {max_lease_ttl_seconds} s, is not within 1 and \
+                 {LEASE_TTL_SECONDS_MAX}"
+            ));
         }
         if !(1_024..=MAX_REQUEST_BYTES_CEILING).contains(&max_request_bytes) {
             return refuse(format!(
                 "max request bytes {max_request_bytes} is not within 1 KiB and 32 MiB"
-            ));
-        }
-        if !(1..=MAX_KEY_BYTES_CEILING).contains(&max_key_bytes) {
-            return refuse(format!(
-                "max key bytes {max_key_bytes} is not within 1 and 32000"
             ));
         }
         Ok(())
@@ -471,7 +497,8 @@ mod tests {
         assert!(urls(&mut three("a"), "http://127.0.0.1:1").contains("share the peer URL"));
         assert!(urls(&mut three("a"), "127.0.0.1:1").contains("http://host:port"));
         assert!(urls(&mut three("a"), "https://h:1").contains("TLS"));
-        assert!(text(|c| c.limits.max_key_bytes = 70_000).contains("max key bytes"));
+        assert!(text(|c| c.limits.max_lease_ttl_seconds = 0).contains("time to live"));
+        assert!(text(|c| c.limits.max_connections = 0).contains("0 connections"));
     }
 
     #[test]

@@ -19,15 +19,18 @@ use crate::tasks::Tasks;
 /// How long [`Server::stop`] lets running requests end before it closes their connections.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
-const MANNERS: Manners = Manners {
-    whose: "a client's",
-    // A client's watches and keep-alives are long calls, so this is far above HTTP/2's usual 100.
-    calls_max: 10_000,
-    ping_interval: Duration::from_secs(30),
-    ping_timeout: Duration::from_secs(20),
-    call_window_bytes: 1024 * 1024,
-    connection_window_bytes: 8 * 1024 * 1024,
-};
+/// How client connections are held that may have so many calls at once. Watches and keep-alives are
+/// long calls, so it is far more than HTTP/2's usual 100.
+const fn manners(calls_max: u32) -> Manners {
+    Manners {
+        calls_max,
+        whose: "a client's",
+        ping_interval: Duration::from_secs(30),
+        ping_timeout: Duration::from_secs(20),
+        call_window_bytes: 1024 * 1024,
+        connection_window_bytes: 8 * 1024 * 1024,
+    }
+}
 
 /// What a server serves and where, before it listens. Made by [`Server::builder`].
 #[derive(Debug)]
@@ -139,9 +142,11 @@ impl ServerBuilder {
         let services = words::in_etcds_words(self.services.routes().into_axum_router());
         let router = services.merge(self.routes);
         let tasks = self.tasks;
-        let gate = accept::Gate::new(self.node.limits().max_connections);
+        let limits = self.node.limits();
+        let gate = accept::Gate::new(limits.max_connections);
+        let manners = manners(limits.max_concurrent_streams);
         for listener in listeners {
-            accept::run(listener, router.clone(), gate.clone(), MANNERS, &tasks);
+            accept::run(listener, router.clone(), gate.clone(), manners, &tasks);
         }
         Ok(Server { addrs, tasks })
     }

@@ -1,5 +1,6 @@
 //! The command line: what there is to say, and which part of the program it goes to.
 
+mod limits;
 mod server;
 
 use std::ffi::OsString;

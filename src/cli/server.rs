@@ -6,8 +6,10 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use quorate::core::config::{
-    AutoCompaction, ClusterConfig, ClusterState, Config, Data, InitialMember, Limits,
+    AutoCompaction, ClusterConfig, ClusterState, Config, Data, InitialMember,
 };
+
+use super::limits::LimitArgs;
 
 /// What history is kept by without being asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -153,24 +155,6 @@ pub(crate) struct ServerArgs {
     )]
     auto_compaction_retention: String,
 
-    /// The most operations in a transaction
-    #[arg(
-        long,
-        env = "QUORATE_MAX_TXN_OPS",
-        value_name = "OPS",
-        default_value_t = 128
-    )]
-    max_txn_ops: usize,
-
-    /// The largest request, in bytes
-    #[arg(
-        long,
-        env = "QUORATE_MAX_REQUEST_BYTES",
-        value_name = "BYTES",
-        default_value_t = 1_572_864
-    )]
-    max_request_bytes: usize,
-
     /// What is logged
     #[arg(long, env = "QUORATE_LOG_LEVEL", value_name = "LEVEL", default_value = "info",
           value_parser = ["error", "warn", "info", "debug", "trace"])]
@@ -179,6 +163,9 @@ pub(crate) struct ServerArgs {
     /// End when standard input does, so that a member ends with the program that started it
     #[arg(long)]
     exit_with_stdin: bool,
+
+    #[command(flatten)]
+    limits: LimitArgs,
 
     #[command(flatten)]
     tls: TlsArgs,
@@ -273,7 +260,7 @@ impl ServerArgs {
             [] => &self.listen_client_urls,
             given => given,
         };
-        Ok(Config {
+        let mut config = Config {
             name: self.name.clone(),
             data: Data::Folder(folder.unwrap_or_else(|| format!("{}.quorate", self.name).into())),
             token: self.initial_cluster_token.clone(),
@@ -288,11 +275,6 @@ impl ServerArgs {
             advertise_client_urls: advertised.to_vec(),
             heartbeat_interval: Duration::from_millis(self.heartbeat_interval),
             election_timeout: Duration::from_millis(self.election_timeout),
-            limits: Limits {
-                max_txn_ops: self.max_txn_ops,
-                max_request_bytes: self.max_request_bytes,
-                ..Limits::default()
-            },
             quota_backend_bytes: match self.quota_backend_bytes {
                 0 => Config::default().quota_backend_bytes,
                 bytes => bytes,
@@ -300,7 +282,9 @@ impl ServerArgs {
             catch_up_entries: self.snapshot_count,
             auto_compaction: self.auto_compaction()?,
             ..Config::default()
-        })
+        };
+        self.limits.set(&mut config);
+        Ok(config)
     }
 
     fn members(&self) -> anyhow::Result<Vec<InitialMember>> {
@@ -376,7 +360,7 @@ impl ServerArgs {
 }
 
 /// An age as etcd writes it: `30s`, `10m`, `1h30m`, or a plain number of hours.
-fn age(text: &str) -> anyhow::Result<Duration> {
+pub(super) fn age(text: &str) -> anyhow::Result<Duration> {
     if let Ok(hours) = text.parse::<u64>() {
         return Ok(Duration::from_secs(
             hours.checked_mul(3600).context("too long")?,
@@ -425,7 +409,8 @@ mod tests {
              --initial-advertise-peer-urls http://h2:1 --listen-peer-urls http://0.0.0.0:1 \
              --listen-client-urls http://0.0.0.0:2 --advertise-client-urls http://h2:2 \
              --auto-compaction-mode=periodic --auto-compaction-retention=1h30m \
-             --heartbeat-interval 20 --election-timeout 200 --quota-backend-bytes 4096",
+             --heartbeat-interval 20 --election-timeout 200 --quota-backend-bytes 4096 \
+             --max-txn-ops 200 --experimental-watch-progress-notify-interval 5s",
         )
         .unwrap();
         let cluster = config.cluster.unwrap();
@@ -441,6 +426,8 @@ mod tests {
         );
         assert_eq!(config.election_timeout, Duration::from_millis(200));
         assert_eq!(config.quota_backend_bytes, 4096);
+        assert_eq!(config.limits.max_txn_ops, 200);
+        assert_eq!(config.watch_progress_interval, Duration::from_secs(5));
         assert_eq!(config.advertise_client_urls, ["http://h2:2"]);
         assert_eq!(config.data, Data::Folder("/d".into()));
     }

@@ -75,16 +75,21 @@ pub fn txn(request: &TxnRequest, ops_max: usize) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Checks a lease grant as a client asks for it.
+/// Checks a lease grant as a client asks for it, with the longest time to live in seconds that the
+/// member allows.
 ///
 /// # Errors
 ///
 /// Time to live above the limit.
-pub fn lease_grant(request: &LeaseGrantRequest) -> Result<(), Reason> {
-    ttl(request.ttl)
+pub fn lease_grant(request: &LeaseGrantRequest, ttl_seconds_max: i64) -> Result<(), Reason> {
+    if request.ttl > ttl_seconds_max {
+        return Err(Reason::LeaseTtlTooLarge);
+    }
+    Ok(())
 }
 
-/// Checks a time to live in seconds; too small ones are raised, not refused.
+/// Checks a time to live in seconds against what no member may exceed; too small ones are raised, not
+/// refused.
 pub(super) fn ttl(ttl_seconds: i64) -> Result<(), Reason> {
     if ttl_seconds > LEASE_TTL_SECONDS_MAX {
         return Err(Reason::LeaseTtlTooLarge);

@@ -45,7 +45,7 @@ impl Node {
     /// # Errors
     /// The id is taken, the time to live is too large; as any write.
     pub async fn lease_grant(&self, request: LeaseGrantRequest) -> Result<LeaseGrantResponse> {
-        check::lease_grant(&request)?;
+        check::lease_grant(&request, self.limits().max_lease_ttl_seconds)?;
         self.check_space()?;
         let ttl_seconds = request.ttl.max(self.shared.config.lease_ttl_min_seconds());
         for _ in 0..ID_ATTEMPTS {
