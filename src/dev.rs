@@ -58,6 +58,7 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
         .await?;
     let server = Server::builder(node.clone())
         .services(services::add)
+        .gateway(services::ROUTES)
         .listener(listener)
         .start()
         .await?;

@@ -27,7 +27,10 @@ pub(crate) async fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
         .start()
         .await
         .context("the member cannot start")?;
-    let mut server = Server::builder(node.clone()).services(services::add);
+    let mut server = Server::builder(node.clone())
+        .services(services::add)
+        .gateway(services::ROUTES)
+        .access(args.access());
     for url in args.listen_client_urls() {
         server = server.listen(url);
     }

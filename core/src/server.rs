@@ -3,15 +3,20 @@
 
 mod words;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use axum::Router;
+use axum::middleware::from_fn_with_state;
 use tonic::service::{Routes, RoutesBuilder};
 
 use crate::accept::{self, Manners};
 use crate::api;
+use crate::api::grpc::Traffic;
+use crate::api::http::gateway::{ROUTES, Route};
+use crate::api::http::origin::Access;
 use crate::config::url_authority;
 use crate::node::Node;
 use crate::tasks::Tasks;
@@ -40,7 +45,10 @@ pub struct ServerBuilder {
     urls: Vec<String>,
     listeners: Vec<TcpListener>,
     services: RoutesBuilder,
+    gateway: Vec<Route>,
     routes: Router,
+    access: Access,
+    traffic: Traffic,
     tasks: Tasks,
 }
 
@@ -58,12 +66,16 @@ impl Server {
         let mut services = Routes::builder();
         let tasks = Tasks::new();
         api::grpc::add_services(&mut services, &node, &tasks);
+        let traffic = Traffic::new();
         ServerBuilder {
-            routes: api::http::routes(node.clone()),
+            routes: api::http::routes(node.clone(), traffic.clone()),
+            access: Access::default(),
+            traffic,
             node,
             urls: Vec::new(),
             listeners: Vec::new(),
             services,
+            gateway: ROUTES.to_vec(),
             tasks,
         }
     }
@@ -109,9 +121,22 @@ impl ServerBuilder {
         self
     }
 
+    /// Adds JSON routes to methods of services that were added.
+    pub fn gateway(mut self, routes: impl IntoIterator<Item = Route>) -> Self {
+        self.gateway.extend(routes);
+        self
+    }
+
     /// Adds HTTP routes.
     pub fn routes(mut self, routes: Router) -> Self {
         self.routes = self.routes.merge(routes);
+        self
+    }
+
+    /// Which web pages may use the HTTP routes, and by which host names; by default only pages that
+    /// come from this server.
+    pub fn access(mut self, access: Access) -> Self {
+        self.access = access;
         self
     }
 
@@ -119,7 +144,7 @@ impl ServerBuilder {
     ///
     /// # Errors
     /// An address that is malformed or cannot be bound; nothing listens then.
-    pub async fn start(self) -> io::Result<Server> {
+    pub async fn start(mut self) -> io::Result<Server> {
         let mut listeners = Vec::new();
         for url in &self.urls {
             let address = url_authority(url).ok_or_else(|| {
@@ -131,6 +156,7 @@ impl ServerBuilder {
                 .map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))?;
             listeners.push(listener);
         }
+        let router = self.router()?;
         for listener in self.listeners {
             listener.set_nonblocking(true)?;
             listeners.push(tokio::net::TcpListener::from_std(listener)?);
@@ -139,8 +165,6 @@ impl ServerBuilder {
             .iter()
             .map(tokio::net::TcpListener::local_addr)
             .collect::<io::Result<_>>()?;
-        let services = words::in_etcds_words(self.services.routes().into_axum_router());
-        let router = services.merge(self.routes);
         let tasks = self.tasks;
         let limits = self.node.limits();
         let gate = accept::Gate::new(limits.max_connections);
@@ -149,5 +173,21 @@ impl ServerBuilder {
             accept::run(listener, router.clone(), gate.clone(), manners, &tasks);
         }
         Ok(Server { addrs, tasks })
+    }
+
+    /// Everything that is served, in one.
+    fn router(&mut self) -> io::Result<Router> {
+        let mut services = std::mem::take(&mut self.services);
+        // Whatever has JSON routes is a service of the API.
+        let named: BTreeSet<&str> = self.gateway.iter().map(Route::service).collect();
+        api::grpc::add_reflection(&mut services, named).map_err(io::Error::other)?;
+        let count = from_fn_with_state(self.traffic.clone(), api::grpc::count);
+        let services = services.routes().into_axum_router();
+        let services = words::in_etcds_words(services).layer(count);
+        let message_bytes_max = api::grpc::message_bytes_max(&self.node);
+        let gateway = api::http::gateway::router(&self.gateway, &services, message_bytes_max);
+        let guard = from_fn_with_state(self.access.clone(), api::http::origin::guard);
+        let plain = std::mem::take(&mut self.routes).merge(gateway);
+        Ok(services.merge(plain.layer(guard)))
     }
 }

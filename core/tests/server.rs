@@ -20,6 +20,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 struct Served {
     node: Node,
@@ -245,5 +248,184 @@ async fn stopping_ends_open_watches_instead_of_waiting_for_them() {
         .expect("an open watch does not hold up the stop");
     let status = answers.message().await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
+    served.node.shutdown().await;
+}
+
+fn service(name: &str) -> HealthCheckRequest {
+    HealthCheckRequest {
+        service: name.to_owned(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_health_tells_of_the_server_and_of_its_end() {
+    let served = serve().await;
+    let mut health = HealthClient::new(served.channel().await);
+    let checked = health.check(service("")).await.unwrap().into_inner();
+    assert_eq!(checked.status(), ServingStatus::Serving);
+    let unknown = health.check(service("etcdserverpb.KV")).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+    assert_eq!(unknown.message(), "unknown service");
+
+    let mut states = health.watch(service("")).await.unwrap().into_inner();
+    let mut next = async || states.message().await.unwrap().map(|state| state.status());
+    assert_eq!(next().await, Some(ServingStatus::Serving));
+    let mut of_unknown = health.watch(service("x")).await.unwrap().into_inner();
+    let state = of_unknown.message().await.unwrap().unwrap();
+    assert_eq!(state.status(), ServingStatus::ServiceUnknown);
+    served.server.stop().await;
+    assert_eq!(next().await, Some(ServingStatus::NotServing));
+    assert_eq!(next().await, None);
+    served.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reflection_lists_the_services_and_describes_them() {
+    use tonic_reflection::pb::v1 as pb;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+    let served = serve().await;
+    let channel = served.channel().await;
+    let mut client = pb::server_reflection_client::ServerReflectionClient::new(channel.clone());
+    let asked = [
+        MessageRequest::ListServices(String::new()),
+        MessageRequest::FileContainingSymbol("etcdserverpb.KV".to_owned()),
+    ];
+    let asked = asked.map(|request| pb::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(request),
+    });
+    let answers = client
+        .server_reflection_info(tokio_stream::iter(asked))
+        .await;
+    let mut answers = answers.unwrap().into_inner();
+    let mut next = async || answers.message().await.unwrap().unwrap().message_response;
+    let Some(MessageResponse::ListServicesResponse(listed)) = next().await else {
+        panic!("a list of services");
+    };
+    let names: Vec<_> = listed.service.iter().map(|s| s.name.as_str()).collect();
+    for name in [
+        "etcdserverpb.KV",
+        "etcdserverpb.Watch",
+        "etcdserverpb.Lease",
+        "etcdserverpb.Cluster",
+        "etcdserverpb.Maintenance",
+        "etcdserverpb.Auth",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+    ] {
+        assert!(names.contains(&name), "{name} is not in {names:?}");
+    }
+    // What members speak to each other is not served here.
+    assert!(
+        !names.iter().any(|name| name.starts_with("quorate.")),
+        "{names:?}"
+    );
+    let Some(MessageResponse::FileDescriptorResponse(described)) = next().await else {
+        panic!("a description");
+    };
+    assert!(!described.file_descriptor_proto.is_empty());
+
+    use tonic_reflection::pb::v1alpha as alpha;
+    let mut client = alpha::server_reflection_client::ServerReflectionClient::new(channel);
+    let list = alpha::server_reflection_request::MessageRequest::ListServices(String::new());
+    let asked = alpha::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(list),
+    };
+    let answers = client
+        .server_reflection_info(tokio_stream::iter([asked]))
+        .await;
+    assert!(
+        answers
+            .unwrap()
+            .into_inner()
+            .message()
+            .await
+            .unwrap()
+            .is_some()
+    );
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_calls_go_through_the_gateway_and_are_counted() {
+    let served = serve().await;
+    let post = async |path: &str, headers: &str, body: &str| {
+        let length = body.len();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\
+             Content-Length: {length}\r\n\r\n{body}"
+        );
+        served.http(&request).await
+    };
+    let put = post("/v3/kv/put", "", r#"{"key":"Zm9v","value":"YmFy"}"#).await;
+    assert!(put.starts_with("HTTP/1.1 200"), "{put}");
+    let refused = post("/v3/kv/put", "", "").await;
+    assert!(refused.starts_with("HTTP/1.1 400"), "{refused}");
+    assert!(refused.ends_with(
+        r#"{"error":"etcdserver: key is not provided","code":3,"message":"etcdserver: key is not provided"}"#
+    ));
+    let foreign = post("/v3/kv/put", "Origin: http://y\r\n", r#"{"key":"Zm9v"}"#).await;
+    assert!(foreign.starts_with("HTTP/1.1 403"), "{foreign}");
+    let large = format!(r#"{{"key":"Zm9v","value":"{}"}}"#, "QUFB".repeat(700_000));
+    let large = post("/v3/kv/put", "", &large).await;
+    assert!(large.starts_with("HTTP/1.1 429"), "{large}");
+    let text = "grpc: received message larger than max (2100010 vs. 2097152)";
+    assert!(large.contains(text), "{large}");
+    let deep = r#"{"success":[{"request_txn":"#.repeat(100_000);
+    let deep = post("/v3/kv/txn", "", &deep).await;
+    assert!(deep.starts_with("HTTP/1.1 400"), "{deep}");
+    let missing = served.get("/v3/kv/put").await;
+    assert!(missing.starts_with("HTTP/1.1 405"), "{missing}");
+
+    let metrics = served.get("/metrics").await;
+    let method = r#"grpc_type="unary",grpc_service="etcdserverpb.KV",grpc_method="Put""#;
+    for line in [
+        format!("grpc_server_started_total{{{method}}} 3"),
+        format!(r#"grpc_server_handled_total{{{method},grpc_code="OK"}} 1"#),
+        format!(r#"grpc_server_handled_total{{{method},grpc_code="InvalidArgument"}} 1"#),
+        format!(r#"grpc_server_handled_total{{{method},grpc_code="ResourceExhausted"}} 1"#),
+    ] {
+        assert!(metrics.contains(&line), "{line} is not in {metrics}");
+    }
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_over_http_ends_with_the_server() {
+    let served = serve().await;
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    let body = r#"{"create_request":{"key":"Zm9v"}}"#;
+    let length = body.len();
+    let request =
+        format!("POST /v3/watch HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut told = Vec::new();
+    while !String::from_utf8_lossy(&told).contains(r#""created":true}}"#) {
+        assert_ne!(
+            stream.read_buf(&mut told).await.unwrap(),
+            0,
+            "the answer ended"
+        );
+    }
+    let mut kv = KvClient::new(served.channel().await);
+    kv.put(put("foo", 3)).await.unwrap();
+    while !String::from_utf8_lossy(&told).contains(r#""events":[{"kv":{"key":"Zm9v""#) {
+        assert_ne!(
+            stream.read_buf(&mut told).await.unwrap(),
+            0,
+            "the answer ended"
+        );
+    }
+    let stopped = tokio::time::timeout(Duration::from_secs(3), served.server.stop());
+    stopped
+        .await
+        .expect("an open watch does not hold up the stop");
+    stream.read_to_end(&mut told).await.unwrap();
+    let told = String::from_utf8_lossy(&told);
+    let end = r#"{"error":{"grpc_code":14,"http_code":503,"message":"etcdserver: server stopped","http_status":"Service Unavailable"}}"#;
+    assert!(told.contains(end), "{told}");
     served.node.shutdown().await;
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
+use quorate::core::api::http::origin::Access;
 use quorate::core::config::{
     AutoCompaction, ClusterConfig, ClusterState, Config, Data, InitialMember,
 };
@@ -155,6 +156,26 @@ pub(crate) struct ServerArgs {
     )]
     auto_compaction_retention: String,
 
+    /// Origins of web pages that may use the HTTP routes, as https://host:port; `*` is any
+    /// [default: none but this member's own]
+    #[arg(
+        long,
+        env = "QUORATE_CORS",
+        value_name = "ORIGINS",
+        value_delimiter = ','
+    )]
+    cors: Vec<String>,
+
+    /// Host names that HTTP requests may be addressed to; `*` is any
+    #[arg(
+        long,
+        env = "QUORATE_HOST_WHITELIST",
+        value_name = "HOSTS",
+        value_delimiter = ',',
+        default_value = "*"
+    )]
+    host_whitelist: Vec<String>,
+
     /// What is logged
     #[arg(long, env = "QUORATE_LOG_LEVEL", value_name = "LEVEL", default_value = "info",
           value_parser = ["error", "warn", "info", "debug", "trace"])]
@@ -233,6 +254,13 @@ impl ServerArgs {
     /// Where to listen for clients.
     pub(crate) fn listen_client_urls(&self) -> &[String] {
         &self.listen_client_urls
+    }
+
+    /// Who may use the HTTP routes.
+    pub(crate) fn access(&self) -> Access {
+        Access::default()
+            .origins(self.cors.iter().cloned())
+            .hosts(self.host_whitelist.iter().cloned())
     }
 
     /// Whether to end when standard input does.

@@ -8,17 +8,35 @@ mod election;
 mod lock;
 mod queue;
 
+use quorate::core::api::http::gateway::Route;
 use quorate::core::error::Error;
 use quorate::core::node::Node;
 use quorate::core::tasks::Tasks;
 use quorate::proto::Reason;
 use quorate::proto::limits::GRPC_OVERHEAD_BYTES;
 use quorate::proto::v3electionpb::election_server::ElectionServer;
+use quorate::proto::v3electionpb::{
+    CampaignRequest, CampaignResponse, LeaderRequest, LeaderResponse, ProclaimRequest,
+    ProclaimResponse, ResignRequest, ResignResponse,
+};
 use quorate::proto::v3lockpb::lock_server::LockServer;
+use quorate::proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
 use tonic::Status;
 use tonic::service::RoutesBuilder;
 
 use self::queue::Queues;
+
+/// The JSON routes of these services.
+#[rustfmt::skip]
+pub(crate) const ROUTES: [Route; 7] = [
+    Route::unary::<LockRequest, LockResponse>("/v3/lock/lock", "/v3lockpb.Lock/Lock"),
+    Route::unary::<UnlockRequest, UnlockResponse>("/v3/lock/unlock", "/v3lockpb.Lock/Unlock"),
+    Route::unary::<CampaignRequest, CampaignResponse>("/v3/election/campaign", "/v3electionpb.Election/Campaign"),
+    Route::unary::<ProclaimRequest, ProclaimResponse>("/v3/election/proclaim", "/v3electionpb.Election/Proclaim"),
+    Route::unary::<LeaderRequest, LeaderResponse>("/v3/election/leader", "/v3electionpb.Election/Leader"),
+    Route::server_streaming::<LeaderRequest, LeaderResponse>("/v3/election/observe", "/v3electionpb.Election/Observe"),
+    Route::unary::<ResignRequest, ResignResponse>("/v3/election/resign", "/v3electionpb.Election/Resign"),
+];
 
 /// Adds the services of `node` to `routes`. Calls that wait end when `serving` is cancelled; what
 /// they leave behind is cleaned up by its tasks.

@@ -1,5 +1,7 @@
 //! Other people's clients against quorate, with a real etcd beside it as the measure.
 
 mod etcdctl;
+mod gateway;
+mod gateway_doc;
 mod services;
 mod snapshot;

@@ -216,12 +216,13 @@ impl Node {
     /// Completes when this member can go on no longer, with the reason; never otherwise.
     pub async fn failed(&self) -> Error {
         let mut failure = self.shared.consensus.failure();
-        match failure.wait_for(Option::is_some).await {
-            Ok(failure) => failure
-                .as_deref()
-                .cloned()
-                .unwrap_or_else(|| Reason::Stopped.into()),
-            Err(_) => std::future::pending().await,
+        let told = failure.wait_for(Option::is_some).await.ok().map(|failure| {
+            let cause = failure.as_deref().cloned();
+            cause.unwrap_or_else(|| Reason::Stopped.into())
+        });
+        match told {
+            Some(cause) => cause,
+            None => std::future::pending().await,
         }
     }
 

@@ -2,17 +2,27 @@
 
 mod auth;
 mod cluster;
+mod health;
 mod kv;
 mod lease;
 mod maintenance;
+mod methods;
+mod reflection;
+mod traffic;
 mod watch;
 
 pub use auth::Auth;
 pub use cluster::Cluster;
+pub use health::Health;
 pub use kv::Kv;
 pub use lease::Lease;
 pub use maintenance::Maintenance;
 pub use watch::Watch;
+
+#[cfg(test)]
+pub(crate) use methods::methods;
+pub(crate) use reflection::add_reflection;
+pub(crate) use traffic::{Traffic, count};
 
 use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::auth_server::AuthServer;
@@ -25,6 +35,7 @@ use quorate_proto::limits::GRPC_OVERHEAD_BYTES;
 use tonic::metadata::MetadataMap;
 use tonic::service::RoutesBuilder;
 use tonic::{Code, Status};
+use tonic_health::pb::health_server::HealthServer;
 
 use crate::node::Node;
 use crate::tasks::Tasks;
@@ -32,7 +43,7 @@ use crate::tasks::Tasks;
 /// Adds all services of `node` to `routes`, with etcd's limits on message sizes. Calls that would
 /// never end by themselves end when `serving` is cancelled.
 pub fn add_services(routes: &mut RoutesBuilder, node: &Node, serving: &Tasks) {
-    let limit = node.limits().max_request_bytes + GRPC_OVERHEAD_BYTES;
+    let limit = message_bytes_max(node);
     routes
         .add_service(KvServer::new(Kv::new(node.clone())).max_decoding_message_size(limit))
         .add_service(
@@ -50,7 +61,16 @@ pub fn add_services(routes: &mut RoutesBuilder, node: &Node, serving: &Tasks) {
             MaintenanceServer::new(Maintenance::new(node.clone(), serving.clone()))
                 .max_decoding_message_size(limit),
         )
-        .add_service(AuthServer::new(Auth::new(node.clone())).max_decoding_message_size(limit));
+        .add_service(AuthServer::new(Auth::new(node.clone())).max_decoding_message_size(limit))
+        .add_service(HealthServer::new(Health::new(
+            node.clone(),
+            serving.clone(),
+        )));
+}
+
+/// The largest message of a client that is taken, in bytes.
+pub(crate) fn message_bytes_max(node: &Node) -> usize {
+    node.limits().max_request_bytes + GRPC_OVERHEAD_BYTES
 }
 
 /// Whether the caller wants an error rather than a wait when there is no leader.

@@ -2,6 +2,9 @@
 //! that its dashboards and alerts go on working. Read off the member at each scrape; nothing is
 //! counted here.
 
+mod calls;
+mod process;
+
 use std::fmt;
 
 use axum::extract::State;
@@ -13,16 +16,33 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use self::process::Process;
+use crate::api::grpc::Traffic;
 use crate::node::{ETCD_VERSION, Node, Observed};
 use crate::peer::Activity;
 
 /// What the format is called.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// What a scrape looks at.
+#[derive(Debug, Clone)]
+pub(super) struct Scraped {
+    node: Node,
+    traffic: Traffic,
+}
+
+impl Scraped {
+    /// This member, and what its gRPC services have carried.
+    pub(super) fn new(node: Node, traffic: Traffic) -> Self {
+        Self { node, traffic }
+    }
+}
+
 /// Answers a scrape.
-pub(super) async fn metrics(State(node): State<Node>) -> Response {
+pub(super) async fn metrics(State(scraped): State<Scraped>) -> Response {
+    let process = process::look().await;
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Scrape(node)));
+    registry.register_collector(Box::new(Scrape { scraped, process }));
     let mut body = String::new();
     match text::encode(&mut body, &registry) {
         Ok(()) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response(),
@@ -31,14 +51,21 @@ pub(super) async fn metrics(State(node): State<Node>) -> Response {
 }
 
 #[derive(Debug)]
-struct Scrape(Node);
+struct Scrape {
+    scraped: Scraped,
+    process: Option<Process>,
+}
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let seen = self.0.observe();
+        let seen = self.scraped.node.observe();
         of_the_member(&mut encoder, &seen)?;
         of_the_store(&mut encoder, &seen)?;
         of_the_peers(&mut encoder, &seen)?;
+        calls::encode(&mut encoder, &self.scraped.traffic)?;
+        if let Some(process) = &self.process {
+            process.encode(&mut encoder)?;
+        }
         let version = [("server_version", ETCD_VERSION)];
         let info = encoder.encode_descriptor(
             "etcd_server_version",
@@ -64,14 +91,12 @@ fn of_the_member(encoder: &mut DescriptorEncoder, seen: &Observed) -> fmt::Resul
         "Whether this member leads",
         flag(seen.is_leader),
     )?;
-    let changes = ConstCounter::new(seen.leaders_seen);
-    let counter = encoder.encode_descriptor(
+    counter(
+        encoder,
         "etcd_server_leader_changes_seen",
         "Leaders known since the start",
-        None,
-        changes.metric_type(),
+        seen.leaders_seen,
     )?;
-    changes.encode(counter)?;
     gauge(encoder, "quorate_raft_term", "The current term", seen.term)?;
     gauge(
         encoder,
@@ -174,6 +199,12 @@ fn of_the_peers(encoder: &mut DescriptorEncoder, seen: &Observed) -> fmt::Result
 
 fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: u64) -> fmt::Result {
     let value = ConstGauge::new(value);
+    value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)
+}
+
+/// A counter; the format adds `_total` to its name.
+fn counter(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: u64) -> fmt::Result {
+    let value = ConstCounter::new(value);
     value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)
 }
 
