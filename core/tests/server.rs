@@ -215,8 +215,39 @@ async fn version_and_health_are_beside_grpc_on_the_same_port() {
         health.contains(r#"{"health":"true","reason":""}"#),
         "{health}"
     );
-    assert!(served.get("/livez").await.starts_with("HTTP/1.1 200"));
-    assert!(served.get("/readyz").await.starts_with("HTTP/1.1 200"));
+    for (path, expected) in [
+        ("/livez", "ok\n"),
+        ("/livez?verbose", "[+]serializable_read ok\nok\n"),
+        ("/readyz", "ok\n"),
+        (
+            "/readyz?verbose",
+            "[+]data_corruption ok\n[+]serializable_read ok\n[+]linearizable_read ok\n\
+             [+]non_learner ok\nok\n",
+        ),
+        (
+            "/readyz?exclude=linearizable_read&verbose&exclude=non_learner",
+            "[+]data_corruption ok\n[+]serializable_read ok\nok\n",
+        ),
+        (
+            "/readyz/linearizable_read?verbose",
+            "[+]linearizable_read ok\nok\n",
+        ),
+        (
+            "/health?serializable=true",
+            r#"{"health":"true","reason":""}"#,
+        ),
+    ] {
+        let answer = served.get(path).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert_eq!(body, expected, "{path}");
+    }
+    assert!(
+        served
+            .get("/livez/nothing")
+            .await
+            .starts_with("HTTP/1.1 404")
+    );
     let metrics = served.get("/metrics").await;
     for line in [
         "etcd_server_has_leader 1",
@@ -227,7 +258,46 @@ async fn version_and_health_are_beside_grpc_on_the_same_port() {
     }
     assert!(served.get("/nowhere").await.starts_with("HTTP/1.1 404"));
     let post = "POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-    assert!(served.http(post).await.starts_with("HTTP/1.1 405"));
+    let refused = served.http(post).await;
+    assert!(refused.starts_with("HTTP/1.1 405"), "{refused}");
+    assert!(refused.to_lowercase().contains("allow: get"), "{refused}");
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alarm_shows_in_health_until_it_is_excluded_or_cleared() {
+    use quorate_proto::etcdserverpb::alarm_request::AlarmAction;
+    use quorate_proto::etcdserverpb::{AlarmRequest, AlarmType};
+
+    let served = serve().await;
+    let mut maintenance = MaintenanceClient::new(served.channel().await);
+    let mut raise = async |alarm: AlarmType, action: AlarmAction| {
+        let request = AlarmRequest {
+            action: action.into(),
+            member_id: 1,
+            alarm: alarm.into(),
+        };
+        maintenance.alarm(request).await.unwrap();
+    };
+    raise(AlarmType::Nospace, AlarmAction::Activate).await;
+    let health = served.get("/health").await;
+    assert!(health.starts_with("HTTP/1.1 503"), "{health}");
+    assert!(
+        health.ends_with(r#"{"health":"false","reason":"ALARM NOSPACE"}"#),
+        "{health}"
+    );
+    let excluded = served.get("/health?exclude=CORRUPT&exclude=NOSPACE").await;
+    assert!(excluded.starts_with("HTTP/1.1 200"), "{excluded}");
+    assert!(served.get("/readyz").await.starts_with("HTTP/1.1 200"));
+    raise(AlarmType::Nospace, AlarmAction::Deactivate).await;
+    raise(AlarmType::Corrupt, AlarmAction::Activate).await;
+    let ready = served.get("/readyz").await;
+    assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
+    assert!(
+        ready.contains("[-]data_corruption failed: alarm activated: CORRUPT\n"),
+        "{ready}"
+    );
+    assert!(served.get("/livez").await.starts_with("HTTP/1.1 200"));
     served.stop().await;
 }
 
@@ -387,6 +457,11 @@ async fn json_calls_go_through_the_gateway_and_are_counted() {
         format!(r#"grpc_server_handled_total{{{method},grpc_code="OK"}} 1"#),
         format!(r#"grpc_server_handled_total{{{method},grpc_code="InvalidArgument"}} 1"#),
         format!(r#"grpc_server_handled_total{{{method},grpc_code="ResourceExhausted"}} 1"#),
+        "etcd_mvcc_put_total 1".to_owned(),
+        "etcd_mvcc_delete_total 0".to_owned(),
+        "etcd_server_proposals_failed_total 0".to_owned(),
+        "etcd_debugging_mvcc_watch_stream_total 0".to_owned(),
+        "etcd_debugging_mvcc_slow_watcher_total 0".to_owned(),
     ] {
         assert!(metrics.contains(&line), "{line} is not in {metrics}");
     }

@@ -2,7 +2,7 @@
 //! HTTP status and the same body, byte for byte but for ids, addresses and raft's own numbers.
 //!
 //! The answers are etcd 3.5's. With an etcd 3.4 beside it, what changed since is named in
-//! [`Told::as_since_3_5`] and in the calls that are marked [`Since::V3_5`].
+//! [`Told::like_since_3_5`] and in the calls that are marked [`Since::V3_5`].
 
 use std::path::Path;
 use std::process::Stdio;
@@ -24,6 +24,7 @@ enum Since {
 }
 
 /// One call; `lines` ends a stream that would not end by itself.
+#[derive(Clone, Copy)]
 struct Call {
     since: Since,
     arguments: &'static [&'static str],
@@ -156,7 +157,7 @@ struct Told {
 impl Told {
     /// etcd 3.4 answers FailedPrecondition with 412 where later ones have 400, and tells the code
     /// after the message.
-    fn as_since_3_5(mut self) -> Self {
+    fn like_since_3_5(mut self) -> Self {
         if self.status == "412" {
             self.status = "400".to_owned();
         }
@@ -257,7 +258,7 @@ async fn the_gateway_answers_as_etcds_does() -> anyhow::Result<()> {
     for asked in CALLS {
         let mut expected = call(etcd.endpoint(), asked).await?;
         if theirs == Since::V3_4 {
-            expected = expected.as_since_3_5();
+            expected = expected.like_since_3_5();
         }
         let actual = call(quorate.endpoint(0), asked).await?;
         if asked.since > theirs {

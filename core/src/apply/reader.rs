@@ -1,9 +1,11 @@
 //! Reads of the replicated state, from any thread. Used by `node` and, for its views, by `watch`.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use super::{Alarm, Member};
 use crate::lease::Lessor;
+use crate::mvcc::{Event, EventKind};
 use crate::storage::kv::{Kv, View};
 
 /// Shows the state after the last applied batch. Cheap to clone; stays valid, and follows, when a
@@ -13,8 +15,16 @@ pub struct Reader {
     shared: Arc<Shared>,
 }
 
+/// What this member has applied since it started.
+#[derive(Debug, Default)]
+struct Written {
+    puts: AtomicU64,
+    deletes: AtomicU64,
+}
+
 #[derive(Debug)]
 struct Shared {
+    written: Written,
     current: RwLock<Current>,
     lessor: Lessor,
     quota_bytes: u64,
@@ -34,6 +44,7 @@ impl Reader {
     pub(super) fn new(current: Current, lessor: Lessor, quota_bytes: u64) -> Self {
         Self {
             shared: Arc::new(Shared {
+                written: Written::default(),
                 current: RwLock::new(current),
                 lessor,
                 quota_bytes,
@@ -48,6 +59,31 @@ impl Reader {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         change(&mut current);
+    }
+
+    /// Counts what a batch wrote.
+    pub(super) fn count(&self, revisions: &[Vec<Event>]) {
+        let (mut puts, mut deletes) = (0, 0);
+        for event in revisions.iter().flatten() {
+            match event.kind {
+                EventKind::Put => puts += 1,
+                EventKind::Delete => deletes += 1,
+            }
+        }
+        let written = &self.shared.written;
+        written.puts.fetch_add(puts, Ordering::Relaxed);
+        written.deletes.fetch_add(deletes, Ordering::Relaxed);
+    }
+
+    /// Keys put and keys deleted that this member has applied since it started, transactions and
+    /// ended leases included.
+    #[must_use]
+    pub fn written(&self) -> (u64, u64) {
+        let written = &self.shared.written;
+        (
+            written.puts.load(Ordering::Relaxed),
+            written.deletes.load(Ordering::Relaxed),
+        )
     }
 
     fn current(&self) -> RwLockReadGuard<'_, Current> {

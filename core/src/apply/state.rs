@@ -212,6 +212,7 @@ impl State {
         let compact_revision = meta::compact_revision(&overlay)?;
         self.kv.commit(overlay.into_batch())?;
         self.lessor.commit(&leases.into_changes());
+        self.reader.count(&revisions);
         let new_alarms = (alarms != self.alarms).then(|| alarms.iter().collect());
         let new_members = (members != self.members).then(|| members.iter().cloned().collect());
         self.alarms = alarms;

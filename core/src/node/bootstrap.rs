@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use quorate_proto::Reason;
@@ -191,6 +191,7 @@ async fn assemble(
             removed: tokio::sync::watch::Sender::new(mvcc::meta::NEVER_COMPACTED),
             snapshots: Arc::new(Semaphore::new(snapshot::SNAPSHOTS_IN_FLIGHT)),
             leaders: tokio::sync::watch::Sender::default(),
+            proposals_failed: AtomicU64::new(0),
             tasks: Tasks::new(),
             network: network.clone(),
             data_dir: Mutex::new(data_dir),

@@ -41,6 +41,14 @@ impl Node {
         })
     }
 
+    /// Whether this member has no vote.
+    #[must_use]
+    pub fn is_learner(&self) -> bool {
+        let members = self.shared.consensus.members();
+        let own = members.get(&self.shared.member_id);
+        own.is_some_and(|own| !own.is_voter)
+    }
+
     /// Tells the cluster this member's name and where clients reach it, unless it knows already.
     pub(super) async fn publish_attributes(&self) -> Result<()> {
         let own = MemberAttributes {

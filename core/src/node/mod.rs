@@ -30,7 +30,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -104,6 +104,8 @@ struct Shared {
     removed: tokio::sync::watch::Sender<i64>,
     snapshots: Arc<Semaphore>,
     leaders: tokio::sync::watch::Sender<observe::Leaders>,
+    /// Proposals whose outcome did not show, or that nobody took.
+    proposals_failed: AtomicU64,
     /// The node's own tasks; cancelled first.
     tasks: Tasks,
     /// The transport and its listener; stopped last.

@@ -1,5 +1,7 @@
 //! What can be seen of a member from outside, at one moment: for metrics and consoles.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::Node;
 use crate::clock::Instant;
 use crate::peer::PeerStatus;
@@ -31,12 +33,20 @@ pub struct Observed {
     pub applied_index: u64,
     /// Writes of this member's clients that were sent and wait for their outcome.
     pub pending_proposals: usize,
+    /// Writes of this member's clients that were not decided, as far as could be told.
+    pub failed_proposals: u64,
+    /// Keys put that this member has applied since it started.
+    pub puts: u64,
+    /// Keys deleted that this member has applied since it started.
+    pub deletes: u64,
     /// Current revision.
     pub revision: i64,
     /// Compact revision; 0 before any compaction.
     pub compact_revision: i64,
     /// Watchers on all streams.
     pub watchers: usize,
+    /// Of those, watchers that have to be caught up with the present.
+    pub watchers_behind: usize,
     /// Leases granted.
     pub leases: usize,
     /// Size of the store in bytes: approximate.
@@ -55,6 +65,7 @@ impl Node {
     pub fn observe(&self) -> Observed {
         let shared = &self.shared;
         let known = self.leadership();
+        let (puts, deletes) = shared.reader.written();
         let raft = shared.consensus.status();
         Observed {
             term: known.term,
@@ -66,6 +77,10 @@ impl Node {
             pending_proposals: shared.pending.len(),
             revision: shared.reader.revision(),
             compact_revision: shared.reader.compact_revision(),
+            failed_proposals: shared.proposals_failed.load(Relaxed),
+            puts,
+            deletes,
+            watchers_behind: shared.hub.watchers_behind(),
             watchers: shared.hub.watchers(),
             leases: shared.reader.lessor().len(),
             disk_bytes: shared.reader.disk_bytes(),

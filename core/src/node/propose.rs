@@ -8,6 +8,7 @@
 //! - certainly lost with its term's leader: proposed anew;
 //! - not decided within the request timeout: one of etcd's time-outs, never a retry.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use prost::Message;
@@ -62,6 +63,25 @@ impl Node {
         if bytes > self.shared.config.limits.max_request_bytes {
             return Err(Reason::RequestTooLarge.into());
         }
+        match self.decide(&command, bytes).await {
+            Ok(Ok(decided)) => Ok(decided),
+            Ok(Err(refused)) => Err(refused.into()),
+            Err(failed) => {
+                self.shared.proposals_failed.fetch_add(1, Relaxed);
+                Err(failed)
+            }
+        }
+    }
+
+    /// What the state machine made of a command.
+    ///
+    /// # Errors
+    /// It was not decided, as far as can be told here.
+    async fn decide(
+        &self,
+        command: &Command,
+        bytes: usize,
+    ) -> Result<std::result::Result<(Answer, EntryId), Reason>> {
         let since = clock::now();
         let deadline = since + self.shared.config.request_timeout();
         loop {
@@ -78,8 +98,8 @@ impl Node {
                 Err(_) => return Err(self.timed_out(since).into()),
             };
             match completion {
-                Completion::Answer { answer, applied } => return Ok((answer, applied)),
-                Completion::Refused { reason, .. } => return Err(reason.into()),
+                Completion::Answer { answer, applied } => return Ok(Ok((answer, applied))),
+                Completion::Refused { reason, .. } => return Ok(Err(reason)),
                 Completion::Lost => {
                     tracing::debug!("a proposal was lost with its leader, proposing anew");
                 }

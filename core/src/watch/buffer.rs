@@ -205,6 +205,11 @@ impl Buffer {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether its watcher has to be caught up.
+    pub(super) fn is_behind(&self) -> bool {
+        matches!(self.lock().position, Position::Behind(_))
+    }
+
     /// Takes in what was just published, if the watcher is live; one for whom there is no room
     /// falls behind, from this revision on.
     pub(super) fn offer(&self, selected: Selected) {

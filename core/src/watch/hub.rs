@@ -165,6 +165,14 @@ impl Hub {
         self.state().by_number.len()
     }
 
+    /// How many of them have to be caught up with the present.
+    #[must_use]
+    pub fn watchers_behind(&self) -> usize {
+        let state = self.state();
+        let behind = state.by_number.values().filter(|b| b.is_behind());
+        behind.count()
+    }
+
     /// Begins to watch. The watcher ends when it is dropped. One that starts below the compact
     /// revision says so with its first item.
     ///

@@ -99,6 +99,20 @@ impl Traffic {
         self.0.methods.values()
     }
 
+    /// Calls of a method that have begun and not ended.
+    pub(crate) fn under_way(&self, path: &str) -> u64 {
+        let Some(counted) = self.0.methods.get(path) else {
+            return 0;
+        };
+        // Ended ones first: a call that ends meanwhile must not make the difference negative.
+        let ended: u64 = counted
+            .handled
+            .iter()
+            .map(|count| count.load(Relaxed))
+            .sum();
+        counted.started().saturating_sub(ended)
+    }
+
     /// Bytes of messages that came from clients.
     pub(crate) fn received_bytes(&self) -> u64 {
         self.0.received_bytes.load(Relaxed)

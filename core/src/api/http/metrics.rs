@@ -116,6 +116,12 @@ fn of_the_member(encoder: &mut DescriptorEncoder, seen: &Observed) -> fmt::Resul
         "Writes sent that wait for their outcome",
         number(seen.pending_proposals),
     )?;
+    counter(
+        encoder,
+        "etcd_server_proposals_failed",
+        "Writes that were not decided, as far as could be told",
+        seen.failed_proposals,
+    )?;
     gauge(
         encoder,
         "quorate_alarms",
@@ -146,6 +152,24 @@ fn of_the_store(encoder: &mut DescriptorEncoder, seen: &Observed) -> fmt::Result
     )?;
     gauge(
         encoder,
+        "etcd_debugging_mvcc_slow_watcher_total",
+        "Watchers that have to be caught up with the present",
+        number(seen.watchers_behind),
+    )?;
+    counter(
+        encoder,
+        "etcd_mvcc_put",
+        "Keys put, as applied by this member since its start",
+        seen.puts,
+    )?;
+    counter(
+        encoder,
+        "etcd_mvcc_delete",
+        "Keys deleted, as applied by this member since its start",
+        seen.deletes,
+    )?;
+    gauge(
+        encoder,
         "quorate_lease_count",
         "Leases granted",
         number(seen.leases),
@@ -154,6 +178,13 @@ fn of_the_store(encoder: &mut DescriptorEncoder, seen: &Observed) -> fmt::Result
         encoder,
         "etcd_mvcc_db_total_size_in_bytes",
         "Size of the store",
+        seen.disk_bytes,
+    )?;
+    // The storage engine gives space back by itself: all it holds is in use.
+    gauge(
+        encoder,
+        "etcd_mvcc_db_total_size_in_use_in_bytes",
+        "Size of the store without what could be given back",
         seen.disk_bytes,
     )?;
     gauge(

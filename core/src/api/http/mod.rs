@@ -18,9 +18,11 @@ pub(crate) fn routes(node: Node, traffic: Traffic) -> Router {
     let metrics = get(metrics::metrics).with_state(scraped);
     Router::new()
         .route("/version", get(health::version))
-        .route("/health", get(health::health))
-        .route("/livez", get(health::live))
-        .route("/readyz", get(health::ready))
+        .route("/health", get(health::health).fallback(health::not_allowed))
+        .route("/livez", get(health::live).fallback(health::not_allowed))
+        .route("/readyz", get(health::ready).fallback(health::not_allowed))
+        .route("/livez/{check}", get(health::one_of_live))
+        .route("/readyz/{check}", get(health::one_of_ready))
         .route("/metrics", metrics)
         .with_state(node)
 }

@@ -6,7 +6,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 
-use super::counter;
+use super::{counter, gauge};
 use crate::api::grpc::Traffic;
 
 pub(super) fn encode(encoder: &mut DescriptorEncoder, traffic: &Traffic) -> fmt::Result {
@@ -43,6 +43,12 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder, traffic: &Traffic) -> fmt:
             ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
         }
     }
+    gauge(
+        encoder,
+        "etcd_debugging_mvcc_watch_stream_total",
+        "Watch streams that are open",
+        traffic.under_way("/etcdserverpb.Watch/Watch"),
+    )?;
     counter(
         encoder,
         "etcd_network_client_grpc_received_bytes",
