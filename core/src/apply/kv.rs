@@ -75,8 +75,8 @@ pub(super) fn range(
     answered: bool,
 ) -> Result<RangeResponse, Error> {
     let query = RangeQuery::from_request(request)?;
+    readable(txn, request.revision)?;
     if !answered {
-        readable(txn, request.revision)?;
         return Ok(RangeResponse::default());
     }
     let found = mvcc::range(txn.view(), &query)?;
@@ -88,12 +88,13 @@ pub(super) fn range(
     })
 }
 
-/// The refusals of a read, without the read.
+/// The refusals of a read, without the read. In a transaction etcd takes a negative revision for one
+/// that is compacted, if there was a compaction, whereas a read alone takes it for the current one.
 fn readable(txn: &WriteTxn<'_>, revision: i64) -> Result<(), Error> {
     if revision > meta::current_revision(txn.view())? {
         return Err(Reason::FutureRevision.into());
     }
-    if revision > 0 && revision < meta::compact_revision(txn.view())? {
+    if revision != 0 && revision < meta::compact_revision(txn.view())? {
         return Err(Reason::Compacted.into());
     }
     Ok(())

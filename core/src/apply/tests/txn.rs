@@ -259,6 +259,24 @@ fn a_refusal_in_the_branch_taken_takes_everything_back() {
 }
 
 #[test]
+fn a_negative_revision_in_a_transaction_counts_as_older_than_the_compacted_one() {
+    let mut machine = machine(&[("k", "1")]);
+    let read = |machine: &mut Machine, revision| {
+        let request = RangeRequest {
+            revision,
+            ..get("k")
+        };
+        let answer = machine.txn(TxnBuilder::new().then(request).then(delete_op("x")).build());
+        answer.map(|answer| answer.kvs().count())
+    };
+    assert_eq!(read(&mut machine, -1), Ok(1));
+    assert_eq!(read(&mut machine, -2), Err(Reason::Compacted));
+    machine.run(compact(1)).expect("compacts");
+    assert_eq!(read(&mut machine, 0), Ok(1));
+    assert_eq!(read(&mut machine, -1), Err(Reason::Compacted));
+}
+
+#[test]
 fn a_refused_put_goes_before_a_refused_range() {
     let mut machine = machine(&[]);
     let future = RangeRequest {
