@@ -66,7 +66,7 @@ impl RangeQuery {
     }
 
     /// What a request asks for. An unknown sort order is none, as on etcd; with a target other
-    /// than the key, no order means ascending.
+    /// than the key, no order means ascending, within what a limit lets through.
     ///
     /// # Errors
     ///
@@ -85,7 +85,20 @@ impl RangeQuery {
             Err(_) => return Err(Reason::InvalidSortOption),
         };
         let order = match SortOrder::try_from(request.sort_order) {
-            Ok(SortOrder::None) if sort_by != SortBy::Key => Order::Ascending,
+            Ok(SortOrder::None) if sort_by != SortBy::Key => {
+                // With a filter etcd reads everything before it sorts and cuts.
+                let filters = [
+                    request.min_mod_revision,
+                    request.max_mod_revision,
+                    request.min_create_revision,
+                    request.max_create_revision,
+                ];
+                if filters == [0; 4] {
+                    Order::AscendingWithinLimit
+                } else {
+                    Order::Ascending
+                }
+            }
             Ok(SortOrder::Ascend) => Order::Ascending,
             Ok(SortOrder::Descend) => Order::Descending,
             Ok(SortOrder::None) | Err(_) => Order::Unsorted,

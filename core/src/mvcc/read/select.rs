@@ -14,6 +14,9 @@ pub enum Order {
     Unsorted,
     /// Lowest first.
     Ascending,
+    /// Lowest first, but only among those that the limit lets through in key order, and one more:
+    /// what etcd does when it is told what to sort by and a limit, but no order.
+    AscendingWithinLimit,
     /// Highest first.
     Descending,
 }
@@ -99,6 +102,9 @@ impl Selection {
         if self.in_final_order() && self.kept.len() >= limit {
             return;
         }
+        if self.order == Order::AscendingWithinLimit && self.passed > limit.saturating_add(1) {
+            return;
+        }
         if self.keys_only && self.sort_by != SortBy::Value {
             kv.value = Bytes::new();
         }
@@ -124,7 +130,7 @@ impl Selection {
         match self.order {
             Order::Unsorted => true,
             Order::Ascending => self.sort_by == SortBy::Key,
-            Order::Descending => false,
+            Order::AscendingWithinLimit | Order::Descending => false,
         }
     }
 

@@ -77,6 +77,16 @@ impl Model {
         match query.order {
             Order::Unsorted => {}
             Order::Ascending => kvs.sort_by_key(key),
+            Order::AscendingWithinLimit => {
+                let limit = usize::try_from(query.limit).unwrap_or(0);
+                let candidates = if limit > 0 {
+                    limit.saturating_add(1)
+                } else {
+                    usize::MAX
+                };
+                let candidates = candidates.min(kvs.len());
+                kvs[..candidates].sort_by_key(key);
+            }
             Order::Descending => kvs.sort_by_key(|kv| std::cmp::Reverse(key(kv))),
         }
         let mut more = false;
@@ -253,9 +263,14 @@ impl Run<'_> {
                 self.revision()
             };
             query.limit = self.random.random_range(-1..8);
-            query.order = *[Order::Unsorted, Order::Ascending, Order::Descending]
-                .choose(&mut self.random)
-                .unwrap();
+            query.order = *[
+                Order::Unsorted,
+                Order::Ascending,
+                Order::AscendingWithinLimit,
+                Order::Descending,
+            ]
+            .choose(&mut self.random)
+            .unwrap();
             let targets = [
                 SortBy::Key,
                 SortBy::Version,
