@@ -32,9 +32,12 @@ pub struct Event {
 }
 
 impl Event {
-    /// The event as watchers get it, with the given previous pair.
+    /// The event as watchers get it, with the given previous pair. A put that makes its key anew has
+    /// none, as on etcd: not even when the key was there until the same transaction deleted it.
     #[must_use]
     pub fn to_wire(&self, prev_kv: Option<KeyValue>) -> mvccpb::Event {
+        let creates =
+            self.kind == EventKind::Put && self.kv.create_revision == self.kv.mod_revision;
         let kind = match self.kind {
             EventKind::Put => mvccpb::event::EventType::Put,
             EventKind::Delete => mvccpb::event::EventType::Delete,
@@ -42,7 +45,7 @@ impl Event {
         mvccpb::Event {
             r#type: i32::from(kind),
             kv: Some(self.kv.clone()),
-            prev_kv,
+            prev_kv: prev_kv.filter(|_| !creates),
         }
     }
 

@@ -130,6 +130,22 @@ fn pairs(expected: &[(i64, &str)]) -> Vec<(i64, String)> {
 }
 
 #[tokio::test]
+async fn a_key_made_anew_in_the_transaction_that_deleted_it_has_no_previous_pair() {
+    let store = Store::new(&Options::default());
+    store.put("a", "before");
+    let mut live = store.watch(|request| request.prev_kv = true);
+    store.write(&[("a", None), ("a", Some("after"))]);
+    let mut late = store.watch(|request| (request.prev_kv, request.start_revision) = (true, 3));
+    for watcher in [&mut live, &mut late] {
+        let Item::Events { events, .. } = next(watcher).await else {
+            panic!("events");
+        };
+        let before: Vec<_> = events.iter().map(|event| event.prev_kv.is_some()).collect();
+        assert_eq!(before, [true, false]);
+    }
+}
+
+#[tokio::test]
 async fn a_live_watcher_gets_what_it_asked_for() {
     let store = Store::new(&Options::default());
     store.put("a", "before");
