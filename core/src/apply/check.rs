@@ -10,8 +10,8 @@ use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::range_request::SortTarget;
 use quorate_proto::etcdserverpb::request_op::Request;
 use quorate_proto::etcdserverpb::{
-    AlarmRequest, AlarmType, Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest,
-    RangeRequest, RequestOp, TxnRequest, alarm_request::AlarmAction,
+    AlarmRequest, AlarmType, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp,
+    TxnRequest, alarm_request::AlarmAction,
 };
 use quorate_proto::limits::{KEY_BYTES_MAX, LEASE_TTL_SECONDS_MAX, TXN_DEPTH_MAX};
 
@@ -75,21 +75,8 @@ pub fn txn(request: &TxnRequest, ops_max: usize) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Checks a lease grant as a client asks for it, with the longest time to live in seconds that the
-/// member allows.
-///
-/// # Errors
-///
-/// Time to live above the limit.
-pub fn lease_grant(request: &LeaseGrantRequest, ttl_seconds_max: i64) -> Result<(), Reason> {
-    if request.ttl > ttl_seconds_max {
-        return Err(Reason::LeaseTtlTooLarge);
-    }
-    Ok(())
-}
-
-/// Checks a time to live in seconds against what no member may exceed; too small ones are raised, not
-/// refused.
+/// Checks a time to live in seconds; too small ones are raised, not refused. Asked only when the
+/// grant is applied: as on etcd, an alarm goes first.
 pub(super) fn ttl(ttl_seconds: i64) -> Result<(), Reason> {
     if ttl_seconds > LEASE_TTL_SECONDS_MAX {
         return Err(Reason::LeaseTtlTooLarge);

@@ -76,8 +76,8 @@ impl Leases {
 
 impl Executor {
     pub(super) fn lease_grant(&mut self, grant: &LeaseGrant) -> Result<Answer, Error> {
-        check::ttl(grant.ttl_seconds)?;
         self.alarms.admit_put()?;
+        check::ttl(grant.ttl_seconds)?;
         // Whoever proposes picks an id and raises the time to live first.
         if grant.id == 0 || grant.ttl_seconds < 1 {
             return Err(Reason::UnknownCommand.into());

@@ -13,6 +13,7 @@ use quorate_proto::etcdserverpb::{
     LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
     LeaseTimeToLiveResponse,
 };
+use quorate_proto::limits::LEASE_TTL_SECONDS_MAX;
 use quorate_proto::log::command::Kind;
 use quorate_proto::log::{LeaseCheckpoint, LeaseGrant, LeaseRevoke, RemainingTtl};
 use quorate_proto::peer::request::Kind as Asked;
@@ -24,7 +25,7 @@ use uuid::Uuid;
 use super::Node;
 use super::kv::unexpected;
 use super::rounds::Caller;
-use crate::apply::{Answer, check};
+use crate::apply::Answer;
 use crate::clock;
 use crate::error::Result;
 use crate::lease::{Remaining, Renewal};
@@ -45,7 +46,11 @@ impl Node {
     /// # Errors
     /// The id is taken, the time to live is too large; as any write.
     pub async fn lease_grant(&self, request: LeaseGrantRequest) -> Result<LeaseGrantResponse> {
-        check::lease_grant(&request, self.limits().max_lease_ttl_seconds)?;
+        // What no member allows is refused when it is applied, after the alarms, as on etcd.
+        let ttl_max = self.limits().max_lease_ttl_seconds;
+        if ttl_max < LEASE_TTL_SECONDS_MAX && request.ttl > ttl_max {
+            return Err(Reason::LeaseTtlTooLarge.into());
+        }
         self.check_space()?;
         let ttl_seconds = request.ttl.max(self.shared.config.lease_ttl_min_seconds());
         for _ in 0..ID_ATTEMPTS {

@@ -171,3 +171,19 @@ fn a_member_that_lost_its_folder_cannot_bind_itself_anew() {
     let members = machine.state.reader().members();
     assert_eq!(*members, [Member::from(attributes(9))]);
 }
+
+#[test]
+fn an_alarm_goes_before_a_time_to_live_that_is_too_large() {
+    let mut machine = Machine::new();
+    let grant = Kind::LeaseGrant(LeaseGrant {
+        id: 99,
+        ttl_seconds: i64::MAX,
+    });
+    assert_eq!(
+        machine.run(grant.clone()).map(drop),
+        Err(Reason::LeaseTtlTooLarge)
+    );
+    let raise = alarm(AlarmAction::Activate, 1, AlarmType::Nospace);
+    machine.run(raise).expect("raised");
+    assert_eq!(machine.run(grant).map(drop), Err(Reason::NoSpace));
+}
