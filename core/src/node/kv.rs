@@ -7,8 +7,8 @@ use prost::Message;
 use quorate_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use quorate_proto::etcdserverpb::request_op::Request;
 use quorate_proto::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
+    AlarmType, CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
+    PutRequest, PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
 };
 use quorate_proto::log::command::Kind;
 use quorate_proto::{KeyRange, Reason};
@@ -164,6 +164,9 @@ impl Node {
         if !is_serializable(&request) {
             self.read_barrier().await?;
         }
+        if !only_ranges(&request) && self.is_corrupt() {
+            return Err(Reason::Corrupt.into());
+        }
         let reader = self.shared.reader.clone();
         let point = is_point(&request);
         let mut answer = self
@@ -195,6 +198,12 @@ impl Node {
         }
     }
 
+    /// Whether an alarm says that members disagree about the data.
+    fn is_corrupt(&self) -> bool {
+        let alarms = self.shared.reader.alarms();
+        alarms.iter().any(|alarm| alarm.kind == AlarmType::Corrupt)
+    }
+
     /// Refuses to grow a store that is over its quota, before the alarm that says so is applied.
     pub(super) fn check_space(&self) -> Result<()> {
         if self.shared.over_quota.load(Ordering::Relaxed) {
@@ -202,6 +211,13 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// Whether all operations of a transaction are ranges. One with nested transactions is none that
+/// only reads, for etcd: while members disagree about the data, it is refused.
+fn only_ranges(request: &TxnRequest) -> bool {
+    let mut operations = request.success.iter().chain(&request.failure);
+    operations.all(|operation| matches!(operation.request, Some(Request::RequestRange(_))))
 }
 
 /// Whether every operation of a transaction that only reads says serializable, as etcd judges it:

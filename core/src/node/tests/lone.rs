@@ -408,6 +408,24 @@ async fn operators_see_status_members_and_alarms() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn while_members_disagree_only_plain_reads_are_answered() {
+    let node = lone().await;
+    let alarm = AlarmRequest {
+        action: AlarmAction::Activate.into(),
+        member_id: node.member_id(),
+        alarm: AlarmType::Corrupt.into(),
+    };
+    node.alarm(alarm).await.unwrap();
+    let plain = TxnBuilder::new().then(get("k")).or_else(get("k")).build();
+    let nested = TxnBuilder::new().or_else(plain.clone()).build();
+    assert!(node.range(get("k")).await.is_ok());
+    assert!(node.txn(plain).await.is_ok());
+    let refused = node.txn(nested).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::Corrupt);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn outgrowing_the_quota_raises_the_alarm_and_refuses_puts_but_not_deletes() {
     let node = quick(Node::builder().in_memory())
         .quota(256 * 1024)
