@@ -1,7 +1,9 @@
 //! The differences there are, each with the etcd versions that show it and the reason why quorate
 //! does not do as they do. An answer may differ from etcd's only in one of these ways.
 
+use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::AlarmResponse;
+use tonic::Code;
 
 use super::op::{Answer, Op, Reply};
 
@@ -41,6 +43,28 @@ pub(crate) const KNOWN: &[Known] = &[
                 *etcd == headless
             }
             _ => false,
+        },
+    },
+    Known {
+        name: "the compacted revision cannot be hashed",
+        etcd: &["3.4", "3.5"],
+        reason: "corrected later in the 3.5 line (a read of that revision always was fine)",
+        is_it: |op, etcd, quorate| match (op, etcd, quorate) {
+            (Op::HashKv(request), Err(refusal), Ok(Reply::HashKv(answer))) => {
+                request.revision == answer.compact_revision
+                    && refusal.message == Reason::Compacted.text()
+            }
+            _ => false,
+        },
+    },
+    Known {
+        name: "there is no Downgrade",
+        etcd: &["3.4"],
+        reason: "added in 3.5",
+        is_it: |op, etcd, quorate| {
+            matches!(op, Op::Downgrade(_))
+                && matches!(etcd, Err(refusal) if refusal.code == Code::Unimplemented)
+                && matches!(quorate, Err(refusal) if refusal.code != Code::Unimplemented)
         },
     },
 ];

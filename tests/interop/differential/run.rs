@@ -21,7 +21,7 @@ use super::world::{STREAMS, World};
 const COMPARE_EVERY: usize = 200;
 
 /// Operations shown before the one that differs.
-const CONTEXT: usize = 6;
+const CONTEXT: usize = 3;
 
 /// What was compared.
 #[derive(Debug, Default)]
@@ -151,7 +151,11 @@ impl Run {
             let known = Known::find(&self.version, op, &theirs, &ours);
             let Some(known) = known else {
                 let context = self.context(op);
-                anyhow::bail!("they differ\netcd    {theirs:?}\nquorate {ours:?}\n{context}");
+                let (their_part, our_part) = where_they_differ(&theirs, &ours);
+                anyhow::bail!(
+                    "etcd    {their_part}\nquorate {our_part}\nin whole:\n\
+                     etcd    {theirs:?}\nquorate {ours:?}\n{context}"
+                );
             };
             let met = self.compared.known.entry(known.name);
             met.or_insert((known.reason, 0)).1 += 1;
@@ -162,21 +166,16 @@ impl Run {
     }
 
     fn context(&self, op: &Op) -> String {
-        let from = self.recent.len().saturating_sub(CONTEXT);
-        let mut text = String::from("before it:\n");
-        for op in &self.recent[from..] {
-            writeln!(text, "  {op:?}").expect("a string takes all");
-        }
         let World {
             revision,
             compacted,
             ..
         } = self.world;
-        write!(
-            text,
-            "at revision {revision}, compacted at {compacted}:\n  {op:?}"
-        )
-        .expect("a string takes all");
+        let mut text = format!("at revision {revision}, compacted at {compacted}: {op:?}\nbefore:");
+        let from = self.recent.len().saturating_sub(CONTEXT);
+        for op in &self.recent[from..] {
+            write!(text, "\n  {op:?}").expect("a string takes all");
+        }
         text
     }
 
@@ -267,6 +266,17 @@ fn without_previous(events: &[Event]) -> Vec<Event> {
         ..event.clone()
     };
     events.iter().map(bare).collect()
+}
+
+/// Of two answers the part around the first difference, as far as a line shows it.
+fn where_they_differ(one: &Answer, other: &Answer) -> (String, String) {
+    const BEFORE: usize = 60;
+    const SHOWN: usize = 240;
+    let (one, other) = (format!("{one:?}"), format!("{other:?}"));
+    let same = one.chars().zip(other.chars()).take_while(|(a, b)| a == b);
+    let from = same.count().saturating_sub(BEFORE);
+    let part = |text: &str| text.chars().skip(from).take(SHOWN).collect();
+    (part(&one), part(&other))
 }
 
 /// Refuses lists that differ, and tells the first place.

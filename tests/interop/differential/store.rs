@@ -96,7 +96,8 @@ struct Ids {
 
 impl Ids {
     fn lease_to_send(&self, lease: &mut i64) {
-        let chosen = usize::try_from(*lease - CHOSEN_LEASES).ok();
+        let nth = lease.checked_sub(CHOSEN_LEASES);
+        let chosen = nth.and_then(|nth| usize::try_from(nth).ok());
         if let Some(id) = chosen.and_then(|nth| self.leases.get(nth)) {
             *lease = *id;
         }

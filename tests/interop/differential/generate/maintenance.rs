@@ -26,7 +26,7 @@ impl Generator {
             62..75 => Op::MemberList {
                 linearizable: self.chance(50),
             },
-            75..85 => self.raise(),
+            75..85 => self.raise(world),
             _ => self.alarm_request(),
         }
     }
@@ -45,12 +45,13 @@ impl Generator {
         }))
     }
 
-    fn raise(&mut self) -> Op {
+    /// Raises an alarm, of one kind at a time: on etcd the second one undoes what the first forbids.
+    fn raise(&mut self, world: &World) -> Op {
         self.alarm_left = self.random.random_range(5..60);
-        let kind = if self.chance(65) {
-            AlarmType::Nospace
-        } else {
-            AlarmType::Corrupt
+        let kind = match world.alarms.first() {
+            Some((_, kind)) => AlarmType::try_from(*kind).expect("one that was raised"),
+            None if self.chance(65) => AlarmType::Nospace,
+            None => AlarmType::Corrupt,
         };
         Op::Alarm(AlarmRequest {
             action: AlarmAction::Activate.into(),

@@ -2,7 +2,7 @@
 
 use quorate_proto::etcdserverpb::compare::TargetUnion;
 use quorate_proto::etcdserverpb::request_op::Request;
-use quorate_proto::etcdserverpb::{Compare, RangeRequest, RequestOp, TxnRequest};
+use quorate_proto::etcdserverpb::{AlarmType, Compare, RangeRequest, RequestOp, TxnRequest};
 use rand::RngExt;
 
 use super::Generator;
@@ -17,13 +17,19 @@ struct Kind {
     /// Puts may keep values and leases; then there are no deletes.
     keep: bool,
     reads_only: bool,
+    levels: usize,
 }
 
 impl Generator {
     pub(super) fn txn(&mut self, world: &World) -> TxnRequest {
+        let reads_only = self.chance(15);
+        let full = i32::from(AlarmType::Nospace);
+        let full = world.alarms.iter().any(|(_, kind)| *kind == full);
         let kind = Kind {
             keep: self.chance(25),
-            reads_only: self.chance(15),
+            reads_only,
+            // When the store is full etcd lets puts pass in nested transactions, by mistake.
+            levels: if full && !reads_only { 1 } else { LEVELS },
         };
         let mut request = self.level(world, kind, 1);
         if self.random.random_ratio(1, 100) {
@@ -51,7 +57,7 @@ impl Generator {
                 70..85 if !kind.keep && !kind.reads_only => {
                     Request::RequestDeleteRange(self.delete_range())
                 }
-                85..100 if depth < LEVELS => {
+                85..100 if depth < kind.levels => {
                     Request::RequestTxn(self.level(world, kind, depth + 1))
                 }
                 _ => Request::RequestRange(self.range_inside(world)),

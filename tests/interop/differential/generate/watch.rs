@@ -1,6 +1,7 @@
 //! Watchers: created with every option, cancelled, asked for progress.
 
-use quorate_proto::etcdserverpb::WatchCreateRequest;
+use bytes::Bytes;
+use quorate_proto::etcdserverpb::{DeleteRangeRequest, PutRequest, WatchCreateRequest};
 use rand::RngExt;
 use rand::seq::IteratorRandom;
 
@@ -44,11 +45,6 @@ impl Generator {
 
     fn watch_request(&mut self, world: &World) -> WatchCreateRequest {
         let (key, range_end) = self.range_given();
-        let start_revision = match self.random.random_range(0..100) {
-            0..50 => 0,
-            // A negative one is answered differently by 3.5.30 than by those before it.
-            _ => self.revision(world).max(0),
-        };
         let filters = match self.random.random_range(0..10) {
             0..7 => vec![],
             7 => vec![0],
@@ -56,6 +52,16 @@ impl Generator {
             _ => self
                 .one_of::<&[i32]>(&[&[0, 1], &[0, 0], &[7, 1], &[-1]])
                 .to_vec(),
+        };
+        let start_revision = match self.random.random_range(0..100) {
+            0..50 => 0,
+            // A negative one is answered differently by 3.5.30 than by those before it.
+            _ => self.revision(world).max(0),
+        };
+        let past = (1..=world.revision).contains(&start_revision);
+        let start_revision = match past {
+            true if !self.plan_event(world, &key, &filters) => 0,
+            _ => start_revision,
         };
         WatchCreateRequest {
             key,
@@ -67,5 +73,29 @@ impl Generator {
             watch_id: if self.chance(30) { self.one_of(IDS) } else { 0 },
             fragment: self.chance(15),
         }
+    }
+
+    /// Plans an event for a watcher that begins in the past, unless that is not possible: once it is
+    /// told of it, it has surely read all of that past, and a compaction no longer meets it there.
+    fn plan_event(&mut self, world: &World, key: &Bytes, filters: &[i32]) -> bool {
+        let (no_puts, no_deletes) = (filters.contains(&0), filters.contains(&1));
+        if !world.alarms.is_empty() || no_puts && no_deletes {
+            return false;
+        }
+        let key = match key.is_empty() {
+            true => Bytes::from_static(b"\0"),
+            false => key.clone(),
+        };
+        self.planned.push_back(Op::Put(PutRequest {
+            key: key.clone(),
+            ..PutRequest::default()
+        }));
+        if no_puts {
+            self.planned.push_back(Op::DeleteRange(DeleteRangeRequest {
+                key,
+                ..DeleteRangeRequest::default()
+            }));
+        }
+        true
     }
 }
