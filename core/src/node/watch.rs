@@ -74,12 +74,14 @@ struct Said {
 
 enum What {
     Item(Result<Item, KvError>),
-    /// Where it stands, in answer to a roll call; `None` if it is not in sync.
-    Stands(Option<i64>),
+    /// Where it stands, in answer to the roll call of this number; `None` if it is not in sync.
+    Stands(u64, Option<i64>),
 }
 
 /// A progress request under way: every watcher says whether it is in sync.
 struct RollCall {
+    /// Of which number: watchers may still be answering the one before.
+    number: u64,
     missing: usize,
     /// The lowest revision said; `None` once a watcher was not in sync.
     lowest: Option<i64>,
@@ -257,7 +259,10 @@ impl WatchSession {
                         biased;
                         // What it has comes first, so that where it stands is never ahead of it.
                         item = watcher.next() => What::Item(item),
-                        Ok(()) = calls.changed() => What::Stands(watcher.progress()),
+                        Ok(()) = calls.changed() => {
+                            let call = *calls.borrow_and_update();
+                            What::Stands(call, watcher.progress())
+                        }
                     };
                     Some((Said { id, number, what }, (watcher, calls)))
                 }
@@ -333,7 +338,7 @@ impl WatchSession {
                 let error = Error::from(Reason::StorageFailed).caused_by(error);
                 return Err(error);
             }
-            What::Stands(at) => self.stands(at),
+            What::Stands(call, at) => self.stands(call, at),
         }
         Ok(())
     }
@@ -344,11 +349,13 @@ impl WatchSession {
         if live == 0 {
             return;
         }
+        let number = *self.roll_call.borrow() + 1;
         self.rolling = Some(RollCall {
+            number,
             missing: live,
             lowest: Some(i64::MAX),
         });
-        self.roll_call.send_modify(|calls| *calls += 1);
+        self.roll_call.send_replace(number);
     }
 
     /// Begins again, if a roll call is under way: the watchers are not the same any more.
@@ -358,8 +365,9 @@ impl WatchSession {
         }
     }
 
-    fn stands(&mut self, at: Option<i64>) {
-        let Some(rolling) = &mut self.rolling else {
+    fn stands(&mut self, call: u64, at: Option<i64>) {
+        let rolling = self.rolling.as_mut();
+        let Some(rolling) = rolling.filter(|rolling| rolling.number == call) else {
             return;
         };
         rolling.lowest = match (rolling.lowest, at) {
@@ -423,6 +431,32 @@ mod tests {
     use quorate_proto::mvccpb::{Event, KeyValue};
 
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_watchers_said_before_progress_was_asked_for_again_does_not_count() {
+        let node = Node::builder().in_memory().start().await.unwrap();
+        let mut session = node.watch();
+        for key in ["a", "b"] {
+            session.create(WatchCreateRequest {
+                key: key.into(),
+                ..Default::default()
+            });
+        }
+        session.ready.clear();
+        session.call_roll();
+        session.call_roll();
+        for call in [1, 1, 2] {
+            session.stands(call, Some(7));
+            assert!(session.ready.is_empty());
+        }
+        session.stands(2, Some(8));
+        let answer = session
+            .ready
+            .pop_front()
+            .expect("all said where they stand");
+        assert_eq!((answer.watch_id, answer.header.unwrap().revision), (-1, 7));
+        node.shutdown().await;
+    }
 
     #[test]
     fn a_large_answer_is_cut_between_events_and_only_the_last_piece_is_not_marked() {

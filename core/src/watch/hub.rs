@@ -237,6 +237,7 @@ impl Hub {
             Start {
                 prev_kv,
                 progress_every,
+                start_revision,
                 created_at: revision,
                 compacted,
             },

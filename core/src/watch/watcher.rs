@@ -72,6 +72,8 @@ pub enum Item {
 pub(super) struct Start {
     pub(super) prev_kv: bool,
     pub(super) progress_every: Option<Duration>,
+    /// The revision asked for, 0 if none was.
+    pub(super) start_revision: i64,
     /// The hub's revision.
     pub(super) created_at: i64,
     /// The compact revision, once the watcher has to end with it.
@@ -111,13 +113,15 @@ impl Watcher {
     }
 
     /// The hub's revision, if everything up to it has been taken from this watcher, so that it may
-    /// be told as progress; `None` while something waits, it is catching up, or it begins later.
+    /// be told as progress; `None` while something waits, it is catching up, or it begins later. As
+    /// on etcd, one that asked for the revision that comes next begins later too.
     #[must_use]
     pub fn progress(&self) -> Option<i64> {
         if self.start.compacted.is_some() || self.reading.is_some() {
             return None;
         }
-        self.hub.synced(&self.buffer)
+        let synced = self.hub.synced(&self.buffer);
+        synced.filter(|revision| *revision >= self.start.start_revision)
     }
 
     /// Waits for what comes next.
