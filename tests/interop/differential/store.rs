@@ -133,20 +133,32 @@ impl Ids {
 }
 
 impl Store {
-    /// Starts a real etcd.
-    pub(crate) async fn etcd(binary: PathBuf, always_tells_progress: bool) -> anyhow::Result<Self> {
-        let mut arguments = ELECTION_TIMEOUT.to_vec();
-        arguments.push("--unsafe-no-fsync");
+    /// Starts a real etcd; `arguments` come last, and so count.
+    pub(crate) async fn etcd(
+        binary: PathBuf,
+        version: &str,
+        arguments: &[&str],
+    ) -> anyhow::Result<Self> {
+        // 3.5.30 does not, 3.5.1 does.
+        let tells = |line: &&str| version.starts_with(line);
+        let always_tells_progress = ["3.4.", "3.5."].iter().any(tells);
+        let fast = ["--unsafe-no-fsync"];
+        let arguments = [&ELECTION_TIMEOUT, arguments, &fast].concat();
         let etcd = Etcd::start_with(binary, &arguments).await?;
         let endpoint = etcd.endpoint().to_owned();
         let server = Server::Etcd { _process: etcd };
         Self::connect(server, &endpoint, always_tells_progress).await
     }
 
-    /// Starts quorate.
-    pub(crate) async fn quorate() -> anyhow::Result<Self> {
+    /// Starts quorate; `arguments` replace the usual ones.
+    pub(crate) async fn quorate(arguments: &[&str]) -> anyhow::Result<Self> {
         let program = Path::new(env!("CARGO_BIN_EXE_quorate"));
-        let cluster = ProcessCluster::start(program, 1, &ELECTION_TIMEOUT).await?;
+        let arguments = if arguments.is_empty() {
+            &ELECTION_TIMEOUT
+        } else {
+            arguments
+        };
+        let cluster = ProcessCluster::start(program, 1, arguments).await?;
         let endpoint = cluster.endpoint(0).to_owned();
         let server = Server::Quorate { _process: cluster };
         Self::connect(server, &endpoint, false).await
