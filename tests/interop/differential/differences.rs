@@ -1,12 +1,14 @@
 //! The deliberate differences that random sequences keep away from, each with what etcd does and
 //! what quorate does. They are told in `docs/decisions/etcd-wire.md`.
 
+use std::collections::BTreeMap;
+
 use futures::StreamExt as _;
 use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::alarm_request::AlarmAction;
 use quorate_proto::etcdserverpb::{
-    AlarmRequest, AlarmType, PutRequest, RangeRequest, RangeResponse, TxnRequest,
-    WatchCreateRequest,
+    AlarmRequest, AlarmType, CompactionRequest, PutRequest, RangeRequest, RangeResponse,
+    TxnRequest, WatchCreateRequest,
 };
 use tonic::Code;
 
@@ -153,6 +155,43 @@ async fn an_alarm_forbids_what_it_forbids_until_it_is_lifted() -> anyhow::Result
         }
     }
     assert!(trial.quorate.answer(&put).await?.is_ok());
+    Ok(())
+}
+
+/// The compacted revision can be watched from. Deletions in it are lost on etcd until 3.5.16.
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_in_the_compacted_revision_are_told() -> anyhow::Result<()> {
+    let mut trial = Trial::start().await?;
+    let script = [
+        Op::Put(put("a", "1")),
+        Op::DeleteRange(delete("a", "")),
+        Op::Compact(CompactionRequest {
+            revision: 3,
+            physical: true,
+        }),
+        Op::WatchCreate {
+            stream: 0,
+            request: WatchCreateRequest {
+                key: bytes("a"),
+                start_revision: 3,
+                ..WatchCreateRequest::default()
+            },
+        },
+        Op::Put(put("a", "2")),
+    ];
+    for op in script {
+        trial.reply(op).await?;
+    }
+    let told = trial.quorate.told(&[BTreeMap::from([(0, 2)])]).await?;
+    let told = &told[0][&0];
+    for (version, etcd) in &mut trial.etcds {
+        let theirs = etcd.told(&[BTreeMap::from([(0, 1)])]).await?;
+        let theirs = &theirs[0][&0];
+        assert!(
+            theirs[..] == told[1..] || theirs == told,
+            "etcd {version}: {theirs:?}"
+        );
+    }
     Ok(())
 }
 

@@ -83,7 +83,7 @@ impl Known {
                     .strip_prefix(*line)
                     .is_some_and(|rest| rest.starts_with('.'))
             };
-            known.etcd.iter().any(|line| shows(line)) && (known.is_it)(op, etcd, quorate)
+            known.etcd.iter().any(shows) && (known.is_it)(op, etcd, quorate)
         })
     }
 }

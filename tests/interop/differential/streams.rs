@@ -93,6 +93,8 @@ impl WatchStream {
         loop {
             let answer = self.next().await.with_context(|| what.to_owned())?;
             if answer.events.is_empty() && is_it(&answer) {
+                // An id can be used again after a cancel.
+                self.ended_with.remove(&answer.watch_id);
                 return Ok(answer);
             }
             self.keep(answer);
@@ -178,8 +180,6 @@ impl WatchStream {
         let told = self.told.entry(id).or_default();
         let control = answer.events.is_empty() || answer.canceled || answer.created;
         if control {
-            // An id can be used again after a cancel.
-            self.ended_with.remove(&id);
             told.push(Told::Control(WatchResponse {
                 events: Vec::new(),
                 ..answer.clone()

@@ -116,6 +116,13 @@ impl World {
         self.events.last().map_or(1, mod_revision) < self.revision
     }
 
+    /// Whether something was deleted in the compacted revision.
+    pub(crate) fn deleted_when_compacted(&self) -> bool {
+        let compacted = |event: &&Event| mod_revision(event) == self.compacted;
+        let mut events = self.events.iter().rev().filter(compacted);
+        events.any(|event| event.r#type() == EventType::Delete)
+    }
+
     /// The events that every watcher of a stream is due and was not due before, by watcher; and
     /// which of them are due a refusal.
     pub(crate) fn due(&mut self, stream: usize) -> BTreeMap<i64, Due> {
