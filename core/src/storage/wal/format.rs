@@ -19,6 +19,9 @@ pub(super) const RECORD_HEADER_BYTES: usize = 40;
 /// The version of the format that is written here, and the newest that is read.
 pub(super) const FORMAT_VERSION: u32 = 1;
 
+/// Segments and batches are numbered from 1, and no log ever gets here.
+const COUNT_MAX: u64 = 1 << 63;
+
 const SEGMENT_MAGIC: &[u8; 8] = b"QUORWAL\n";
 const BATCH_MAGIC: &[u8; 4] = b"QBAT";
 const SEAL_MAGIC: &[u8; 4] = b"QEND";
@@ -132,12 +135,23 @@ impl SegmentHeader {
         if crc32c::crc32c(&unsigned) != u32_at(block, 12) || version != FORMAT_VERSION {
             return Err(BadHeader::Damaged("the segment header's checksum is wrong"));
         }
+        let header = Self::parse(block);
+        let counted = |number: u64| (1..COUNT_MAX).contains(&number);
+        let possible = counted(header.number) && counted(header.first_batch);
+        if !possible || !header.points.are_possible() {
+            return Err(BadHeader::Damaged("the segment header contradicts itself"));
+        }
+        Ok(header)
+    }
+
+    /// Reads the fields of a block; nothing is checked yet.
+    fn parse(block: &[u8]) -> Self {
         let flags = block[68];
         let id = |bit: u8, at: usize| {
             (flags & (1 << bit) != 0)
                 .then(|| EntryId::new(u64_at(block, at), u64_at(block, at + 8)))
         };
-        Ok(Self {
+        Self {
             identity: Identity {
                 cluster_id: u64_at(block, 16),
                 member_id: u64_at(block, 24),
@@ -157,7 +171,7 @@ impl SegmentHeader {
                 purged: id(3, 104),
                 last: id(4, 120),
             },
-        })
+        }
     }
 }
 

@@ -18,6 +18,27 @@ pub(super) struct Points {
     pub(super) last: Option<EntryId>,
 }
 
+impl Points {
+    /// Whether some log can have them: what is purged was in it, and every index has a next one.
+    pub(super) fn are_possible(&self) -> bool {
+        let purged_is_there = match (self.purged, self.last) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(purged), Some(last)) => {
+                purged == last || (purged.index < last.index && purged.term <= last.term)
+            }
+        };
+        let ids = [self.committed, self.purged, self.last];
+        purged_is_there && ids.into_iter().flatten().all(has_next)
+    }
+}
+
+/// Whether another entry can follow this one. No log ever gets that long: such an index is damage,
+/// or a peer's lie.
+fn has_next(id: EntryId) -> bool {
+    id.index < u64::MAX
+}
+
 /// Consecutive entries of one term, up to the next run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
@@ -80,6 +101,7 @@ impl Ledger {
     /// Whether an entry with this id may follow `last`.
     pub(super) fn check_follows(last: Option<EntryId>, id: EntryId) -> Result<(), String> {
         match last {
+            _ if !has_next(id) => Err(format!("no entry could follow {id}")),
             Some(last) if id.index != last.index + 1 => {
                 Err(format!("entry {id} leaves a gap after {last}"))
             }
@@ -177,6 +199,14 @@ impl Ledger {
     ///
     /// How it contradicts the log.
     pub(super) fn apply(&mut self, record: &Record) -> Result<(), String> {
+        let named = match record {
+            Record::Entry(_) | Record::Vote(_) => None,
+            Record::Truncate(id) | Record::Committed(id) => *id,
+            Record::Purge(id) | Record::Reset(id) => Some(*id),
+        };
+        if let Some(id) = named.filter(|id| !has_next(*id)) {
+            return Err(format!("no entry could follow {id}"));
+        }
         match record {
             Record::Entry(entry) => self.append(entry.id),
             Record::Vote(vote) => {
@@ -249,6 +279,45 @@ mod tests {
         assert!(ledger.truncate(Some(id(1, 1))).is_err(), "purged");
         assert!(ledger.truncate(None).is_err(), "purged");
         assert_eq!(ledger.points().last, Some(id(2, 3)));
+    }
+
+    #[test]
+    fn the_last_index_there_is_has_no_place() {
+        let beyond = id(2, u64::MAX);
+        let mut ledger = ledger(&[(1, 1), (2, 2)]);
+        for record in [
+            Record::Truncate(Some(beyond)),
+            Record::Committed(Some(beyond)),
+            Record::Purge(beyond),
+            Record::Reset(beyond),
+        ] {
+            assert!(ledger.apply(&record).is_err(), "{record:?}");
+        }
+        assert!(Ledger::check_follows(Some(id(2, u64::MAX - 1)), beyond).is_err());
+        assert!(Ledger::default().append(beyond).is_err());
+        assert_eq!(ledger.points().last, Some(id(2, 2)));
+    }
+
+    #[test]
+    fn points_that_contradict_each_other_are_no_log() {
+        let points = |purged, last| Points {
+            purged,
+            last,
+            ..Points::default()
+        };
+        let (low, high) = (Some(id(1, 3)), Some(id(2, 9)));
+        for possible in [points(None, low), points(low, high), points(low, low)] {
+            assert!(possible.are_possible(), "{possible:?}");
+        }
+        for impossible in [
+            points(low, None),
+            points(high, low),
+            points(Some(id(2, 3)), Some(id(1, 9))),
+            points(Some(id(1, 3)), Some(id(2, 3))),
+            points(None, Some(id(1, u64::MAX))),
+        ] {
+            assert!(!impossible.are_possible(), "{impossible:?}");
+        }
     }
 
     #[test]

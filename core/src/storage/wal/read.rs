@@ -48,6 +48,10 @@ impl<'a> Window<'a> {
         let inside =
             offset >= self.start && offset + length as u64 <= self.start + self.filled as u64;
         if !inside {
+            // A length is read before its checksum can be: it must not decide what memory is taken.
+            if length > self.piece_bytes && !self.reaches(offset + length as u64)? {
+                return Ok(None);
+            }
             let piece = self.piece_bytes.max(length);
             if self.buffer.len() < piece {
                 self.buffer = vec![0; piece];
@@ -61,6 +65,13 @@ impl<'a> Window<'a> {
         let from = usize::try_from(offset - self.start).expect("within the window");
         let end = from + length;
         Ok((end <= self.filled).then(|| &self.buffer[from..end]))
+    }
+
+    /// Whether the file is at least `end` bytes long.
+    fn reaches(&self, end: u64) -> Result<bool, WalError> {
+        let length = self.file.len();
+        let length = length.map_err(|error| WalError::io("measure", self.path, error))?;
+        Ok(end <= length)
     }
 
     /// The rest of the window from `offset`, at most `length` bytes, at least one unless the file
@@ -300,5 +311,54 @@ impl<'a> PieceReader<'a> {
             }
             _ => Err(self.corrupt("a batch was damaged after it was written")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A short file that notes for how much it is asked.
+    #[derive(Debug, Default)]
+    struct Short {
+        asked_max: AtomicUsize,
+    }
+
+    impl File for Short {
+        fn write_at(&self, _offset: u64, _bytes: &[u8]) -> io::Result<()> {
+            unreachable!("only read here")
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+            self.asked_max.fetch_max(buffer.len(), Ordering::Relaxed);
+            let left = usize::try_from(100_u64.saturating_sub(offset)).unwrap();
+            Ok(left.min(buffer.len()))
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            unreachable!("only read here")
+        }
+
+        fn len(&self) -> io::Result<u64> {
+            Ok(100)
+        }
+
+        fn set_len(&self, _bytes: u64) -> io::Result<()> {
+            unreachable!("only read here")
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_the_file_takes_no_memory() {
+        let file = Short::default();
+        let mut window = Window::new(&file, Path::new("short"), 16);
+        let huge = u32::MAX as usize;
+        assert_eq!(window.bytes(8, huge).unwrap(), None);
+        assert_eq!(window.bytes(8, 93).unwrap(), None);
+        assert_eq!(window.bytes(8, 92).unwrap().map(<[u8]>::len), Some(92));
+        assert_eq!(file.asked_max.into_inner(), 92);
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::*;
-use crate::storage::wal::format::{BATCH_HEADER_BYTES, BLOCK_BYTES};
+use crate::storage::wal::format::{BATCH_HEADER_BYTES, BLOCK_BYTES, SegmentHeader};
 
 /// A log with one batch an entry, entries 1..=count, closed.
 fn log(count: u64) -> MemFs {
@@ -141,6 +141,29 @@ fn copies_and_cuts_of_segments_are_refused() {
     let fs = log(30);
     fs.damage(&paths[1], |file| file.truncate(10)).unwrap();
     assert!(matches!(open(&fs), Err(WalError::Corrupt { .. })));
+}
+
+/// Its checksum holds: only a program that is wrong, or somebody with a purpose, writes that.
+#[test]
+fn a_header_that_contradicts_itself_is_refused() {
+    let contradictions: [fn(&mut SegmentHeader); 4] = [
+        |header| header.points.purged = Some(id(1, 3)),
+        |header| header.points.committed = Some(id(1, u64::MAX)),
+        |header| header.first_batch = 0,
+        |header| header.first_batch = u64::MAX,
+    ];
+    for contradict in contradictions {
+        let fs = log(2);
+        let path = segments(&fs)[0].clone();
+        fs.damage(&path, |file| {
+            let mut header = SegmentHeader::decode(&file[..BLOCK_BYTES]).unwrap();
+            contradict(&mut header);
+            file[..BLOCK_BYTES].copy_from_slice(&header.encode());
+        })
+        .unwrap();
+        let error = open(&fs).unwrap_err();
+        assert!(matches!(error, WalError::Corrupt { .. }), "{error}");
+    }
 }
 
 #[test]
