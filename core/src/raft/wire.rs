@@ -92,15 +92,18 @@ pub(super) fn to_append(
     let entries: Result<Vec<_>, _> = request.entries.into_iter().map(to_entry).collect();
     let entries = entries?;
     // openraft takes the order of what a leader sends for granted.
-    let mut next = request.previous.map_or(0, |id| id.index.saturating_add(1));
+    let mut next = request
+        .previous
+        .map_or(Some(0), |id| id.index.checked_add(1));
     for entry in &entries {
-        if entry.log_id.index != next {
+        let index = entry.log_id.index;
+        if next != Some(index) {
+            let due = next.map_or("none".to_owned(), |next| next.to_string());
             return Err(PeerError::Protocol(format!(
-                "entry {} was sent where {next} was due",
-                entry.log_id.index
+                "entry {index} was sent where {due} was due"
             )));
         }
-        next = next.saturating_add(1);
+        next = index.checked_add(1);
     }
     Ok(AppendEntriesRequest {
         vote: to_vote(request.vote)?,
@@ -308,6 +311,13 @@ mod tests {
         let mut gap = sent.clone();
         gap.entries.remove(1);
         assert!(to_append(gap).is_err());
+        // Beyond the last index there is, the same one must not come again.
+        let mut endless = sent.clone();
+        endless.previous = Some(log_id(&at(u64::MAX - 1)));
+        for entry in &mut endless.entries {
+            entry.index = u64::MAX;
+        }
+        assert!(to_append(endless).is_err());
         let mut voteless = sent;
         voteless.vote = None;
         assert!(to_append(voteless).is_err());
