@@ -14,6 +14,8 @@
 mod alone;
 pub mod codec;
 mod consensus;
+#[doc(hidden)]
+pub mod foreign;
 mod handler;
 mod leadership;
 mod log;
