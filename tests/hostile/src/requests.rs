@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use prost::Message;
 use quorate_core::apply::{Answer, Committed, Options, Payload, State, check, txn};
-use quorate_core::mvcc::{self, RangeQuery, RangeResult, compaction, hash};
+use quorate_core::mvcc::{self, RangeQuery, RangeResult, compaction, hash, history};
 use quorate_core::storage::codec::{MetaKey, meta_key};
 use quorate_core::storage::kv::{Direction, Kv, KvError, MemKv, View, WriteBatch};
 use quorate_core::storage::wal::EntryId;
@@ -44,6 +44,7 @@ pub fn run(data: &[u8]) {
         let kind = input.byte();
         member.request(kind, input.piece());
     }
+    member.remembers();
     member.agrees_with_its_store();
 }
 
@@ -62,6 +63,8 @@ struct Member {
     index: u64,
     hub: Hub,
     watchers: Vec<Watcher>,
+    /// All pairs, as they were read when their revision was the current one.
+    past: BTreeMap<i64, Vec<KeyValue>>,
 }
 
 /// Keys with versions and gaps, two leases, a compaction that is not carried out.
@@ -140,7 +143,17 @@ impl Member {
             index,
             hub,
             watchers: Vec::new(),
+            past: BTreeMap::new(),
         }
+    }
+
+    fn pairs_at(&self, revision: i64) -> Vec<KeyValue> {
+        let query = RangeQuery {
+            revision,
+            ..RangeQuery::new(KeyRange::all())
+        };
+        let found = mvcc::range(&*self.kv.view(), &query);
+        found.expect("a revision that is there").kvs
     }
 
     fn revision(&self) -> i64 {
@@ -214,6 +227,9 @@ impl Member {
             "the revision moved by {moved}"
         );
         let result = outcomes.remove(0);
+        if moved > 0 {
+            self.past.insert(self.revision(), self.pairs_at(0));
+        }
         if result.is_err() {
             let unchanged = content(&*before) == content(&*self.kv.view());
             assert!(
@@ -359,6 +375,30 @@ impl Member {
         if start == 0 || start > self.revision() {
             self.watchers.extend(watching.ok());
         }
+    }
+
+    /// What was once read reads the same as long as it is not compacted, and every revision since
+    /// then has its events.
+    fn remembers(&self) {
+        let reader = self.state.reader();
+        let compacted = reader.compact_revision();
+        for (revision, pairs) in self.past.range(compacted..) {
+            assert_eq!(self.pairs_at(*revision), *pairs, "at {revision}");
+        }
+        let limits = history::PageLimits {
+            events_max: usize::MAX,
+            bytes_max: usize::MAX,
+            looked_at_max: usize::MAX,
+        };
+        let (view, first) = (self.kv.view(), compacted.max(1) + 1);
+        let page = history::events(&*view, &KeyRange::all(), first, i64::MAX, limits);
+        let events = page.expect("not compacted").events;
+        let mut told: Vec<_> = events.iter().map(|event| event.revision.main).collect();
+        told.dedup();
+        assert!(
+            told.into_iter().eq(first..=reader.revision()),
+            "each revision in order"
+        );
     }
 
     /// What is kept in memory is what a restart would read, and watchers heard nothing that is not
