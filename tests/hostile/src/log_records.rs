@@ -226,8 +226,9 @@ fn made_up(input: &mut Input<'_>) {
     }
     let fs = MemFs::new();
     put(&fs, number, &file);
-    if choice == 0xff {
-        put(&fs, input.extreme() ^ 1, &segment_header(input, 2));
+    let beside = input.extreme();
+    if choice == 0xff && beside != number {
+        put(&fs, beside, &segment_header(input, beside));
     }
     if let Ok(wal) = open(&fs) {
         goes_on(&fs, &wal);
