@@ -197,7 +197,7 @@ fn damaged_store(input: &mut Input<'_>) {
             drop(history::prev_kv(&*view, event));
         }
     }
-    drop(mvcc::keys_of_lease(&*view, 1));
+    drop(mvcc::keys_of_leases(&*view, &[1, 2, 200].into()));
     if let Ok(Some(mut cursor)) = compaction::pending(&*view) {
         for _ in 0..RECORDS_MAX {
             match compaction::step(&*view, cursor, 4) {
