@@ -1,0 +1,2 @@
+//! `tests/client.rs` of the crate.
+include!(concat!(env!("OUT_DIR"), "/client.rs"));
