@@ -6,7 +6,7 @@ import time
 import traceback
 
 # No case waits longer than for a lease of a few seconds to expire.
-LIMIT_SECONDS = 40
+LIMIT_SECONDS = 60
 
 
 class Skip(Exception):
@@ -57,7 +57,7 @@ def equal(actual, expected):
         raise AssertionError(f"{actual!r} instead of {expected!r}")
 
 
-def eventually(what, condition, limit_seconds=15):
+def eventually(what, condition, limit_seconds=30):
     """Waits until `condition()` gives something true, and returns that."""
     end = time.monotonic() + limit_seconds
     while True:

@@ -336,10 +336,10 @@ def _(on):
 @case("lease keep-alive keeps a lease alive beyond its TTL, and says when it is gone")
 def _(on):
     ctl = on.ctl
-    lease = ctl.grant(2)
+    lease = ctl.grant(4)
     with ctl.start("lease", "keep-alive", lease) as keeper:
-        kept = f"lease {lease} keepalived with TTL(2)\n"
-        eventually("five renewals", lambda: keeper.text().count(kept) >= 5)
+        kept = f"lease {lease} keepalived with TTL(4)\n"
+        eventually("renewals for longer than it lives", lambda: keeper.text().count(kept) >= 5)
         ctl.out("lease", "revoke", lease)
         eventually("it says so", lambda: f"lease {lease} expired or revoked." in keeper.text())
 

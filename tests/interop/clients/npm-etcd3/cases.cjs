@@ -249,17 +249,17 @@ test('two hundred watchers on one stream each hear their own key', async () => {
 // ---- leases, locks, elections
 
 test('a lease is kept alive by itself, and takes its keys along when revoked', async () => {
-  const lease = client.lease(2);
+  const lease = client.lease(4);
   let kept = 0;
   lease.on('keepaliveSucceeded', () => (kept += 1));
   await lease.put('l/1').value('x');
-  await sleep(3500);
+  await sleep(5500);
   assert.equal(await client.get('l/1'), 'x');
   assert.ok(kept >= 2, `kept alive ${kept} times`);
   await lease.keepaliveOnce();
   const id = await lease.grant();
   const left = await client.leaseClient.leaseTimeToLive({ ID: id, keys: true });
-  assert.deepEqual([left.grantedTTL, left.keys.map(String)], ['2', ['l/1']]);
+  assert.deepEqual([left.grantedTTL, left.keys.map(String)], ['4', ['l/1']]);
   assert.ok((await client.leaseClient.leaseLeases()).leases.some(lease => lease.ID === id));
   await lease.revoke();
   assert.equal(await client.get('l/1'), null);

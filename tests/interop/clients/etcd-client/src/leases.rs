@@ -67,12 +67,12 @@ async fn expiry(servers: Servers) -> anyhow::Result<()> {
 
 async fn keep_alive(servers: Servers) -> anyhow::Result<()> {
     let mut client = servers.client().await?;
-    let id = client.lease_grant(2, None).await?.id();
+    let id = client.lease_grant(4, None).await?.id();
     let (mut keeper, mut kept) = client.lease_keep_alive(id).await?;
-    for _ in 0..8 {
+    for _ in 0..11 {
         keeper.keep_alive().await?;
         let answer = kept.message().await?.context("the stream ended")?;
-        ensure!((answer.id(), answer.ttl()) == (id, 2), "{answer:?}");
+        ensure!((answer.id(), answer.ttl()) == (id, 4), "{answer:?}");
         tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     }
     ensure!(client.lease_time_to_live(id, None).await?.ttl() >= 0);

@@ -21,7 +21,7 @@ use anyhow::{Context as _, bail};
 use etcd_client::{Client, ConnectOptions};
 
 /// No case waits longer than for a lease of a few seconds to expire.
-const LIMIT: Duration = Duration::from_secs(40);
+const LIMIT: Duration = Duration::from_secs(60);
 
 type Case = (
     &'static str,
