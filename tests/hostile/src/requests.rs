@@ -1,6 +1,6 @@
 //! Client requests: decoded, checked, and executed, allowed or not, by the state machine. No request
 //! panics; a refused one changes nothing; none moves the revision by more than one; reads return what
-//! was asked for; and what is in memory is what the store says.
+//! was asked for, now and later; what is in memory is what the store says; and the state can be saved.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use prost::Message;
 use quorate_core::apply::{Answer, Committed, Options, Payload, State, check, txn};
+use quorate_core::backup::Backup;
 use quorate_core::mvcc::{self, RangeQuery, RangeResult, compaction, hash, history};
 use quorate_core::storage::codec::{MetaKey, meta_key};
 use quorate_core::storage::kv::{Direction, Kv, KvError, MemKv, View, WriteBatch};
@@ -30,6 +31,8 @@ use crate::Input;
 const OWN: Uuid = Uuid::from_u128(1);
 /// Requests of one run at most.
 const REQUESTS_MAX: usize = 8;
+/// Bytes that a backup may sort at once: so few that it has to scan more than once.
+const SORT_BYTES: usize = 400;
 /// Removal steps of one compaction at most; the runs' stores are small.
 const STEPS_MAX: usize = 64;
 
@@ -45,6 +48,7 @@ pub fn run(data: &[u8]) {
         member.request(kind, input.piece());
     }
     member.remembers();
+    member.can_be_backed_up();
     member.agrees_with_its_store();
 }
 
@@ -398,6 +402,25 @@ impl Member {
             told.into_iter().eq(first..=reader.revision()),
             "each revision in order"
         );
+    }
+
+    /// Whatever was asked for, the state can be saved.
+    fn can_be_backed_up(&self) {
+        let backup = Backup {
+            view: self.kv.view(),
+            members: Vec::new(),
+            removed: Vec::new(),
+            sort_bytes: SORT_BYTES,
+            is_abandoned: Box::new(|| false),
+        };
+        let layout = backup.plan().expect("a good store");
+        let mut bytes = 0;
+        let written = backup.write(layout, |piece| {
+            bytes += piece.len() as u64;
+            Ok(())
+        });
+        written.expect("as planned");
+        assert_eq!(bytes, layout.file_bytes());
     }
 
     /// What is kept in memory is what a restart would read, and watchers heard nothing that is not

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use quorate_core::apply::{Options, State};
+use quorate_core::backup::Backup;
 use quorate_core::mvcc::{self, RangeQuery, compaction, hash, history};
 use quorate_core::storage::codec::{self, EventRecord, MetaKey, Pair, PastPair, Revision, Table};
 use quorate_core::storage::kv::{Kv, MemKv, WriteBatch};
@@ -207,6 +208,22 @@ fn damaged_store(input: &mut Input<'_>) {
                 _ => break,
             }
         }
+    }
+    let backup = Backup {
+        view,
+        members: Vec::new(),
+        removed: Vec::new(),
+        sort_bytes: 100,
+        is_abandoned: Box::new(|| false),
+    };
+    if let Ok(layout) = backup.plan() {
+        let mut bytes = 0;
+        let written = backup.write(layout, |piece| {
+            bytes += piece.len() as u64;
+            Ok(())
+        });
+        written.expect("what can be planned can be written");
+        assert_eq!(bytes, layout.file_bytes());
     }
     drop(State::open(kv, &Options::default()));
 }
