@@ -82,7 +82,7 @@ async fn disk(server: &Server, client: &mut KvClient<Channel>) -> anyhow::Result
     let mut maintenance = MaintenanceClient::new(server.connect().await?);
     maintenance.defragment(DefragmentRequest::default()).await?;
     println!("after defragmentation:      {}", sizes(server).await?);
-    let live = KEYS * VALUE_BYTES >> 20;
+    let live = (KEYS * VALUE_BYTES) >> 20;
     println!("values that are still current: {live} MiB");
     Ok(())
 }
