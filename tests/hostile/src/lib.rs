@@ -7,9 +7,11 @@
 //! - [`snapshot_frames`]: a snapshot on its way in
 //! - [`peer_messages`]: what other members send
 //! - [`stored_records`]: keys and records of the state
+//! - [`gateway_json`]: requests as JSON
 
 mod input;
 
+pub mod gateway_json;
 pub mod log_records;
 pub mod peer_messages;
 pub mod requests;
@@ -22,10 +24,11 @@ pub use input::Input;
 pub type Target = fn(&[u8]);
 
 /// All targets by name, which is also that of the binary in `fuzz/` and of the folder of its seeds.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("requests", requests::run),
     ("log_records", log_records::run),
     ("snapshot_frames", snapshot_frames::run),
     ("peer_messages", peer_messages::run),
     ("stored_records", stored_records::run),
+    ("gateway_json", gateway_json::run),
 ];

@@ -116,4 +116,4 @@ macro_rules! targets {
     };
 }
 
-targets! { requests log_records snapshot_frames peer_messages stored_records }
+targets! { requests log_records snapshot_frames peer_messages stored_records gateway_json }
