@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use quorate_core::node::Node;
 use quorate_core::server::Server;
+use quorate_proto::etcdserverpb::cluster_client::ClusterClient;
 use quorate_proto::etcdserverpb::kv_client::KvClient;
 use quorate_proto::etcdserverpb::lease_client::LeaseClient;
 use quorate_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use quorate_proto::etcdserverpb::watch_client::WatchClient;
 use quorate_proto::etcdserverpb::watch_request::RequestUnion;
 use quorate_proto::etcdserverpb::{
-    LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest, RangeRequest, SnapshotRequest,
+    LeaseGrantRequest, LeaseKeepAliveRequest, MemberAddRequest, PutRequest, RangeRequest,
     WatchCreateRequest, WatchRequest,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -177,13 +178,13 @@ async fn refusals_carry_etcds_codes_and_texts() {
         "{text}"
     );
     assert!(text.ends_with(" vs. 2097152)"), "{text}");
-    let mut maintenance = MaintenanceClient::new(channel.clone());
-    let snapshot = maintenance
-        .snapshot(SnapshotRequest {})
+    let mut cluster = ClusterClient::new(channel.clone());
+    let member = cluster
+        .member_add(MemberAddRequest::default())
         .await
         .map_err(told)
         .unwrap_err();
-    assert_eq!(snapshot.0, Code::Unimplemented);
+    assert_eq!(member.0, Code::Unimplemented);
     let unknown = unknown(&channel, "/etcdserverpb.KV/Nope").await;
     assert_eq!(unknown, "unknown method Nope for service etcdserverpb.KV");
     let unknown = self::unknown(&channel, "/no.Such/Method").await;
