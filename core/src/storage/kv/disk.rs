@@ -36,6 +36,10 @@ const UNMERGED_TABLES_MAX: usize = 28;
 /// Tables kept open at once; a program that bounds its connections leaves room for them.
 const CACHED_FILES_MAX: usize = 256;
 
+/// Threads that flush and compact. With two, both were often busy with long compactions while full
+/// memtables waited to be flushed and commits waited for that.
+const WORKERS: usize = 4;
+
 /// What a file's allocation is counted in, whatever the file system's own blocks are.
 const BLOCK_BYTES: u64 = 512;
 
@@ -140,7 +144,7 @@ impl FjallKv {
             let database = Database::builder(folder)
                 .cache_size(options.cache_bytes)
                 .max_journaling_size(options.journal_bytes.max(64 * 1024 * 1024))
-                .worker_threads(2)
+                .worker_threads(WORKERS)
                 .max_cached_files(Some(CACHED_FILES_MAX))
                 .open()?;
             let keyspace = database.keyspace(KEYSPACE, || {
