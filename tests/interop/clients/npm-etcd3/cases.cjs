@@ -25,6 +25,12 @@ function heard(watcher) {
   return events;
 }
 
+/** How many watchers the server has. */
+async function watchers() {
+  const metrics = await (await fetch(`${endpoint}/metrics`)).text();
+  return Number(/^etcd_debugging_mvcc_watcher_total (\d+)/m.exec(metrics)[1]);
+}
+
 const sleep = ms => new Promise(resolve => setTimeout(resolve, ms));
 
 // ---- keys
@@ -327,8 +333,11 @@ test('election: a candidate whose lease is lost gives way', async () => {
   const election = client.election('e2', 2);
   const one = election.campaign('one');
   await one.wait();
+  const before = await watchers();
   const two = election.campaign('two');
   await two.getCampaignKey();
+  // The package listens a moment after its watch is created, and misses what comes with that.
+  await eventually('the second one waits', async () => (await watchers()) > before);
   const lost = new Promise(resolve => one.on('error', resolve));
   const key = await one.getCampaignKey();
   const { kvs } = await client.get(key).exec();
