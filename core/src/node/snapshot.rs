@@ -73,8 +73,10 @@ impl Node {
     /// As [`Node::snapshot`], for a client that takes each piece within `stall_limit`.
     pub(super) async fn snapshot_within(&self, stall_limit: Duration) -> Result<Snapshot> {
         let permit = tokio::select! {
-            permit = self.shared.snapshots.clone().acquire_owned() => permit,
+            // A member that stops begins nothing, whatever is free.
+            biased;
             () = self.shared.tasks.cancelled() => return Err(Reason::Stopped.into()),
+            permit = self.shared.snapshots.clone().acquire_owned() => permit,
         };
         let permit = permit.map_err(|_| Error::from(Reason::Stopped))?;
         let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
