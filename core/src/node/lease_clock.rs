@@ -23,8 +23,8 @@ use crate::raft::{Completion, Leadership, ProposeError, Ticket};
 
 /// Leases ended or recorded by one proposal. A write waits for at most [`PROPOSALS_MAX`] of these.
 const LEASES_MAX: usize = 500;
-/// Proposals under way at once: the next is being synced while one is applied.
-const PROPOSALS_MAX: usize = 2;
+/// Proposals under way at once: some are on their way to a quorum while one is applied.
+const PROPOSALS_MAX: usize = 4;
 /// Leases taken from the schedule at once. They are ended in the order of their ids, in which their
 /// keys are found with few looks at the store.
 const ROUND_MAX: usize = 100_000;
