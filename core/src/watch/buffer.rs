@@ -16,11 +16,12 @@ pub(super) const ANSWER_EVENTS_MAX: usize = 1000;
 /// See [`ANSWER_EVENTS_MAX`].
 pub(super) const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
-/// A memory budget shared by all watchers of a hub.
+/// What all watchers of a hub share: a memory budget, and the number of those that are behind.
 #[derive(Debug)]
 pub(super) struct Budget {
     used: AtomicUsize,
     max: usize,
+    behind: AtomicUsize,
 }
 
 impl Budget {
@@ -28,7 +29,23 @@ impl Budget {
         Self {
             used: AtomicUsize::new(0),
             max,
+            behind: AtomicUsize::new(0),
         }
+    }
+
+    /// How many watchers have to be caught up.
+    pub(super) fn behind(&self) -> usize {
+        self.behind.load(Ordering::Relaxed)
+    }
+
+    /// Counts a watcher that comes to `new` from `old`; `None` is before its begin and after its end.
+    fn moved(&self, old: Option<Position>, new: Option<Position>) {
+        let behind = |position| matches!(position, Some(Position::Behind(_)));
+        match (behind(old), behind(new)) {
+            (false, true) => self.behind.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.behind.fetch_sub(1, Ordering::Relaxed),
+            (true, true) | (false, false) => return,
+        };
     }
 
     fn take(&self, bytes: usize) -> bool {
@@ -188,6 +205,7 @@ impl Buffer {
         budget: Arc<Budget>,
         bytes_max: usize,
     ) -> Self {
+        budget.moved(None, Some(position));
         Self {
             filter,
             budget,
@@ -205,9 +223,9 @@ impl Buffer {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether its watcher has to be caught up.
-    pub(super) fn is_behind(&self) -> bool {
-        matches!(self.lock().position, Position::Behind(_))
+    fn move_to(&self, inner: &mut Inner, position: Position) {
+        self.budget.moved(Some(inner.position), Some(position));
+        inner.position = position;
     }
 
     /// Takes in what was just published, if the watcher is live; one for whom there is no room
@@ -226,7 +244,7 @@ impl Buffer {
             inner.bytes += bytes;
             inner.waiting.push_back(selected);
         } else {
-            inner.position = Position::Behind(selected.revision());
+            self.move_to(&mut inner, Position::Behind(selected.revision()));
         }
         drop(inner);
         self.filled.notify_one();
@@ -236,7 +254,7 @@ impl Buffer {
     pub(super) fn fall_behind(&self, next: i64) {
         let mut inner = self.lock();
         if let Position::Live(from) = inner.position {
-            inner.position = Position::Behind(from.max(next));
+            self.move_to(&mut inner, Position::Behind(from.max(next)));
         }
         drop(inner);
         self.filled.notify_one();
@@ -244,7 +262,7 @@ impl Buffer {
 
     /// Moves a watcher that catches up, or makes it live.
     pub(super) fn set(&self, position: Position) {
-        self.lock().position = position;
+        self.move_to(&mut self.lock(), position);
     }
 
     /// Where the watcher is, if nothing waits for it.
@@ -283,7 +301,8 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let bytes = self.lock().bytes;
-        self.budget.give(bytes);
+        let inner = self.lock();
+        self.budget.give(inner.bytes);
+        self.budget.moved(Some(inner.position), None);
     }
 }

@@ -168,9 +168,7 @@ impl Hub {
     /// How many of them have to be caught up with the present.
     #[must_use]
     pub fn watchers_behind(&self) -> usize {
-        let state = self.state();
-        let behind = state.by_number.values().filter(|b| b.is_behind());
-        behind.count()
+        self.shared.budget.behind()
     }
 
     /// Begins to watch. The watcher ends when it is dropped. One that starts below the compact

@@ -207,6 +207,42 @@ async fn history_comes_before_the_present_with_the_current_revision_in_the_heade
 }
 
 #[tokio::test]
+async fn watchers_are_counted_as_behind_until_they_catch_up_or_end() {
+    let store = Store::new(&Options {
+        watcher_bytes_max: 1,
+        ..Options::default()
+    });
+    store.put("a", "1");
+    let behind = || store.hub.watchers_behind();
+    let mut late = store.watch(|request| request.start_revision = 2);
+    let early = store.watch(|request| request.start_revision = 2);
+    let mut slow = store.watch(|_| ());
+    assert_eq!(behind(), 2);
+    assert_eq!(next_events(&mut late).await.1, pairs(&[(2, "a")]));
+    store.put("b", "1");
+    assert_eq!(next_events(&mut late).await.1, pairs(&[(3, "b")]));
+    store.put("c", "1");
+    assert_eq!(
+        behind(),
+        3,
+        "one waits to read on, one has not begun, one has no room"
+    );
+    assert_eq!(next_events(&mut late).await.1, pairs(&[(4, "c")]));
+    assert_eq!(next_events(&mut slow).await.1, pairs(&[(3, "b")]));
+    assert_eq!(next_events(&mut slow).await.1, pairs(&[(4, "c")]));
+    drop(early);
+    for watcher in [&mut late, &mut slow] {
+        let silent = tokio::time::timeout(Duration::from_millis(5), watcher.next()).await;
+        assert!(silent.is_err(), "nothing is left");
+    }
+    assert_eq!(behind(), 0);
+    store.hub.reset(9, 1);
+    assert_eq!(behind(), 2);
+    drop((late, slow));
+    assert_eq!(behind(), 0);
+}
+
+#[tokio::test]
 async fn a_watcher_of_the_future_is_silent_until_then() {
     let store = Store::new(&Options::default());
     let mut watcher = store.watch(|request| request.start_revision = 4);
