@@ -1,11 +1,13 @@
 //! Requests of the JSON gateway: any bytes, and JSON of the fields that requests have. Reading never
 //! panics, on any route; what is read is a message that gRPC would take, and reads the same when it is
-//! written again.
+//! written again. A body of several requests is cut into the same ones in whatever pieces it arrives,
+//! and not a byte of it is lost.
 
 use std::fmt::Debug;
 
+use bytes::Bytes;
 use prost::Message;
-use quorate_core::api::http::gateway::{self, ROUTES};
+use quorate_core::api::http::gateway::{self, Cutter, ROUTES};
 use quorate_proto::etcdserverpb::{
     AlarmRequest, AuthRoleGrantPermissionRequest, AuthUserAddRequest, CompactionRequest,
     DeleteRangeRequest, LeaseGrantRequest, MemberAddRequest, PutRequest, RangeRequest, TxnRequest,
@@ -48,6 +50,35 @@ pub fn run(data: &[u8]) {
     // What a route reads depends on its message alone: the messages below know theirs.
     drop(route.decode(&body));
     read(choice / 4, &body);
+    cut_alike(&body, usize::from(choice / 4) + 1);
+}
+
+/// Cuts a body that arrives whole, and in pieces.
+fn cut_alike(body: &[u8], piece_bytes: usize) {
+    let whole = cut([body]);
+    let lost = body
+        .strip_prefix(&*whole.concat())
+        .expect("the body itself");
+    assert!(lost.iter().all(u8::is_ascii_whitespace), "lost: {lost:?}");
+    assert_eq!(
+        cut(body.chunks(piece_bytes)),
+        whole,
+        "{piece_bytes} bytes at a time"
+    );
+}
+
+fn cut<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Bytes> {
+    // More than any input here makes.
+    let mut arrived = Cutter::new(1 << 20);
+    let mut values = Vec::new();
+    for piece in pieces {
+        arrived.push(piece);
+        while let Some(value) = arrived.take().expect("within the limit") {
+            values.push(value);
+        }
+    }
+    values.extend(arrived.rest());
+    values
 }
 
 /// Reads a body as one of the messages.

@@ -25,6 +25,7 @@ use tonic::Status;
 
 pub use call::Carried;
 pub use json::decode;
+pub use values::Cutter;
 
 /// One route: a path, the gRPC method behind it, and how to carry its messages.
 #[derive(Clone, Copy)]

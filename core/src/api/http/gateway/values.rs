@@ -44,14 +44,63 @@ struct Scan {
     after_backslash: bool,
 }
 
-/// The JSON values of a body, one after the other.
+/// Cuts what arrives in pieces into JSON values. Only brackets and strings are looked at: a value may
+/// be malformed otherwise.
 #[derive(Debug)]
-pub(super) struct Values {
-    body: BodyDataStream,
+pub struct Cutter {
     /// What has arrived and was not handed out; begins with a value or is empty.
     held: BytesMut,
     scan: Scan,
     limit: Limit,
+}
+
+impl Cutter {
+    /// Nothing has arrived yet. `message_bytes_max` is how large a request may be as a message.
+    #[must_use]
+    pub fn new(message_bytes_max: usize) -> Self {
+        let message = message_bytes_max;
+        Self::with(Limit { message })
+    }
+
+    fn with(limit: Limit) -> Self {
+        Self {
+            held: BytesMut::new(),
+            scan: Scan::default(),
+            limit,
+        }
+    }
+
+    /// Takes in what came next.
+    pub fn push(&mut self, piece: &[u8]) {
+        self.held.extend_from_slice(piece);
+    }
+
+    /// The next value, if it is there whole; space before it belongs to it.
+    ///
+    /// # Errors
+    /// `ResourceExhausted`: what is there of it is too large already.
+    pub fn take(&mut self) -> Result<Option<Bytes>, Status> {
+        if let Some(length) = self.scan.end(&self.held) {
+            self.scan = Scan::default();
+            return Ok(Some(self.held.split_to(length).freeze()));
+        }
+        self.limit.check(self.held.len())?;
+        Ok(None)
+    }
+
+    /// What is there of a value, once nothing comes any more; `None` if that is only space.
+    pub fn rest(&mut self) -> Option<Bytes> {
+        self.scan = Scan::default();
+        let rest = self.held.split().freeze();
+        (!rest.iter().all(u8::is_ascii_whitespace)).then_some(rest)
+    }
+}
+
+/// The JSON values of a body, one after the other.
+#[derive(Debug)]
+pub(super) struct Values {
+    body: BodyDataStream,
+    arrived: Cutter,
     ended: bool,
 }
 
@@ -59,9 +108,7 @@ impl Values {
     pub(super) fn new(body: BodyDataStream, limit: Limit) -> Self {
         Self {
             body,
-            held: BytesMut::new(),
-            scan: Scan::default(),
-            limit,
+            arrived: Cutter::with(limit),
             ended: false,
         }
     }
@@ -72,18 +119,14 @@ impl Values {
     /// A value that is too large, or a connection that broke. There is nothing to read after that.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Status> {
         loop {
-            if let Some(length) = self.scan.end(&self.held) {
-                self.scan = Scan::default();
-                return Ok(Some(self.held.split_to(length).freeze()));
+            if let Some(value) = self.arrived.take()? {
+                return Ok(Some(value));
             }
-            self.limit.check(self.held.len())?;
             if self.ended {
-                let rest = self.held.split().freeze();
-                self.scan = Scan::default();
-                return Ok((!rest.iter().all(u8::is_ascii_whitespace)).then_some(rest));
+                return Ok(self.arrived.rest());
             }
             match self.body.next().await {
-                Some(Ok(piece)) => self.held.extend_from_slice(&piece),
+                Some(Ok(piece)) => self.arrived.push(&piece),
                 Some(Err(error)) => return Err(Status::unknown(error.to_string())),
                 None => self.ended = true,
             }
@@ -92,8 +135,7 @@ impl Values {
 }
 
 impl Scan {
-    /// The length of the value at the front of `held`, once it is there whole. Space before it
-    /// belongs to it.
+    /// The length of the value at the front of `held`, once it is there whole.
     fn end(&mut self, held: &[u8]) -> Option<usize> {
         while let Some(&byte) = held.get(self.at) {
             self.at += 1;
