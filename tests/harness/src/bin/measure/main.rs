@@ -1,9 +1,10 @@
 //! What a server promises under load, measured on a real one: history that is compacted beside
-//! writes, leases that all end at once, a watcher that does not read.
+//! writes, or given up without being asked, leases that all end at once, a watcher that does not read.
 //!
 //! ```sh
 //! cargo build --release
 //! cargo run --release --bin measure -- compaction target/release/quorate
+//! cargo run --release --bin measure -- retention target/release/quorate
 //! cargo run --release --bin measure -- leases target/release/quorate
 //! cargo run --release --bin measure -- watcher target/release/quorate
 //! ```
@@ -17,6 +18,7 @@
 
 mod compaction;
 mod leases;
+mod retention;
 mod server;
 mod watcher;
 mod writers;
@@ -25,7 +27,8 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-const USAGE: &str = "usage: measure compaction|leases|watcher PATH-OF-QUORATE-OR-ETCD [SIZE]";
+const USAGE: &str =
+    "usage: measure compaction|retention|leases|watcher PATH-OF-QUORATE-OR-ETCD [SIZE]";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -37,11 +40,12 @@ async fn main() -> anyhow::Result<()> {
         .map(|size| size.to_string_lossy().parse())
         .transpose()
         .context(USAGE)?;
-    let server = server::Server::start(&program).await?;
+    let server = async || server::Server::start(&program, &[]).await;
     match what.to_str() {
-        Some("compaction") => compaction::measure(server, size).await,
-        Some("leases") => leases::measure(server, size).await,
-        Some("watcher") => watcher::measure(server, size).await,
+        Some("compaction") => compaction::measure(server().await?, size).await,
+        Some("retention") => retention::measure(&program, size).await,
+        Some("leases") => leases::measure(server().await?, size).await,
+        Some("watcher") => watcher::measure(server().await?, size).await,
         _ => anyhow::bail!(USAGE),
     }
 }

@@ -17,10 +17,11 @@ pub(crate) enum Server {
 }
 
 impl Server {
-    /// Starts `program`, which is an etcd if its file is called so.
-    pub(crate) async fn start(program: &Path) -> anyhow::Result<Self> {
+    /// Starts `program`, which is an etcd if its file is called so, with these flags.
+    pub(crate) async fn start(program: &Path, flags: &[&str]) -> anyhow::Result<Self> {
         let quota = (16_u64 << 30).to_string();
-        let arguments = ["--quota-backend-bytes", quota.as_str()];
+        let quota = ["--quota-backend-bytes", quota.as_str()];
+        let arguments = [&quota, flags].concat();
         if program.file_name().is_some_and(|name| name == "etcd") {
             let etcd = Etcd::start_with(program.to_owned(), &arguments).await?;
             return Ok(Self::Etcd(etcd));

@@ -1,7 +1,8 @@
 //! A watcher that does not read for minutes under full load.
 //!
 //! It must find every event once and in order when it reads on, and the server's memory must not
-//! grow with what it has not read.
+//! grow with what it has not read: it is looked at for as long without such watchers, under the same
+//! load, then with them.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -32,7 +33,15 @@ pub(crate) async fn measure(mut server: Server, seconds: Option<usize>) -> anyho
     let slow = Duration::from_secs(u64::try_from(seconds.unwrap_or(SLOW_SECONDS))?);
     let writers = Writers::start(&server, WRITERS, "s/", KEYS, VALUE_BYTES).await?;
     rest(WARM_UP).await;
-    println!("without watchers: resident {} MiB", server.resident_mib()?);
+    for look in 1..=LOOKS {
+        rest(slow / LOOKS).await;
+        println!(
+            "no watchers for {:.0?}: resident {} MiB, {}",
+            slow / LOOKS * look,
+            server.resident_mib()?,
+            writers.stretch().describe()
+        );
+    }
 
     let mut watchers = Vec::new();
     for _ in 0..SLOW_WATCHERS {
