@@ -215,3 +215,38 @@ fn named(ticket: &Ticket, kind: Kind) -> Proposal {
         command: Some(Command { kind: Some(kind) }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::tests::lone;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn few_proposals_are_under_way_however_many_leases_end() {
+        let node = lone().await;
+        let known = *node.shared.consensus.leadership().borrow();
+        let chunks = 3 * PROPOSALS_MAX;
+        let mut duties = Duties {
+            expiries: (0..chunks).map(|_| vec![1]).collect(),
+            checkpoints: VecDeque::from([vec![(1, 1)]]),
+            ..Duties::default()
+        };
+        duties.propose(&node, known);
+        assert_eq!(duties.under_way.len(), PROPOSALS_MAX);
+        // One more for each that ends; what is recorded comes after all that ends.
+        for left in (0..chunks - PROPOSALS_MAX).rev() {
+            duties.under_way.next().await;
+            duties.propose(&node, known);
+            let waiting = (duties.expiries.len(), duties.checkpoints.len());
+            assert_eq!(
+                (duties.under_way.len(), waiting),
+                (PROPOSALS_MAX, (left, 1))
+            );
+        }
+        while duties.under_way.next().await.is_some() {
+            duties.propose(&node, known);
+        }
+        assert!(duties.checkpoints.is_empty());
+        node.shutdown().await;
+    }
+}

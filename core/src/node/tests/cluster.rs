@@ -9,6 +9,10 @@ use quorate_proto::etcdserverpb::{
 };
 
 use super::*;
+use crate::clock::Instant;
+
+/// How long the leases of these tests live without renewal.
+const LEASE_TTL: Duration = Duration::from_secs(2);
 
 /// Three members, by position; one may be stopped.
 pub(super) struct Cluster {
@@ -78,6 +82,38 @@ impl Cluster {
             .find(|&n| n != leads_at && self.nodes[n].is_some())
             .unwrap();
         (leads_at, follows_at)
+    }
+
+    /// Grants a lease with a key, and renews it by way of member `asked` once most of its time is
+    /// over. Tells when.
+    async fn renewed_lease(&self, id: i64, asked: usize) -> Instant {
+        let node = self.node(asked);
+        let ttl = LEASE_TTL.as_secs().try_into().unwrap();
+        node.lease_grant(grant(ttl, id)).await.unwrap();
+        let leased = PutRequest {
+            lease: id,
+            ..put(&format!("of {id}"), "x")
+        };
+        node.put(leased).await.unwrap();
+        tokio::time::sleep(LEASE_TTL * 3 / 4).await;
+        let renewed = crate::clock::now();
+        assert_eq!(node.lease_keep_alive(id).await.unwrap().ttl, ttl);
+        renewed
+    }
+
+    /// Whether the key of the lease is there, or nobody can tell for want of a leader.
+    async fn lease_lives(&self, id: i64, asked: usize) -> bool {
+        let read = self.node(asked).range(get(&format!("of {id}"))).await;
+        read.map_or(true, |read| !read.kvs.is_empty())
+    }
+
+    async fn lease_lives_until(&self, id: i64, end: Instant, asked: usize) {
+        while crate::clock::now() < end {
+            let lives = self.lease_lives(id, asked).await;
+            // An answer that took longer than that tells nothing.
+            assert!(lives || crate::clock::now() >= end, "it ended early");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub(super) fn peer_url(&self, n: usize) -> &str {
@@ -249,6 +285,29 @@ async fn a_follower_keeps_leases_alive_and_watches_what_others_write() {
     assert_eq!(gone.events.len(), 1);
     assert!(follower.range(get("leased")).await.unwrap().kvs.is_empty());
     assert_eq!(follower.lease_keep_alive(5).await.unwrap().ttl, 0);
+    cluster.shutdown().await;
+}
+
+/// A new leader cannot know of renewals that the old one took last.
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_outlive_a_change_of_leader_by_their_whole_time() {
+    let mut cluster = Cluster::start().await;
+    let (leader, follower) = cluster.roles().await;
+    let renewed = cluster.renewed_lease(1, follower).await;
+    let target_id = cluster.node(follower).member_id();
+    let transfer = MoveLeaderRequest { target_id };
+    cluster.node(leader).move_leader(transfer).await.unwrap();
+    cluster
+        .lease_lives_until(1, renewed + LEASE_TTL, follower)
+        .await;
+
+    let (leader, follower) = cluster.roles().await;
+    let renewed = cluster.renewed_lease(2, follower).await;
+    cluster.stop(leader).await;
+    cluster
+        .lease_lives_until(2, renewed + LEASE_TTL, follower)
+        .await;
+    eventually("it ends", async || !cluster.lease_lives(2, follower).await).await;
     cluster.shutdown().await;
 }
 

@@ -23,7 +23,7 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A lone member in memory.
-async fn lone() -> Node {
+pub(super) async fn lone() -> Node {
     quick(Node::builder().in_memory()).start().await.unwrap()
 }
 

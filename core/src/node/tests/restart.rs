@@ -54,6 +54,34 @@ async fn a_restarted_member_has_its_keys_history_leases_and_ids() {
     node.shutdown().await;
 }
 
+/// Nobody could renew a lease while its member was away, so its time begins anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_lives_its_whole_time_again_after_a_restart() {
+    const TTL: Duration = Duration::from_secs(2);
+    let folder = tempfile::tempdir().unwrap();
+    let node = on_disk(folder.path()).await;
+    node.lease_grant(grant(2, 7)).await.unwrap();
+    node.put(PutRequest {
+        lease: 7,
+        ..put("leased", "x")
+    })
+    .await
+    .unwrap();
+    // Most of its time is over when the member stops.
+    tokio::time::sleep(TTL * 3 / 4).await;
+    node.shutdown().await;
+    drop(node);
+    let restarted = crate::clock::now();
+    let node = on_disk(folder.path()).await;
+    eventually("the lease ends", || async {
+        node.range(get("leased")).await.unwrap().kvs.is_empty()
+    })
+    .await;
+    let lived = crate::clock::now() - restarted;
+    assert!(lived >= TTL, "it lived {lived:?} after the restart");
+    node.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_serves_one_running_member_of_one_cluster() {
     let folder = tempfile::tempdir().unwrap();
