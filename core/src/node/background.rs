@@ -25,14 +25,9 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 pub(super) async fn guard_quota(node: Node) {
     let mut applied = node.shared.consensus.applied();
     loop {
-        let reader = node.shared.reader.clone();
-        // The size is asked of the file system.
-        let measured = node
-            .read(false, move || Ok::<_, Error>(reader.over_quota()))
-            .await;
-        let over = measured.unwrap_or(false);
-        node.shared.over_quota.store(over, Ordering::Relaxed);
-        if over && !node.has_space_alarm() {
+        let looking = node.clone();
+        let over = node.read(false, move || Ok::<_, Error>(looking.look_at_quota()));
+        if over.await.unwrap_or(false) && !node.has_space_alarm() {
             let alarm = AlarmRequest {
                 action: AlarmAction::Activate.into(),
                 member_id: node.member_id(),
@@ -62,6 +57,14 @@ pub(super) async fn changed_since(applied: &mut watch::Receiver<AppliedPoint>) -
 }
 
 impl Node {
+    /// Whether the store is over its quota, now and until the next look. Asks the file system, so not
+    /// for a runtime thread.
+    pub(super) fn look_at_quota(&self) -> bool {
+        let over = self.shared.reader.over_quota();
+        self.shared.over_quota.store(over, Ordering::Relaxed);
+        over
+    }
+
     fn has_space_alarm(&self) -> bool {
         let own = self.member_id();
         let alarms = self.shared.reader.alarms();

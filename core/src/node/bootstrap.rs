@@ -190,6 +190,7 @@ async fn assemble(
             disk_reads: Arc::new(Semaphore::new(read::READS_IN_FLIGHT)),
             removed: tokio::sync::watch::Sender::new(mvcc::meta::NEVER_COMPACTED),
             snapshots: Arc::new(Semaphore::new(snapshot::SNAPSHOTS_IN_FLIGHT)),
+            reclaim: Arc::new(Semaphore::new(1)),
             leaders: tokio::sync::watch::Sender::default(),
             proposals_failed: AtomicU64::new(0),
             tasks: Tasks::new(),

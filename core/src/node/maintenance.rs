@@ -1,11 +1,13 @@
 //! What operators ask of one member.
 
+use std::sync::Arc;
+
 use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use quorate_proto::etcdserverpb::{
-    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DowngradeInfo, DowngradeRequest,
-    DowngradeResponse, HashKvRequest, HashKvResponse, HashResponse, MoveLeaderRequest,
-    MoveLeaderResponse, StatusResponse,
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentResponse, DowngradeInfo,
+    DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashResponse,
+    MoveLeaderRequest, MoveLeaderResponse, StatusResponse,
 };
 use quorate_proto::log::command::Kind;
 
@@ -14,6 +16,7 @@ use super::{ETCD_VERSION, Node};
 use crate::apply::{Answer, check};
 use crate::error::Result;
 use crate::mvcc;
+use crate::storage::kv::KvError;
 
 impl Node {
     /// How this member stands: local, asks nobody.
@@ -106,6 +109,31 @@ impl Node {
             compact_revision: hashed.compact_revision,
             hash_revision: hashed.revision,
         })
+    }
+
+    /// Gives back the space of what was overwritten, deleted or compacted away, on this member: its
+    /// store writes anew what is left of it. Takes the longer the more that is, up to as much space
+    /// again, and goes on when the caller does not wait; writes go on beside it. One runs at a time.
+    ///
+    /// # Errors
+    /// Storage failures, such as a full disk; nothing is lost then.
+    pub async fn defragment(&self) -> Result<DefragmentResponse> {
+        let reclaim = Arc::clone(&self.shared.reclaim);
+        let Ok(permit) = reclaim.acquire_owned().await else {
+            return Err(Reason::Stopped.into());
+        };
+        let node = self.clone();
+        let reclaim = move || {
+            let _permit = permit;
+            let kv = node.shared.reader.kv();
+            let before = kv.disk_bytes();
+            kv.reclaim()?;
+            node.look_at_quota();
+            let after = kv.disk_bytes();
+            tracing::info!(before, after, "defragmented the store, sizes in bytes");
+            Ok::<_, KvError>(DefragmentResponse::default())
+        };
+        self.read(false, reclaim).await
     }
 
     /// Hands leadership to another member; only the leader can. The answer has no header, as on etcd.

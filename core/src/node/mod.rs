@@ -103,6 +103,8 @@ struct Shared {
     /// Up to which compact revision this member has removed history since it started.
     removed: tokio::sync::watch::Sender<i64>,
     snapshots: Arc<Semaphore>,
+    /// One permit: who defragments.
+    reclaim: Arc<Semaphore>,
     leaders: tokio::sync::watch::Sender<observe::Leaders>,
     /// Proposals whose outcome did not show, or that nobody took.
     proposals_failed: AtomicU64,

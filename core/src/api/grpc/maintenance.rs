@@ -66,13 +66,11 @@ impl maintenance_server::Maintenance for Maintenance {
         Ok(Response::new(self.node.status().await?))
     }
 
-    /// Space is given back by the storage engine as it goes: there is nothing left to do here, and
-    /// the answer says so as etcd's does, by being empty.
     async fn defragment(
         &self,
         _request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
-        Ok(Response::new(DefragmentResponse::default()))
+        Ok(Response::new(self.node.defragment().await?))
     }
 
     async fn hash(&self, _request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {

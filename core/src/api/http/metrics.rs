@@ -180,7 +180,7 @@ fn of_the_store(encoder: &mut DescriptorEncoder, seen: &Observed) -> fmt::Result
         "Size of the store",
         seen.disk_bytes,
     )?;
-    // The storage engine gives space back by itself: all it holds is in use.
+    // The storage engine does not know how much of what it holds it could give back.
     gauge(
         encoder,
         "etcd_mvcc_db_total_size_in_use_in_bytes",

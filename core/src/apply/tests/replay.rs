@@ -260,6 +260,9 @@ impl Kv for Broken {
     fn disk_bytes(&self) -> u64 {
         0
     }
+    fn reclaim(&self) -> Result<(), KvError> {
+        self.0.reclaim()
+    }
 }
 
 #[test]

@@ -1,14 +1,19 @@
 //! Every kind of request, on a lone member in memory.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use quorate_proto::etcdserverpb::alarm_request::AlarmAction;
+use quorate_proto::etcdserverpb::watch_create_request::FilterType;
 use quorate_proto::etcdserverpb::{
     AlarmRequest, AlarmType, CompactionRequest, DeleteRangeRequest, HashKvRequest,
     LeaseRevokeRequest, LeaseTimeToLiveRequest, MoveLeaderRequest, PutRequest, RangeRequest,
+    WatchCreateRequest,
 };
 use quorate_proto::txn::{self, TxnBuilder};
 use quorate_proto::{KeyRange, Reason};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng};
 
 use super::*;
 
@@ -320,6 +325,55 @@ async fn a_lease_nobody_keeps_alive_expires_with_its_keys_and_a_kept_one_does_no
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn leases_that_end_together_all_do_and_each_once() {
+    const LEASES: i64 = 2_600;
+    let node = lone().await;
+    let mut session = node.watch();
+    let request = WatchCreateRequest {
+        key: "lease/".into(),
+        range_end: "lease0".into(),
+        filters: vec![FilterType::Noput.into()],
+        ..Default::default()
+    };
+    session.control().create(request).await;
+    assert!(next(&mut session).await.created);
+    let began = crate::clock::now();
+    let granted = (1..=LEASES).map(|id| {
+        let node = node.clone();
+        async move {
+            node.lease_grant(grant(1, id)).await.unwrap();
+            let leased = PutRequest {
+                lease: id,
+                ..put(&format!("lease/{id}"), "x")
+            };
+            // Under load the first ones end before the last ones are granted.
+            match node.put(leased).await {
+                Ok(_) => 1,
+                Err(error) => {
+                    assert_eq!(error.reason(), Reason::LeaseNotFound);
+                    0
+                }
+            }
+        }
+    });
+    let attached: usize = futures::future::join_all(granted).await.into_iter().sum();
+    let mut gone = BTreeSet::new();
+    while gone.len() < attached {
+        for event in next(&mut session).await.events {
+            let key = event.kv.unwrap().key;
+            assert!(gone.insert(key), "a key went twice");
+        }
+    }
+    let lived = crate::clock::now() - began;
+    assert!(lived > Duration::from_millis(900), "they lived {lived:?}");
+    eventually("no lease is left", || async {
+        node.leases().await.unwrap().leases.is_empty()
+    })
+    .await;
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_streamed_range_is_the_same_as_a_whole_one() {
     let node = lone().await;
     let value = "v".repeat(400 * 1024);
@@ -451,6 +505,68 @@ async fn outgrowing_the_quota_raises_the_alarm_and_refuses_puts_but_not_deletes(
         prev_kv: false,
     };
     assert_eq!(node.delete_range(delete).await.unwrap().deleted, 1);
+    node.shutdown().await;
+}
+
+/// The way out of a full store that operators know: delete, compact, defragment, lift the alarm.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_store_takes_puts_again_once_space_was_given_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = quick(Node::builder().data_dir(folder.path()))
+        .quota(160 << 20)
+        .start()
+        .await
+        .unwrap();
+    let mut random = StdRng::seed_from_u64(3);
+    let mut number = 0;
+    let refused = loop {
+        // Of random bytes, which nothing makes smaller.
+        let mut value = vec![0; 1 << 20];
+        random.fill(&mut value[..]);
+        let put = PutRequest {
+            key: format!("k{number}").into(),
+            value: value.into(),
+            ..PutRequest::default()
+        };
+        match node.put(put).await {
+            Ok(_) => number += 1,
+            Err(error) => break error,
+        }
+        assert!(number < 1_000, "the quota stops nobody");
+    };
+    assert_eq!(refused.reason(), Reason::NoSpace);
+    eventually("the alarm is raised", || async { node.alarms().len() == 1 }).await;
+
+    let everything = KeyRange::all().to_wire();
+    let delete = DeleteRangeRequest {
+        key: everything.0,
+        range_end: everything.1,
+        prev_kv: false,
+    };
+    let deleted = node.delete_range(delete).await.unwrap();
+    let compaction = CompactionRequest {
+        revision: deleted.header.unwrap().revision,
+        physical: true,
+    };
+    node.compact(compaction).await.unwrap();
+    let full = node.status().await.unwrap().db_size;
+    node.defragment().await.unwrap();
+    let left = node.status().await.unwrap().db_size;
+    // What is left is journals, which the engine keeps up to a size that is small beside real quotas.
+    assert!(left < full / 2, "{full} before, {left} after");
+
+    assert_eq!(
+        node.put(put("k", "v")).await.unwrap_err().reason(),
+        Reason::NoSpace
+    );
+    let lift = AlarmRequest {
+        action: AlarmAction::Deactivate.into(),
+        member_id: node.member_id(),
+        alarm: AlarmType::Nospace.into(),
+    };
+    node.alarm(lift).await.unwrap();
+    node.put(put("k", "v")).await.unwrap();
+    assert_eq!(node.alarms(), []);
     node.shutdown().await;
 }
 

@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -39,6 +40,9 @@ const CACHED_FILES_MAX: usize = 256;
 /// Threads that flush and compact. With two, both were often busy with long compactions while full
 /// memtables waited to be flushed and commits waited for that.
 const WORKERS: usize = 4;
+
+/// A key that is never stored: no table of the state begins so.
+const NEVER_THERE: &[u8] = b"\xff nothing";
 
 /// What a file's allocation is counted in, whatever the file system's own blocks are.
 const BLOCK_BYTES: u64 = 512;
@@ -82,6 +86,9 @@ struct Inner {
     database: Database,
     keyspace: Keyspace,
     poison: Poison,
+    /// Merges of all tables under way. Other merges wait for them, so that a long row of unmerged
+    /// tables says nothing about the engine's health meanwhile.
+    full_merges: AtomicUsize,
 }
 
 impl FjallKv {
@@ -155,6 +162,7 @@ impl FjallKv {
                 database,
                 keyspace,
                 poison: Poison::default(),
+                full_merges: AtomicUsize::new(0),
             });
             Ok(FjallKv { inner })
         }));
@@ -202,24 +210,53 @@ impl Inner {
         caught(|| ours.commit())
     }
 
-    /// Waits while flushes are behind, but not for ever: a dead flusher is a failure.
+    /// Waits while flushes and merges are behind.
     fn wait_for_flusher(&self) -> Result<(), KvError> {
-        for pause in 0..STALL_PAUSES_MAX {
-            if self.keyspace.sealed_memtable_count() < SEALED_MEMTABLES_MAX
+        self.wait_until(|| {
+            self.keyspace.sealed_memtable_count() < SEALED_MEMTABLES_MAX
                 && self.keyspace.l0_table_count() < UNMERGED_TABLES_MAX
-            {
-                return Ok(());
+        })
+    }
+
+    /// Waits for the engine's own threads, but not for ever: dead ones are a failure.
+    fn wait_until(&self, is_there: impl Fn() -> bool) -> Result<(), KvError> {
+        let mut pauses = 0;
+        while !is_there() {
+            if pauses == STALL_PAUSES_MAX {
+                return Err(KvError::Engine {
+                    cause: "its flusher made no progress for a minute".to_owned(),
+                });
             }
-            if pause == 0 {
-                tracing::debug!("commit waits for the key-value store's flusher");
+            if pauses == 0 {
+                tracing::debug!("waiting for the key-value store's flusher");
             }
             // Tells whether the flusher died: fjall then refuses all writes.
             caught(|| self.database.persist(PersistMode::Buffer))?;
             thread::park_timeout(STALL_PAUSE);
+            pauses += u32::from(self.full_merges.load(Ordering::Relaxed) == 0);
         }
-        Err(KvError::Engine {
-            cause: "its flusher made no progress for a minute".to_owned(),
-        })
+        Ok(())
+    }
+
+    /// Flushes what is in memory, deletions with it, and merges all tables. Their files go with the
+    /// flush after that: only then does the engine look which of its versions nobody reads.
+    fn reclaim(&self) -> Result<(), KvError> {
+        self.flush()?;
+        self.full_merges.fetch_add(1, Ordering::Relaxed);
+        let merged = caught(|| self.keyspace.major_compact());
+        self.full_merges.fetch_sub(1, Ordering::Relaxed);
+        merged?;
+        self.flush()
+    }
+
+    /// Flushes the memtable, and lets go of what no view needs any more.
+    fn flush(&self) -> Result<(), KvError> {
+        let mut batch = WriteBatch::new();
+        // An empty memtable would not be flushed.
+        batch.delete(NEVER_THERE);
+        self.poison.guard(|| self.write(batch))?;
+        caught(|| self.keyspace.rotate_memtable().map(drop))?;
+        self.wait_until(|| self.keyspace.sealed_memtable_count() == 0)
     }
 }
 
@@ -249,6 +286,11 @@ impl Kv for FjallKv {
         self.inner
             .poison
             .guard(|| caught(|| self.inner.database.persist(PersistMode::SyncAll)))
+    }
+
+    fn reclaim(&self) -> Result<(), KvError> {
+        self.inner.poison.check()?;
+        self.inner.reclaim()
     }
 
     fn disk_bytes(&self) -> u64 {

@@ -51,8 +51,18 @@ pub trait Kv: Send + Sync + Debug {
     /// A failure poisons the engine; a failed sync is never retried.
     fn persist(&self) -> Result<(), KvError>;
 
-    /// Space in use, in bytes: approximate, journals included.
+    /// Space taken on the disk, in bytes: journals included, and what was overwritten or deleted and
+    /// not yet given back.
     fn disk_bytes(&self) -> u64;
+
+    /// Gives back what was overwritten or deleted, by writing anew what is left: blocks for as long
+    /// as that takes, and needs as much space again meanwhile. Commits and views go on beside it,
+    /// until commits have outrun the engine. What a view still shows stays.
+    ///
+    /// # Errors
+    ///
+    /// The disk, or an engine that failed before. A failure leaves everything as it was.
+    fn reclaim(&self) -> Result<(), KvError>;
 }
 
 /// One unchanging state of a [`Kv`].

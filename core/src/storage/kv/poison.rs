@@ -11,11 +11,17 @@ pub(super) struct Poison {
 }
 
 impl Poison {
+    /// Whether writes are still taken.
+    pub(super) fn check(&self) -> Result<(), KvError> {
+        match self.first.get() {
+            Some(first) => Err(KvError::Poisoned(Box::new(first.clone()))),
+            None => Ok(()),
+        }
+    }
+
     /// Runs a write unless an earlier one failed, and remembers its failure.
     pub(super) fn guard(&self, write: impl FnOnce() -> Result<(), KvError>) -> Result<(), KvError> {
-        if let Some(first) = self.first.get() {
-            return Err(KvError::Poisoned(Box::new(first.clone())));
-        }
+        self.check()?;
         write().inspect_err(|error| {
             // A concurrent failure may have come first; either tells the same story.
             if self.first.set(error.clone()).is_ok() {

@@ -164,6 +164,71 @@ fn the_size_on_disk_is_what_was_written_before_and_after_a_restart() {
     assert!((8 * MIB..20 * MIB).contains(&after), "{after}");
 }
 
+#[test]
+fn space_is_given_back_with_what_is_left_unharmed() {
+    const KIB: usize = 1024;
+    let folder = tempfile::tempdir().unwrap();
+    let options = DiskOptions {
+        memtable_bytes: 256 * 1024,
+        ..DiskOptions::default()
+    };
+    let kv = FjallKv::create(folder.path(), &options).unwrap();
+    let mut random = StdRng::seed_from_u64(11);
+    let mut left = Vec::new();
+    for round in 0..64_u32 {
+        let mut batch = WriteBatch::new();
+        for row in 0..16_u32 {
+            let mut value = vec![0; 8 * KIB];
+            random.fill(&mut value[..]);
+            let key = Bytes::from(format!("{row:02}/{round:03}"));
+            batch.put(key.clone(), value.clone());
+            if row == 7 {
+                left.push((key, Bytes::from(value)));
+            }
+        }
+        kv.commit(batch).unwrap();
+    }
+    left.sort();
+    let full = kv.disk_bytes();
+    assert!(full > 8 << 20, "{full}");
+    let before = kv.view();
+    let all = everything(&*before);
+    let mut batch = WriteBatch::new();
+    for (key, _) in &all {
+        if !key.starts_with(b"07/") {
+            batch.delete(key.clone());
+        }
+    }
+    kv.commit(batch).unwrap();
+    kv.reclaim().unwrap();
+    assert_eq!(everything(&*before), all, "a view keeps what it shows");
+    assert_eq!(everything(&*kv.view()), left);
+    drop(before);
+
+    // Commits go on while space is given back.
+    std::thread::scope(|scope| {
+        let reclaiming = scope.spawn(|| kv.reclaim());
+        let mut written = 0;
+        while !reclaiming.is_finished() || written < 100 {
+            let mut batch = WriteBatch::new();
+            batch.put("during", written.to_string());
+            kv.commit(batch).unwrap();
+            written += 1;
+        }
+        reclaiming.join().unwrap().unwrap();
+    });
+    let mut batch = WriteBatch::new();
+    batch.delete("during");
+    kv.commit(batch).unwrap();
+    kv.reclaim().unwrap();
+    let after = kv.disk_bytes();
+    drop(kv);
+    let kv = FjallKv::open(folder.path(), &options).unwrap();
+    assert_eq!(everything(&*kv.view()), left);
+    // All but a sixteenth of 8 MiB; the journals stay for a while.
+    assert!(after + (6 << 20) < full, "{full} before, {after} after");
+}
+
 fn long_and_bad_keys(kv: &dyn Kv) {
     let long = Bytes::from(vec![0xab; KEY_BYTES_MAX]);
     let mut batch = WriteBatch::new();
