@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use mimalloc::MiMalloc;
+
 mod cli;
 mod demo;
 mod dev;
@@ -10,6 +12,11 @@ mod logging;
 mod server;
 mod services;
 mod signals;
+
+/// What one thread decodes another one applies and a third one frees: the system's allocator spends
+/// more on that than the work itself takes.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     match cli::run() {
