@@ -4,22 +4,29 @@
 //! values left out.
 //!
 //! Nesting is bounded: the parser gives up below 128 levels, and what it skips it skips without
-//! recursion, so no body can exhaust the stack.
+//! recursion, so no body can exhaust the stack. So is the number of values, since one that takes two
+//! bytes of text takes hundreds in memory.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Deserializer, Value};
 use tonic::Status;
 
+/// Values in a request at most, fields and items counted: far beyond what the limit of operations in
+/// a transaction lets through, and some tens of MiB in memory.
+const VALUES_MAX: usize = 64 * 1024;
+
 /// Reads a request from the first JSON value of a body; what follows it is ignored, and an empty
 /// body is an empty request, both as on etcd.
 ///
 /// # Errors
-/// `InvalidArgument` when the value is not JSON, is nested too deeply, or does not fit the message.
+/// `InvalidArgument` when the value is not JSON, is nested too deeply, or does not fit the message;
+/// `ResourceExhausted` when it is made of too many values.
 pub fn decode<Q: DeserializeOwned + Default>(body: &[u8]) -> Result<Q, Status> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(Q::default());
     }
+    check_values(body)?;
     // By way of a tree, in which the last of several equal names counts, as on etcd.
     let mut value = Value::deserialize(&mut Deserializer::from_slice(body))
         .map_err(|error| malformed(&error, body))?;
@@ -28,6 +35,26 @@ pub fn decode<Q: DeserializeOwned + Default>(body: &[u8]) -> Result<Q, Status> {
         return Ok(Q::default());
     }
     Q::deserialize(value).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+/// Refuses what would take much more memory than its text, before any of it is read.
+fn check_values(body: &[u8]) -> Result<(), Status> {
+    let (mut values, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in body {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            // Each value that is not the first one follows one of these.
+            b'[' | b'{' | b',' | b':' if !in_string => values += 1,
+            _ => {}
+        }
+    }
+    if values <= VALUES_MAX {
+        return Ok(());
+    }
+    let text = format!("a request of more than {VALUES_MAX} JSON values");
+    Err(Status::resource_exhausted(text))
 }
 
 /// A field that is null is a field that is not given.
@@ -141,8 +168,19 @@ mod tests {
     }
 
     #[test]
+    fn many_small_values_are_refused_before_they_take_memory() {
+        let many = |count| format!(r#"{{"x":[{}]}}"#, vec![r#"{"":0}"#; count].join(","));
+        range(&many(20_000)).unwrap();
+        let status = range(&many(30_000)).unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        // What is within a string is no value.
+        let text = ",:[{".repeat(VALUES_MAX);
+        range(&format!(r#"{{"x":"\\\"{text}"}}"#)).unwrap();
+    }
+
+    #[test]
     fn nesting_is_refused_not_followed() {
-        const LEVELS: usize = 100_000;
+        const LEVELS: usize = 10_000;
         let txns = r#"{"success":[{"request_txn":"#.repeat(LEVELS);
         let status = decode::<TxnRequest>(txns.as_bytes()).unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
