@@ -25,11 +25,13 @@ pub enum Renewal {
     },
     /// No such lease: the answer is time to live 0.
     Gone,
-    /// Its expiry is proposed: wait for [`Lessor::changes`](super::Lessor::changes), then go
-    /// through a new barrier.
-    Expiring,
-    /// A checkpoint stands or is on its way: propose clearing it, wait until that applied, try
-    /// again with the same instant.
+    /// Its expiry or a checkpoint of it is proposed: wait until [`Lessor::is_undecided`] says no
+    /// more, looking again at each of [`Lessor::changes`], then go through a new barrier.
+    ///
+    /// [`Lessor::is_undecided`]: super::Lessor::is_undecided
+    /// [`Lessor::changes`]: super::Lessor::changes
+    Undecided,
+    /// A checkpoint stands: propose clearing it, wait until that applied, try again.
     Checkpointed,
     /// This member does not lead: nothing may be answered.
     NotLeading,
@@ -67,6 +69,12 @@ struct Armed {
     expiring: bool,
     /// Checkpoint proposals whose outcome is not known.
     checkpoints_open: u32,
+}
+
+impl Armed {
+    fn is_undecided(&self) -> bool {
+        self.expiring || self.checkpoints_open > 0
+    }
 }
 
 /// Moments with the lease and arming they are for, soonest first.
@@ -196,16 +204,20 @@ impl Expiry {
 
     pub(super) fn renew(&mut self, lease: &Lease, barrier_began: Instant) -> Renewal {
         let armed = self.arm(lease, barrier_began);
-        if armed.expiring {
-            return Renewal::Expiring;
+        if armed.is_undecided() {
+            return Renewal::Undecided;
         }
-        if armed.checkpoints_open > 0 || lease.remaining_ttl_seconds > 0 {
+        if lease.remaining_ttl_seconds > 0 {
             return Renewal::Checkpointed;
         }
         armed.deadline = armed.deadline.max(after(barrier_began, lease.granted()));
         Renewal::Renewed {
             ttl_seconds: lease.granted_ttl_seconds,
         }
+    }
+
+    pub(super) fn is_undecided(&self, id: i64) -> bool {
+        self.armed.get(&id).is_some_and(Armed::is_undecided)
     }
 
     pub(super) fn remaining(&self, lease: &Lease, now: Instant) -> Remaining {

@@ -235,6 +235,15 @@ impl Lessor {
         expiry.renew(lease, barrier_began)
     }
 
+    /// Whether an expiry or a checkpoint of the lease is proposed and not decided, so that it cannot
+    /// be renewed now.
+    #[must_use]
+    pub fn is_undecided(&self, id: i64) -> bool {
+        let state = self.state();
+        let expiry = state.expiry.as_ref();
+        expiry.is_some_and(|expiry| expiry.is_undecided(id))
+    }
+
     /// What is left of a lease.
     #[must_use]
     pub fn remaining(&self, id: i64, now: Instant) -> Remaining {

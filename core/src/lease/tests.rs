@@ -64,7 +64,7 @@ fn an_expiring_lease_answers_nothing_until_its_expiry_is_refused() {
     let (lessor, start) = leading(&[(1, 10)]);
     let late = start + seconds(11);
     assert_eq!(lessor.due(late, 10), [1]);
-    assert_eq!(lessor.renew(1, late), Renewal::Expiring);
+    assert_eq!(lessor.renew(1, late), Renewal::Undecided);
     let mut changes = lessor.changes();
     changes.mark_unchanged();
     lessor.expiry_settled(&[1], late + seconds(1));
@@ -131,7 +131,7 @@ fn a_checkpointed_lease_is_renewed_only_after_its_checkpoint_is_cleared() {
     let at = start + seconds(300);
     assert_eq!(lessor.checkpoints_due(at, 10), [(1, 700)]);
     // Proposed, not applied: already no answer.
-    assert_eq!(lessor.renew(1, at), Renewal::Checkpointed);
+    assert_eq!(lessor.renew(1, at), Renewal::Undecided);
     let checkpoint = |remaining_ttl_seconds| Change::Checkpointed {
         id: 1,
         remaining_ttl_seconds,

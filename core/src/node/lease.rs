@@ -202,16 +202,15 @@ impl Node {
         loop {
             let barrier_began = clock::now();
             self.barrier_as_leader().await?;
-            // What changes from here on is seen by the wait below.
-            changes.mark_unchanged();
             match lessor.renew(id, barrier_began) {
                 Renewal::Renewed { ttl_seconds } => return Ok(ttl_seconds),
                 Renewal::Gone => return Ok(0),
                 Renewal::NotLeading => return Err(Reason::NotLeader.into()),
-                Renewal::Expiring => {
-                    // Its expiry is proposed: only the outcome can tell, and only a new barrier
-                    // shows whether this member may.
-                    if changes.changed().await.is_err() {
+                Renewal::Undecided => {
+                    // Only the outcome can tell, and only a new barrier shows whether this member
+                    // may. Many wait here when many leases end: only those concerned go on.
+                    let decided = changes.wait_for(|_| !lessor.is_undecided(id));
+                    if decided.await.is_err() {
                         return Err(Reason::Stopped.into());
                     }
                 }

@@ -63,7 +63,7 @@ pub(super) async fn run(node: Node) {
         }
         if term.is_some() {
             duties.take_due(&node, clock::now());
-            duties.propose(&node, known);
+            duties.propose(&node, known, clock::now());
         }
         let latest = clock::now() + SLEEP_MAX;
         let next = duties.next_look(&node).unwrap_or(latest).min(latest);
@@ -83,8 +83,6 @@ struct Duties {
     expiries: VecDeque<Vec<i64>>,
     /// The last entry applied at that moment.
     as_of: u64,
-    /// What is left of leases in seconds, a proposal's worth each.
-    checkpoints: VecDeque<Vec<(i64, i64)>>,
     under_way: FuturesUnordered<BoxFuture<'static, ()>>,
 }
 
@@ -93,48 +91,50 @@ impl Duties {
     /// goes on, since its outcome is open.
     fn forget(&mut self) {
         self.expiries.clear();
-        self.checkpoints.clear();
     }
 
-    /// Asks the schedule what is due, once all it said before is on its way.
+    /// Asks the schedule what has to end, once all it said before is on its way.
     fn take_due(&mut self, node: &Node, now: Instant) {
-        let lessor = node.shared.reader.lessor();
-        if self.expiries.is_empty() {
-            // Looked at first: what is granted after it is not what is judged now.
-            let applied = node.shared.consensus.applied().borrow().id;
-            self.as_of = applied.map_or(0, |id| id.index);
-            let mut due = lessor.due(now, ROUND_MAX);
-            due.sort_unstable();
-            self.expiries = due.chunks(LEASES_MAX).map(<[i64]>::to_vec).collect();
+        if !self.expiries.is_empty() {
+            return;
         }
-        if self.checkpoints.is_empty() {
-            let due = lessor.checkpoints_due(now, ROUND_MAX);
-            self.checkpoints = due.chunks(LEASES_MAX).map(<[(i64, i64)]>::to_vec).collect();
-        }
+        // Looked at first: what is granted after it is not what is judged now.
+        let applied = node.shared.consensus.applied().borrow().id;
+        self.as_of = applied.map_or(0, |id| id.index);
+        let mut due = node.shared.reader.lessor().due(now, ROUND_MAX);
+        due.sort_unstable();
+        self.expiries = due.chunks(LEASES_MAX).map(<[i64]>::to_vec).collect();
     }
 
-    /// Proposes what there is room for; expiries go first.
-    fn propose(&mut self, node: &Node, known: Leadership) {
-        while self.under_way.len() < PROPOSALS_MAX {
+    /// Proposes what there is room for; expiries go first. What is to be recorded is asked for only
+    /// when it can be proposed at once: renewals of these leases wait until that is decided.
+    fn propose(&mut self, node: &Node, known: Leadership, now: Instant) {
+        while self.has_room() {
             if let Some(ids) = self.expiries.pop_front() {
                 let expired = node.clone().expire(ids, self.as_of, known);
                 self.under_way.push(Box::pin(expired));
-            } else if let Some(left) = self.checkpoints.pop_front() {
-                self.under_way
-                    .push(Box::pin(node.clone().checkpoint(left, known)));
-            } else {
+                continue;
+            }
+            let left = node.shared.reader.lessor().checkpoints_due(now, LEASES_MAX);
+            if left.is_empty() {
                 return;
             }
+            let recorded = node.clone().checkpoint(left, known);
+            self.under_way.push(Box::pin(recorded));
         }
     }
 
-    /// When the schedule has to be asked again; not before what it said is on its way.
+    fn has_room(&self) -> bool {
+        self.under_way.len() < PROPOSALS_MAX
+    }
+
+    /// When the schedule has to be asked again; without room, not before a proposal is decided.
     fn next_look(&self, node: &Node) -> Option<Instant> {
-        if self.expiries.is_empty() && self.checkpoints.is_empty() {
-            node.shared.reader.lessor().next_deadline(clock::now())
-        } else {
-            None
-        }
+        let lessor = node.shared.reader.lessor();
+        let may_ask = self.expiries.is_empty() && self.has_room();
+        may_ask
+            .then(|| lessor.next_deadline(clock::now()))
+            .flatten()
     }
 }
 
@@ -219,7 +219,8 @@ fn named(ticket: &Ticket, kind: Kind) -> Proposal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::tests::lone;
+    use crate::lease::{Change, Lease, Renewal};
+    use crate::node::tests::{eventually, lone};
 
     #[tokio::test(flavor = "multi_thread")]
     async fn few_proposals_are_under_way_however_many_leases_end() {
@@ -228,25 +229,51 @@ mod tests {
         let chunks = 3 * PROPOSALS_MAX;
         let mut duties = Duties {
             expiries: (0..chunks).map(|_| vec![1]).collect(),
-            checkpoints: VecDeque::from([vec![(1, 1)]]),
             ..Duties::default()
         };
-        duties.propose(&node, known);
+        let now = clock::now();
+        duties.propose(&node, known, now);
         assert_eq!(duties.under_way.len(), PROPOSALS_MAX);
-        // One more for each that ends; what is recorded comes after all that ends.
+        // One more for each that ends.
         for left in (0..chunks - PROPOSALS_MAX).rev() {
             duties.under_way.next().await;
-            duties.propose(&node, known);
-            let waiting = (duties.expiries.len(), duties.checkpoints.len());
-            assert_eq!(
-                (duties.under_way.len(), waiting),
-                (PROPOSALS_MAX, (left, 1))
-            );
+            duties.propose(&node, known, now);
+            let both = (duties.under_way.len(), duties.expiries.len());
+            assert_eq!(both, (PROPOSALS_MAX, left));
         }
+        while duties.under_way.next().await.is_some() {}
+        node.shutdown().await;
+    }
+
+    /// With thousands of leases to be recorded, only those whose proposal is on its way are marked.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn renewals_wait_for_few_checkpoints_however_many_are_due() {
+        let node = lone().await;
+        let lessor = node.shared.reader.lessor();
+        // The node's own clock begins once, and then finds nothing to do here.
+        eventually("it leads", || async { lessor.leads() }).await;
+        let leases = i64::try_from(2 * PROPOSALS_MAX * LEASES_MAX).unwrap();
+        let granted = (1..=leases).map(|id| Lease {
+            id,
+            granted_ttl_seconds: 10_000,
+            remaining_ttl_seconds: 0,
+            granted_at: 0,
+        });
+        lessor.commit(&granted.map(Change::Granted).collect::<Vec<_>>());
+        let now = clock::now();
+        lessor.promote(now, Duration::ZERO, CHECKPOINT_INTERVAL);
+        let due = now + CHECKPOINT_INTERVAL;
+        let known = *node.shared.consensus.leadership().borrow();
+        let mut duties = Duties::default();
+        duties.propose(&node, known, due);
+        assert_eq!(duties.under_way.len(), PROPOSALS_MAX);
+        let undecided = |id: &i64| lessor.renew(*id, now) == Renewal::Undecided;
+        let marked = (1..=leases).filter(undecided).count();
+        assert_eq!(marked, PROPOSALS_MAX * LEASES_MAX);
         while duties.under_way.next().await.is_some() {
-            duties.propose(&node, known);
+            duties.propose(&node, known, due);
         }
-        assert!(duties.checkpoints.is_empty());
+        assert_eq!((1..=leases).filter(undecided).count(), 0);
         node.shutdown().await;
     }
 }

@@ -70,7 +70,7 @@ async fn next(session: &mut WatchSession) -> WatchResponse {
 }
 
 /// Waits until `holds`, or fails the test.
-async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+pub(super) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let waiting = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
