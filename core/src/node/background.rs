@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::Node;
+use super::read::blocking;
 use crate::apply::Reader;
 use crate::clock;
 use crate::error::Error;
@@ -26,7 +27,7 @@ pub(super) async fn guard_quota(node: Node) {
     let mut applied = node.shared.consensus.applied();
     loop {
         let looking = node.clone();
-        let over = node.read(false, move || Ok::<_, Error>(looking.look_at_quota()));
+        let over = blocking(move || Ok::<_, Error>(looking.look_at_quota()));
         if over.await.unwrap_or(false) && !node.has_space_alarm() {
             let alarm = AlarmRequest {
                 action: AlarmAction::Activate.into(),

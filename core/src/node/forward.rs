@@ -250,7 +250,8 @@ impl Serving {
         }
     }
 
-    fn status(&self) -> pb::StatusResponse {
+    async fn status(&self) -> pb::StatusResponse {
+        let disk_bytes = self.node.disk_bytes().await.unwrap_or(0);
         let status = self.node.shared.consensus.status();
         let own = self.node.member_id();
         let members = self.node.shared.consensus.members();
@@ -262,7 +263,7 @@ impl Serving {
             committed_index: status.committed_index,
             applied_index: status.applied_index,
             revision: self.node.shared.reader.revision(),
-            disk_bytes: i64::try_from(self.node.shared.reader.disk_bytes()).unwrap_or(i64::MAX),
+            disk_bytes: i64::try_from(disk_bytes).unwrap_or(i64::MAX),
             learner: members.get(&own).is_some_and(|member| !member.is_voter),
         }
     }
@@ -313,7 +314,7 @@ impl RequestHandler for Serving {
             Some(Asked::TimeToLive(request)) => {
                 Answered::TimeToLive(self.time_to_live(request).await)
             }
-            Some(Asked::Status(_)) => Answered::Status(self.status()),
+            Some(Asked::Status(_)) => Answered::Status(self.status().await),
             Some(Asked::HashKv(request)) => Answered::HashKv(self.hash_kv(request).await),
             Some(
                 Asked::Vote(_)

@@ -9,6 +9,7 @@ use quorate_proto::etcdserverpb::CompactionRequest;
 
 use super::Node;
 use super::background::changed_since;
+use super::read::blocking;
 use crate::clock::{self, Instant};
 use crate::config::AutoCompaction;
 use crate::error::Result;
@@ -88,7 +89,7 @@ impl Node {
                 kv.commit(step.batch)?;
                 Ok::<_, KvError>(step.next)
             };
-            cursor = self.read(false, step).await?;
+            cursor = blocking(step).await?;
             if cursor.is_none() {
                 return Ok(());
             }

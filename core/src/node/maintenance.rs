@@ -12,9 +12,10 @@ use quorate_proto::etcdserverpb::{
 use quorate_proto::log::command::Kind;
 
 use super::kv::unexpected;
+use super::read::blocking;
 use super::{ETCD_VERSION, Node};
 use crate::apply::{Answer, check};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mvcc;
 use crate::storage::kv::KvError;
 
@@ -25,7 +26,7 @@ impl Node {
     /// None today.
     pub async fn status(&self) -> Result<StatusResponse> {
         let raft = self.shared.consensus.status();
-        let disk_bytes = i64::try_from(self.shared.reader.disk_bytes()).unwrap_or(i64::MAX);
+        let disk_bytes = i64::try_from(self.disk_bytes().await?).unwrap_or(i64::MAX);
         let leaderless = raft
             .leader
             .is_none()
@@ -51,6 +52,12 @@ impl Node {
             db_size_quota: i64::try_from(self.shared.quota_bytes).unwrap_or(i64::MAX),
             downgrade_info: Some(DowngradeInfo::default()),
         })
+    }
+
+    /// What the store takes on the disk, in bytes.
+    pub(super) async fn disk_bytes(&self) -> Result<u64> {
+        let reader = self.shared.reader.clone();
+        blocking(move || Ok::<_, Error>(reader.disk_bytes())).await
     }
 
     /// The alarms this member knows of.
@@ -102,7 +109,7 @@ impl Node {
     pub async fn hash_kv(&self, request: HashKvRequest) -> Result<HashKvResponse> {
         let reader = self.shared.reader.clone();
         let hash = move || mvcc::hash::hash_kv(&*reader.view(), request.revision);
-        let hashed = self.read(false, hash).await?;
+        let hashed = self.scan(hash).await?;
         Ok(HashKvResponse {
             header: Some(self.header_at(hashed.current_revision)),
             hash: hashed.hash,
@@ -133,7 +140,7 @@ impl Node {
             tracing::info!(before, after, "defragmented the store, sizes in bytes");
             Ok::<_, KvError>(DefragmentResponse::default())
         };
-        self.read(false, reclaim).await
+        blocking(reclaim).await
     }
 
     /// Hands leadership to another member; only the leader can. The answer has no header, as on etcd.

@@ -99,7 +99,10 @@ struct Shared {
     reads: rounds::Rounds<(), u64>,
     keep_alives: rounds::Rounds<i64, i64>,
     forwarded: forward::Forwarded,
+    /// As many as reads may wait or be under way.
+    read_places: Arc<Semaphore>,
     disk_reads: Arc<Semaphore>,
+    scans: Arc<Semaphore>,
     /// Up to which compact revision this member has removed history since it started.
     removed: tokio::sync::watch::Sender<i64>,
     snapshots: Arc<Semaphore>,

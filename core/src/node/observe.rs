@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::Node;
 use crate::clock::Instant;
+use crate::error::Result;
 use crate::peer::PeerStatus;
 
 /// The leaders a member has known since its start.
@@ -60,14 +61,17 @@ pub struct Observed {
 }
 
 impl Node {
-    /// How this member is, now. Cheap; asks nobody.
-    #[must_use]
-    pub fn observe(&self) -> Observed {
+    /// How this member is, now. Asks no other member.
+    ///
+    /// # Errors
+    /// Only when the program ends.
+    pub async fn observe(&self) -> Result<Observed> {
+        let disk_bytes = self.disk_bytes().await?;
         let shared = &self.shared;
         let known = self.leadership();
         let (puts, deletes) = shared.reader.written();
         let raft = shared.consensus.status();
-        Observed {
+        Ok(Observed {
             term: known.term,
             leader: known.leader,
             is_leader: known.leader == Some(shared.member_id),
@@ -83,10 +87,10 @@ impl Node {
             watchers_behind: shared.hub.watchers_behind(),
             watchers: shared.hub.watchers(),
             leases: shared.reader.lessor().len(),
-            disk_bytes: shared.reader.disk_bytes(),
+            disk_bytes,
             quota_bytes: shared.quota_bytes,
             alarms: shared.reader.alarms().len(),
             peers: self.peers(),
-        }
+        })
     }
 }

@@ -24,6 +24,8 @@ use crate::storage::kv::KvError;
 const ROUNDS_IN_FLIGHT: usize = 2;
 /// Reads of disk under way at once; the next waits. More would only make them wait for each other.
 pub(super) const READS_IN_FLIGHT: usize = 16;
+/// Reads of the whole store under way at once, beside the others; the next waits.
+pub(super) const SCANS_IN_FLIGHT: usize = 2;
 
 /// Runs rounds for waiting reads until the member stops.
 pub(super) async fn run(node: Node) {
@@ -126,18 +128,49 @@ impl Node {
         if point && self.shared.config.data == Data::Memory {
             return read().map_err(Into::into);
         }
-        let Ok(permit) = self.shared.disk_reads.clone().acquire_owned().await else {
+        // One that waits holds a place, and places are as many as for all other requests.
+        let Ok(place) = Arc::clone(&self.shared.read_places).try_acquire_owned() else {
+            return Err(Reason::TooManyRequests.into());
+        };
+        let Ok(permit) = Arc::clone(&self.shared.disk_reads).acquire_owned().await else {
             return Err(Reason::Stopped.into());
         };
-        let read = move || {
+        let result = blocking(move || {
             let result = read();
-            drop(permit);
+            drop((permit, place));
             result
+        });
+        result.await
+    }
+
+    /// Runs a read of the whole store, which takes the longer the larger that is. Does not stand in
+    /// the way of other reads, and goes on when the caller does not wait.
+    pub(super) async fn scan<T: Send + 'static, E: Into<Error> + Send + 'static>(
+        &self,
+        scan: impl FnOnce() -> Result<T, E> + Send + 'static,
+    ) -> Result<T> {
+        let Ok(place) = Arc::clone(&self.shared.read_places).try_acquire_owned() else {
+            return Err(Reason::TooManyRequests.into());
         };
-        match tokio::task::spawn_blocking(read).await {
-            Ok(result) => result.map_err(Into::into),
-            Err(_) => Err(Reason::Internal.into()),
-        }
+        let Ok(permit) = Arc::clone(&self.shared.scans).acquire_owned().await else {
+            return Err(Reason::Stopped.into());
+        };
+        let result = blocking(move || {
+            let result = scan();
+            drop((permit, place));
+            result
+        });
+        result.await
+    }
+}
+
+/// Runs work that may wait for the disk, away from the runtime's own threads.
+pub(super) async fn blocking<T: Send + 'static, E: Into<Error> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(_) => Err(Reason::Internal.into()),
     }
 }
 

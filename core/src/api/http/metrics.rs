@@ -40,9 +40,16 @@ impl Scraped {
 
 /// Answers a scrape.
 pub(super) async fn metrics(State(scraped): State<Scraped>) -> Response {
+    let Ok(seen) = scraped.node.observe().await else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
     let process = process::look().await;
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Scrape { scraped, process }));
+    registry.register_collector(Box::new(Scrape {
+        seen,
+        traffic: scraped.traffic,
+        process,
+    }));
     let mut body = String::new();
     match text::encode(&mut body, &registry) {
         Ok(()) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response(),
@@ -52,17 +59,17 @@ pub(super) async fn metrics(State(scraped): State<Scraped>) -> Response {
 
 #[derive(Debug)]
 struct Scrape {
-    scraped: Scraped,
+    seen: Observed,
+    traffic: Traffic,
     process: Option<Process>,
 }
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let seen = self.scraped.node.observe();
-        of_the_member(&mut encoder, &seen)?;
-        of_the_store(&mut encoder, &seen)?;
-        of_the_peers(&mut encoder, &seen)?;
-        calls::encode(&mut encoder, &self.scraped.traffic)?;
+        of_the_member(&mut encoder, &self.seen)?;
+        of_the_store(&mut encoder, &self.seen)?;
+        of_the_peers(&mut encoder, &self.seen)?;
+        calls::encode(&mut encoder, &self.traffic)?;
         if let Some(process) = &self.process {
             process.encode(&mut encoder)?;
         }
