@@ -183,11 +183,12 @@ impl ServerBuilder {
         api::grpc::add_reflection(&mut services, named).map_err(io::Error::other)?;
         let count = from_fn_with_state(self.traffic.clone(), api::grpc::count);
         let services = services.routes().into_axum_router();
-        let services = words::in_etcds_words(services).layer(count);
+        let leader = from_fn_with_state(self.node.clone(), api::grpc::require_leader);
+        let services = words::in_etcds_words(services).layer(leader).layer(count);
         let message_bytes_max = api::grpc::message_bytes_max(&self.node);
         let gateway = api::http::gateway::router(&self.gateway, &services, message_bytes_max);
         let guard = from_fn_with_state(self.access.clone(), api::http::origin::guard);
         let plain = std::mem::take(&mut self.routes).merge(gateway);
-        Ok(services.merge(plain.layer(guard)))
+        Ok(words::to_grpc_alone(services).merge(plain.layer(guard)))
     }
 }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use prost::Message as _;
 use quorate_core::node::Node;
 use quorate_core::server::Server;
 use quorate_proto::etcdserverpb::cluster_client::ClusterClient;
@@ -14,11 +15,12 @@ use quorate_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use quorate_proto::etcdserverpb::watch_client::WatchClient;
 use quorate_proto::etcdserverpb::watch_request::RequestUnion;
 use quorate_proto::etcdserverpb::{
-    LeaseGrantRequest, LeaseKeepAliveRequest, MemberAddRequest, PutRequest, RangeRequest,
-    WatchCreateRequest, WatchRequest,
+    HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest, MemberAddRequest, PutRequest,
+    RangeRequest, WatchCreateRequest, WatchRequest,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -445,9 +447,12 @@ async fn json_calls_go_through_the_gateway_and_are_counted() {
     assert!(large.starts_with("HTTP/1.1 429"), "{large}");
     let text = "grpc: received message larger than max (2100010 vs. 2097152)";
     assert!(large.contains(text), "{large}");
-    let deep = r#"{"success":[{"request_txn":"#.repeat(100_000);
+    let deep = r#"{"success":[{"request_txn":"#.repeat(10_000);
     let deep = post("/v3/kv/txn", "", &deep).await;
     assert!(deep.starts_with("HTTP/1.1 400"), "{deep}");
+    let many = format!(r#"{{"success":[{}]}}"#, vec!["{}"; 100_000].join(","));
+    let many = post("/v3/kv/txn", "", &many).await;
+    assert!(many.starts_with("HTTP/1.1 429"), "{many}");
     let missing = served.get("/v3/kv/put").await;
     assert!(missing.starts_with("HTTP/1.1 405"), "{missing}");
 
@@ -466,6 +471,112 @@ async fn json_calls_go_through_the_gateway_and_are_counted() {
     ] {
         assert!(metrics.contains(&line), "{line} is not in {metrics}");
     }
+    served.stop().await;
+}
+
+/// A page of any site can send such requests to any server that its reader's browser reaches.
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_services_are_not_for_web_pages() {
+    let served = serve().await;
+    let message = PutRequest {
+        key: "a".into(),
+        ..PutRequest::default()
+    };
+    let message = message.encode_to_vec();
+    let mut body = vec![0, 0, 0, 0, u8::try_from(message.len()).unwrap()];
+    body.extend_from_slice(&message);
+    for kind in ["text/plain", "application/grpc"] {
+        let mut request = format!(
+            "POST /etcdserverpb.KV/Put HTTP/1.1\r\nHost: x\r\nOrigin: http://y\r\nTE: trailers\r\n\
+             Connection: close\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        request.push_str(std::str::from_utf8(&body).unwrap());
+        let answer = served.http(&request).await;
+        assert!(answer.starts_with("HTTP/1.1 404"), "{kind}: {answer}");
+    }
+    let read = RangeRequest {
+        key: "a".into(),
+        ..RangeRequest::default()
+    };
+    let found = KvClient::new(served.channel().await).range(read).await;
+    assert_eq!(found.unwrap().into_inner().count, 0);
+    served.stop().await;
+}
+
+/// What a client gets that says it wants a leader, from a member that has lost its cluster.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_want_a_leader_end_without_one() {
+    let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let listeners = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let members = [0, 1].map(|n| {
+        let url = format!("http://{}", listeners[n].local_addr().unwrap());
+        (format!("n{n}"), [url])
+    });
+    let starting = listeners.into_iter().enumerate().map(|(n, listener)| {
+        let builder = Node::builder()
+            .name(format!("n{n}"))
+            .data_dir(folders[n].path())
+            .cluster(members.clone())
+            .election_timeout(Duration::from_millis(500))
+            .heartbeat_interval(Duration::from_millis(50));
+        builder.peer_listener(listener).start()
+    });
+    let nodes = futures::future::try_join_all(starting).await.unwrap();
+    let [node, other] = <[Node; 2]>::try_from(nodes).unwrap();
+    node.wait_for_leader().await.unwrap();
+    let server = Server::builder(node.clone()).listen("http://127.0.0.1:0");
+    let server = server.start().await.unwrap();
+    let address = server.local_addrs()[0];
+    let served = Served {
+        node,
+        server,
+        address,
+    };
+    let channel = served.channel().await;
+    let wants_leader = |mut request: tonic::Request<()>| {
+        let yes = tonic::metadata::MetadataValue::from_static("true");
+        request.metadata_mut().insert("hasleader", yes);
+        Ok(request)
+    };
+    let mut leases = LeaseClient::with_interceptor(channel.clone(), wants_leader);
+    let granted = LeaseGrantRequest { ttl: 60, id: 7 };
+    leases.lease_grant(granted).await.unwrap();
+    let kept = async |asked: &[i64]| {
+        let asked: Vec<_> = asked
+            .iter()
+            .map(|&id| LeaseKeepAliveRequest { id })
+            .collect();
+        let asked = tokio_stream::iter(asked).chain(tokio_stream::pending());
+        LeaseClient::with_interceptor(channel.clone(), wants_leader)
+            .lease_keep_alive(asked)
+            .await
+            .map(tonic::Response::into_inner)
+    };
+    let mut open = kept(&[7]).await.unwrap();
+    assert_eq!(open.message().await.unwrap().unwrap().ttl, 60);
+    other.shutdown().await;
+    let no_leader = |status: Status| {
+        let told = (status.code(), status.message().to_owned());
+        assert_eq!(
+            told,
+            (Code::Unavailable, "etcdserver: no leader".to_owned())
+        );
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(20), open.message());
+    no_leader(ended.await.expect("an open stream ends").unwrap_err());
+    no_leader(kept(&[]).await.map(drop).unwrap_err());
+    let mut maintenance = MaintenanceClient::with_interceptor(channel.clone(), wants_leader);
+    no_leader(
+        maintenance
+            .hash_kv(HashKvRequest::default())
+            .await
+            .map(drop)
+            .unwrap_err(),
+    );
+    // Without that wish a member tells what it has.
+    let mut maintenance = MaintenanceClient::new(channel.clone());
+    maintenance.hash_kv(HashKvRequest::default()).await.unwrap();
     served.stop().await;
 }
 

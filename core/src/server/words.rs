@@ -1,9 +1,10 @@
-//! What gRPC itself refuses, in the words of etcd's gRPC library: unknown services and methods, and
-//! messages above the decode limit. Clients match on these texts.
+//! Around the services: what gRPC itself refuses is told in the words of etcd's gRPC library (unknown
+//! services and methods, messages above the decode limit; clients match on these texts), and what is
+//! not gRPC is kept from them.
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Version, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use tonic::{Code, Status};
@@ -18,10 +19,26 @@ pub(super) fn in_etcds_words(services: Router) -> Router {
         .fallback(nobody)
 }
 
+/// The services for gRPC's own requests alone. Over HTTP/1.1, and without gRPC's content type, a web
+/// page can send a request anywhere without asking first; the services would carry it out.
+pub(super) fn to_grpc_alone(services: Router) -> Router {
+    services.layer(from_fn(async |request: Request, next: Next| {
+        if request.version() == Version::HTTP_2 && is_grpc(request.headers()) {
+            next.run(request).await
+        } else {
+            not_found()
+        }
+    }))
+}
+
+fn not_found() -> Response {
+    (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
+}
+
 /// A path no service or route has: a gRPC caller is told which service is unknown.
 async fn nobody(request: Request) -> Response {
     if !is_grpc(request.headers()) {
-        return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
+        return not_found();
     }
     let (service, _) = split(request.uri().path());
     Status::unimplemented(format!("unknown service {service}"))

@@ -9,7 +9,6 @@ use quorate_proto::etcdserverpb::{
 };
 use tonic::{Request, Response, Status};
 
-use super::check_leader;
 use crate::node::Node;
 
 /// etcd's Cluster service, for one member.
@@ -32,7 +31,6 @@ impl cluster_server::Cluster for Cluster {
         &self,
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
-        check_leader(&self.node, request.metadata())?;
         let linearizable = request.into_inner().linearizable;
         Ok(Response::new(self.node.member_list(linearizable).await?))
     }

@@ -10,7 +10,6 @@ use quorate_proto::etcdserverpb::{
 };
 use tonic::{Request, Response, Status};
 
-use super::check_leader;
 use crate::node::Node;
 
 /// etcd's KV service, for one member.
@@ -33,7 +32,6 @@ impl kv_server::Kv for Kv {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
-        check_leader(&self.node, request.metadata())?;
         Ok(Response::new(self.node.range(request.into_inner()).await?))
     }
 
@@ -44,7 +42,6 @@ impl kv_server::Kv for Kv {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        check_leader(&self.node, request.metadata())?;
         let pages = self.node.range_stream(request.into_inner()).await?;
         let answers = futures::stream::unfold(Some(pages), |pages| async move {
             let mut pages = pages?;
@@ -63,7 +60,6 @@ impl kv_server::Kv for Kv {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        check_leader(&self.node, request.metadata())?;
         Ok(Response::new(self.node.put(request.into_inner()).await?))
     }
 
@@ -71,14 +67,12 @@ impl kv_server::Kv for Kv {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        check_leader(&self.node, request.metadata())?;
         Ok(Response::new(
             self.node.delete_range(request.into_inner()).await?,
         ))
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        check_leader(&self.node, request.metadata())?;
         Ok(Response::new(self.node.txn(request.into_inner()).await?))
     }
 
@@ -86,7 +80,6 @@ impl kv_server::Kv for Kv {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
-        check_leader(&self.node, request.metadata())?;
         Ok(Response::new(
             self.node.compact(request.into_inner()).await?,
         ))

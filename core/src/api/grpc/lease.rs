@@ -11,7 +11,7 @@ use quorate_proto::etcdserverpb::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{check_leader, in_etcds_words};
+use super::in_etcds_words;
 use crate::node::Node;
 use crate::tasks::Tasks;
 
@@ -39,7 +39,6 @@ impl lease_server::Lease for Lease {
         &self,
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
-        check_leader(&self.node, request.metadata())?;
         Ok(Response::new(
             self.node.lease_grant(request.into_inner()).await?,
         ))
@@ -49,7 +48,6 @@ impl lease_server::Lease for Lease {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
-        check_leader(&self.node, request.metadata())?;
         Ok(Response::new(
             self.node.lease_revoke(request.into_inner()).await?,
         ))
@@ -62,7 +60,6 @@ impl lease_server::Lease for Lease {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        check_leader(&self.node, request.metadata())?;
         let node = self.node.clone();
         let answers = request
             .into_inner()
@@ -82,7 +79,6 @@ impl lease_server::Lease for Lease {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
-        check_leader(&self.node, request.metadata())?;
         Ok(Response::new(
             self.node.lease_time_to_live(request.into_inner()).await?,
         ))
@@ -90,9 +86,8 @@ impl lease_server::Lease for Lease {
 
     async fn lease_leases(
         &self,
-        request: Request<LeaseLeasesRequest>,
+        _request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
-        check_leader(&self.node, request.metadata())?;
         Ok(Response::new(self.node.leases().await?))
     }
 }

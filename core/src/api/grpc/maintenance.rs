@@ -12,7 +12,6 @@ use quorate_proto::etcdserverpb::{
 };
 use tonic::{Request, Response, Status};
 
-use super::check_leader;
 use crate::node::{Node, Snapshot};
 use crate::tasks::Tasks;
 
@@ -55,7 +54,6 @@ impl maintenance_server::Maintenance for Maintenance {
         &self,
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
-        check_leader(&self.node, request.metadata())?;
         Ok(Response::new(self.node.alarm(request.into_inner()).await?))
     }
 

@@ -4,6 +4,7 @@ mod auth;
 mod cluster;
 mod health;
 mod kv;
+mod leader;
 mod lease;
 mod maintenance;
 mod methods;
@@ -19,12 +20,12 @@ pub use lease::Lease;
 pub use maintenance::Maintenance;
 pub use watch::Watch;
 
+pub(crate) use leader::require as require_leader;
 #[cfg(test)]
 pub(crate) use methods::methods;
 pub(crate) use reflection::add_reflection;
 pub(crate) use traffic::{Traffic, count};
 
-use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::auth_server::AuthServer;
 use quorate_proto::etcdserverpb::cluster_server::ClusterServer;
 use quorate_proto::etcdserverpb::kv_server::KvServer;
@@ -32,7 +33,6 @@ use quorate_proto::etcdserverpb::lease_server::LeaseServer;
 use quorate_proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use quorate_proto::etcdserverpb::watch_server::WatchServer;
 use quorate_proto::limits::GRPC_OVERHEAD_BYTES;
-use tonic::metadata::MetadataMap;
 use tonic::service::RoutesBuilder;
 use tonic::{Code, Status};
 use tonic_health::pb::health_server::HealthServer;
@@ -71,21 +71,6 @@ pub fn add_services(routes: &mut RoutesBuilder, node: &Node, serving: &Tasks) {
 /// The largest message of a client that is taken, in bytes.
 pub(crate) fn message_bytes_max(node: &Node) -> usize {
     node.limits().max_request_bytes + GRPC_OVERHEAD_BYTES
-}
-
-/// Whether the caller wants an error rather than a wait when there is no leader.
-fn wants_leader(metadata: &MetadataMap) -> bool {
-    metadata
-        .get("hasleader")
-        .is_some_and(|value| value == "true")
-}
-
-/// Refuses a call that wants a leader when none is known.
-fn check_leader(node: &Node, metadata: &MetadataMap) -> Result<(), Status> {
-    if wants_leader(metadata) && node.leadership().leader.is_none() {
-        return Err(Reason::NoLeader.into());
-    }
-    Ok(())
 }
 
 /// The text of the gRPC library for a message above the decode limit; the numbers follow it.

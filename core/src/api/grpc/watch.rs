@@ -10,7 +10,7 @@ use quorate_proto::etcdserverpb::watch_server;
 use quorate_proto::etcdserverpb::{WatchRequest, WatchResponse};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{check_leader, in_etcds_words, wants_leader};
+use super::in_etcds_words;
 use crate::node::{Node, WatchControl, WatchSession};
 use crate::tasks::Tasks;
 
@@ -34,8 +34,6 @@ struct Call {
     session: WatchSession,
     /// Carries requests to the session; ends when the call breaks.
     requests: Pin<Box<dyn Future<Output = Result<Infallible, Status>> + Send>>,
-    /// Ends when there is no leader; never for a client that does not care.
-    leaderless: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Ends when the server stops.
     stopping: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
@@ -48,21 +46,11 @@ impl watch_server::Watch for Watch {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        check_leader(&self.node, request.metadata())?;
-        let wants_leader = wants_leader(request.metadata());
         let session = self.node.watch();
-        let node = self.node.clone();
         let call = Call {
             requests: Box::pin(carry(request.into_inner(), session.control())),
             session,
             stopping: Box::pin(self.serving.cancelled()),
-            leaderless: Box::pin(async move {
-                if wants_leader {
-                    node.leaderless().await;
-                } else {
-                    std::future::pending::<()>().await;
-                }
-            }),
         };
         let answers = futures::stream::unfold(Some(call), |call| async move {
             let mut call = call?;
@@ -84,7 +72,6 @@ impl Call {
             broken = &mut self.requests => match broken? {},
             answer = self.session.next() => Ok(answer?),
             () = &mut self.stopping => Err(Reason::Stopped.into()),
-            () = &mut self.leaderless => Err(Reason::NoLeader.into()),
         }
     }
 }
