@@ -119,11 +119,12 @@ impl Node {
     }
 
     /// Gives back the space of what was overwritten, deleted or compacted away, on this member: its
-    /// store writes anew what is left of it. Takes the longer the more that is, up to as much space
-    /// again, and goes on when the caller does not wait; writes go on beside it. One runs at a time.
+    /// store writes anew what is left of it, for which it needs as much free space. Takes the longer
+    /// the more that is, and goes on when the caller does not wait. Reads and writes go on beside it;
+    /// some hundred MiB of writes later they wait for its end. One runs at a time.
     ///
     /// # Errors
-    /// Storage failures, such as a full disk; nothing is lost then.
+    /// Too little free space, and storage failures; nothing is lost then.
     pub async fn defragment(&self) -> Result<DefragmentResponse> {
         let reclaim = Arc::clone(&self.shared.reclaim);
         let Ok(permit) = reclaim.acquire_owned().await else {

@@ -44,6 +44,9 @@ const WORKERS: usize = 4;
 /// A key that is never stored: no table of the state begins so.
 const NEVER_THERE: &[u8] = b"\xff nothing";
 
+/// Free space that is left to flushes while space is given back.
+const FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
+
 /// What a file's allocation is counted in, whatever the file system's own blocks are.
 const BLOCK_BYTES: u64 = 512;
 
@@ -218,10 +221,15 @@ impl Inner {
         })
     }
 
-    /// Waits for the engine's own threads, but not for ever: dead ones are a failure.
+    /// Waits for the engine's own threads, but not for ever: ones that do nothing are a failure.
     fn wait_until(&self, is_there: impl Fn() -> bool) -> Result<(), KvError> {
-        let mut pauses = 0;
+        let (mut pauses, mut last) = (0, None);
         while !is_there() {
+            let tables = self.keyspace.l0_table_count();
+            let seen = Some((self.keyspace.sealed_memtable_count(), tables));
+            if last != seen {
+                (pauses, last) = (0, seen);
+            }
             if pauses == STALL_PAUSES_MAX {
                 return Err(KvError::Engine {
                     cause: "its flusher made no progress for a minute".to_owned(),
@@ -242,11 +250,27 @@ impl Inner {
     /// flush after that: only then does the engine look which of its versions nobody reads.
     fn reclaim(&self) -> Result<(), KvError> {
         self.flush()?;
+        self.expect_room(self.keyspace.disk_space())?;
         self.full_merges.fetch_add(1, Ordering::Relaxed);
         let merged = caught(|| self.keyspace.major_compact());
         self.full_merges.fetch_sub(1, Ordering::Relaxed);
         merged?;
         self.flush()
+    }
+
+    /// Refuses what would fill the disk: a flush that then fails would be the end of the engine.
+    fn expect_room(&self, bytes: u64) -> Result<(), KvError> {
+        let unknown = |error: io::Error| KvError::Engine {
+            cause: format!("the free space of the disk is not known: {error}"),
+        };
+        let disk = rustix::fs::statvfs(&self.folder).map_err(|error| unknown(error.into()))?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free >= bytes.saturating_add(FREE_BYTES_MIN) {
+            return Ok(());
+        }
+        Err(KvError::DiskFull {
+            cause: format!("up to {bytes} bytes would be written anew, and {free} are free"),
+        })
     }
 
     /// Flushes the memtable, and lets go of what no view needs any more.

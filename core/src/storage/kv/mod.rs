@@ -56,12 +56,14 @@ pub trait Kv: Send + Sync + Debug {
     fn disk_bytes(&self) -> u64;
 
     /// Gives back what was overwritten or deleted, by writing anew what is left: blocks for as long
-    /// as that takes, and needs as much space again meanwhile. Commits and views go on beside it,
-    /// until commits have outrun the engine. What a view still shows stays.
+    /// as that takes. Views and commits go on beside it; but the engine does no other merge
+    /// meanwhile, so commits wait once they have brought more than it takes unmerged. What a view
+    /// still shows stays.
     ///
     /// # Errors
     ///
-    /// The disk, or an engine that failed before. A failure leaves everything as it was.
+    /// [`KvError::DiskFull`] if what might be written has no room beside what is there; an engine
+    /// that failed, now or before. Nothing is lost.
     fn reclaim(&self) -> Result<(), KvError>;
 }
 
