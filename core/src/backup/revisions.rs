@@ -72,6 +72,7 @@ pub(super) struct Revisions<'a> {
     records: Peekable<Records<'a>>,
     first: i64,
     detail: Detail,
+    tombstones: usize,
 }
 
 impl<'a> Revisions<'a> {
@@ -90,6 +91,7 @@ impl<'a> Revisions<'a> {
             records: records.peekable(),
             first,
             detail,
+            tombstones: 0,
         })
     }
 
@@ -122,6 +124,10 @@ impl<'a> Revisions<'a> {
     }
 
     fn tombstone(&mut self) -> Result<Option<Item>, BackupError> {
+        self.tombstones += 1;
+        if self.tombstones.is_multiple_of(PAIRS_PER_QUESTION) {
+            self.pairs.backup.check_wanted()?;
+        }
         let Some((revision, record)) = self.records.next().transpose()? else {
             return Ok(None);
         };

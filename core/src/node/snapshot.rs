@@ -3,8 +3,8 @@
 //!
 //! As on etcd this is the state of the member that is asked, whatever the others have: nobody is
 //! asked for permission. The file is made on a thread of its own, one piece ahead of the client. Read
-//! views keep old data on the disk, so a client that takes nothing for [`STALL_LIMIT`] loses its
-//! stream.
+//! views keep old data on the disk, so a client that takes nothing for [`STALL_LIMIT`], or little for
+//! long, loses its stream.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Node;
 use crate::backup::{Backup, BackupError, Member, SCHEMA_VERSION, SORT_BYTES};
-use crate::clock;
+use crate::clock::{self, Instant};
 use crate::error::{Error, Result};
 use crate::tasks::Tasks;
 
@@ -26,6 +26,8 @@ use crate::tasks::Tasks;
 pub(super) const SNAPSHOTS_IN_FLIGHT: usize = 2;
 /// How long a client may take no piece before its stream ends.
 const STALL_LIMIT: Duration = Duration::from_secs(60);
+/// Bytes a second that a client must take on the whole; it may be behind by [`STALL_LIMIT`].
+const BYTES_PER_SECOND_MIN: u64 = 64 * 1024;
 /// Pieces made ahead of the client.
 const PIECES_AHEAD: usize = 4;
 
@@ -84,6 +86,8 @@ impl Node {
             pieces: sender,
             digest: Sha256::new(),
             left: 0,
+            sent: 0,
+            began: clock::now(),
             stall_limit,
             tasks: self.shared.tasks.clone(),
             runtime: Handle::current(),
@@ -137,6 +141,9 @@ struct Sending {
     digest: Sha256,
     /// Bytes of the file that were not sent yet.
     left: u64,
+    /// Bytes of it that the client took, and since when it could.
+    sent: u64,
+    began: Instant,
     stall_limit: Duration,
     tasks: Tasks,
     runtime: Handle,
@@ -158,7 +165,7 @@ impl Sending {
         let layout = backup.plan().map_err(|error| self.told(error))?;
         let bytes = layout.file_bytes();
         tracing::info!(bytes, "sending a snapshot");
-        self.left = bytes;
+        (self.left, self.began) = (bytes, clock::now());
         let written = backup.write(layout, |piece| {
             self.digest.update(&piece);
             self.left -= piece.len() as u64;
@@ -171,7 +178,12 @@ impl Sending {
     }
 
     /// Hands one piece over, waiting for the client.
-    fn send(&self, blob: Bytes) -> Result<()> {
+    fn send(&mut self, blob: Bytes) -> Result<()> {
+        let paid_for = Duration::from_secs(self.sent / BYTES_PER_SECOND_MIN);
+        let end = self.began + paid_for + self.stall_limit;
+        let limit = end.saturating_duration_since(clock::now());
+        let limit = limit.min(self.stall_limit);
+        self.sent += blob.len() as u64;
         let piece = SnapshotResponse {
             header: None,
             remaining_bytes: self.left,
@@ -180,7 +192,7 @@ impl Sending {
         };
         self.runtime.block_on(async {
             tokio::select! {
-                sent = self.pieces.send_timeout(piece, self.stall_limit) => sent.map_err(|error| match error {
+                sent = self.pieces.send_timeout(piece, limit) => sent.map_err(|error| match error {
                     SendTimeoutError::Timeout(_) => {
                         Error::with_detail(Reason::Timeout, "the client took no piece for too long")
                     }
