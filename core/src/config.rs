@@ -313,11 +313,6 @@ impl Config {
     }
 
     fn validate_limits(&self) -> Result<(), ConfigError> {
-        if self.watch_progress_interval.is_zero() {
-            return refuse(
-                "an interval of 0 between notices of progress leaves time for nothing else",
-            );
-        }
         let Limits {
             max_txn_ops,
             max_request_bytes,

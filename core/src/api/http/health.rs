@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use quorate_proto::etcdserverpb::{AlarmType, RangeRequest};
 use serde::Serialize;
@@ -213,17 +213,6 @@ async fn checked(node: &Node, checks: &[Check], query: &Option<String>) -> Respo
         told.push('\n');
     }
     (status, told).into_response()
-}
-
-/// A method other than GET.
-pub(super) async fn not_allowed() -> Response {
-    let allow = [(header::ALLOW, HeaderValue::from_static("GET"))];
-    (
-        StatusCode::METHOD_NOT_ALLOWED,
-        allow,
-        "Method Not Allowed\n",
-    )
-        .into_response()
 }
 
 #[cfg(test)]

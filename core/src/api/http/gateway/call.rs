@@ -39,9 +39,7 @@ where
     A: Carried + Serialize,
 {
     let answer = async {
-        let (parts, body) = request.into_parts();
-        let body = gateway.read(body).await?;
-        let asked = with_metadata(json::decode::<Q>(&body)?, &parts.headers);
+        let asked = gateway.asked::<Q>(request).await?;
         let mut service = gateway.service().await?;
         let codec = ProstCodec::<Q, A>::default();
         let path = PathAndQuery::from_static(method);
@@ -65,9 +63,7 @@ where
     A: Carried + Serialize,
 {
     let answers = async {
-        let (parts, body) = request.into_parts();
-        let body = gateway.read(body).await?;
-        let asked = with_metadata(json::decode::<Q>(&body)?, &parts.headers);
+        let asked = gateway.asked::<Q>(request).await?;
         let mut service = gateway.service().await?;
         let codec = ProstCodec::<Q, A>::default();
         let path = PathAndQuery::from_static(method);
@@ -154,6 +150,16 @@ async fn told<A: Carried + Serialize>(answers: Result<Answers<A>, Status>) -> Re
 }
 
 impl Gateway {
+    /// What a call with one request asks.
+    async fn asked<Q: Carried + DeserializeOwned>(
+        &self,
+        request: Request,
+    ) -> Result<tonic::Request<Q>, Status> {
+        let (parts, body) = request.into_parts();
+        let body = self.read(body).await?;
+        Ok(with_metadata(json::decode(&body)?, &parts.headers))
+    }
+
     /// The whole body.
     async fn read(&self, body: Body) -> Result<Bytes, Status> {
         let mut body = body.into_data_stream();

@@ -14,14 +14,16 @@ use std::fmt;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::{any, post};
 use futures::future::BoxFuture;
 use quorate_proto::etcdserverpb::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tonic::Status;
+
+use super::not_allowed;
 
 pub use call::Carried;
 pub use json::decode;
@@ -32,9 +34,12 @@ pub use values::Cutter;
 pub struct Route {
     path: &'static str,
     method: &'static str,
-    call: fn(Gateway, &'static str, Request) -> BoxFuture<'static, Response>,
+    call: Call,
     decode: fn(&[u8]) -> Result<Vec<u8>, Status>,
 }
+
+/// Carries a request to the method and its answer back.
+type Call = fn(Gateway, &'static str, Request) -> BoxFuture<'static, Response>;
 
 /// What all routes of a server share.
 #[derive(Debug, Clone)]
@@ -53,14 +58,9 @@ impl Route {
         Q: Carried + DeserializeOwned,
         A: Carried + Serialize,
     {
-        Self {
-            path,
-            method,
-            call: |gateway, method, request| {
-                Box::pin(call::unary::<Q, A>(gateway, method, request))
-            },
-            decode: decode_to_wire::<Q>,
-        }
+        Self::of::<Q>(path, method, |gateway, method, request| {
+            Box::pin(call::unary::<Q, A>(gateway, method, request))
+        })
     }
 
     /// A path for a method with one request and a stream of answers.
@@ -70,14 +70,9 @@ impl Route {
         Q: Carried + DeserializeOwned,
         A: Carried + Serialize,
     {
-        Self {
-            path,
-            method,
-            call: |gateway, method, request| {
-                Box::pin(call::server_streaming::<Q, A>(gateway, method, request))
-            },
-            decode: decode_to_wire::<Q>,
-        }
+        Self::of::<Q>(path, method, |gateway, method, request| {
+            Box::pin(call::server_streaming::<Q, A>(gateway, method, request))
+        })
     }
 
     /// A path for a method with streams both ways: the body is any number of JSON values.
@@ -87,12 +82,19 @@ impl Route {
         Q: Carried + DeserializeOwned,
         A: Carried + Serialize,
     {
+        Self::of::<Q>(path, method, |gateway, method, request| {
+            Box::pin(call::streaming::<Q, A>(gateway, method, request))
+        })
+    }
+
+    const fn of<Q>(path: &'static str, method: &'static str, call: Call) -> Self
+    where
+        Q: Carried + DeserializeOwned,
+    {
         Self {
             path,
             method,
-            call: |gateway, method, request| {
-                Box::pin(call::streaming::<Q, A>(gateway, method, request))
-            },
+            call,
             decode: decode_to_wire::<Q>,
         }
     }
@@ -197,20 +199,11 @@ pub(crate) fn router(routes: &[Route], services: &Router, message_bytes_max: usi
     let mut router = Router::new().route("/v3/{*path}", nobody);
     for &route in routes {
         let gateway = gateway.clone();
+        let only_post = async || not_allowed("POST");
         let carry = move |request| (route.call)(gateway.clone(), route.method, request);
-        router = router.route(route.path, post(carry).fallback(not_allowed));
+        router = router.route(route.path, post(carry).fallback(only_post));
     }
     router
-}
-
-async fn not_allowed() -> Response {
-    let allow = [(header::ALLOW, HeaderValue::from_static("POST"))];
-    (
-        StatusCode::METHOD_NOT_ALLOWED,
-        allow,
-        "Method Not Allowed\n",
-    )
-        .into_response()
 }
 
 #[cfg(test)]
