@@ -79,9 +79,9 @@ pub(super) struct LimitArgs {
         long,
         alias = "experimental-watch-progress-notify-interval",
         env = "QUORATE_WATCH_PROGRESS_NOTIFY_INTERVAL",
-        value_name = "AGE",
+        value_name = "DURATION",
         default_value = "10m",
-        value_parser = super::server::age
+        value_parser = humantime::parse_duration
     )]
     watch_progress_notify_interval: Duration,
 }

@@ -387,30 +387,15 @@ impl ServerArgs {
     }
 }
 
-/// An age as etcd writes it: `30s`, `10m`, `1h30m`, or a plain number of hours.
-pub(super) fn age(text: &str) -> anyhow::Result<Duration> {
-    if let Ok(hours) = text.parse::<u64>() {
-        return Ok(Duration::from_secs(
-            hours.checked_mul(3600).context("too long")?,
-        ));
+/// An age: `30s`, `10m`, `1h30m`, or, as etcd has it here, a plain number of hours.
+fn age(text: &str) -> anyhow::Result<Duration> {
+    match text.parse::<u64>() {
+        Ok(hours) => {
+            let seconds = hours.checked_mul(3600).context("too long")?;
+            Ok(Duration::from_secs(seconds))
+        }
+        Err(_) => Ok(humantime::parse_duration(text)?),
     }
-    let (mut total, mut rest) = (Duration::ZERO, text);
-    while !rest.is_empty() {
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit())
-            .context("no unit (s, m, h)")?;
-        let number: u64 = rest[..digits].parse()?;
-        let unit = match rest[digits..].chars().next() {
-            Some('h') => 3600,
-            Some('m') => 60,
-            Some('s') => 1,
-            _ => bail!("a unit is s, m or h"),
-        };
-        let part = Duration::from_secs(number.checked_mul(unit).context("too long")?);
-        total = total.checked_add(part).context("too long")?;
-        rest = &rest[digits + 1..];
-    }
-    Ok(total)
 }
 
 #[cfg(test)]
@@ -494,6 +479,7 @@ mod tests {
         assert_eq!(age("2").unwrap(), Duration::from_secs(7200));
         assert_eq!(age("1h30m5s").unwrap(), Duration::from_secs(5405));
         assert!(age("5x").is_err() && age("m").is_err() && age("5m3").is_err());
+        assert_eq!(age("1.5s").unwrap(), Duration::from_millis(1500));
         assert!(age(&"5124095576030431h".repeat(2)).is_err());
     }
 }
