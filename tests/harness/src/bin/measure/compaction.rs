@@ -22,6 +22,11 @@ const WARM_UP: Duration = Duration::from_secs(5);
 const COMPACT_EVERY: Duration = Duration::from_secs(1);
 /// What compaction may add to the slowest write of a thousand, in milliseconds.
 const P999_ADDED_MAX: f64 = 50.0;
+/// What a store without history may take on the disk, as a multiple of its values, beside what it
+/// takes in any case.
+const DISK_FACTOR_MAX: i64 = 3;
+/// See [`DISK_FACTOR_MAX`]: journals.
+const DISK_MIB_MIN: i64 = 128;
 /// How long the server may take to give space back once writes have stopped.
 const SETTLE: Duration = Duration::from_secs(10);
 
@@ -82,8 +87,13 @@ async fn disk(server: &Server, client: &mut KvClient<Channel>) -> anyhow::Result
     let mut maintenance = MaintenanceClient::new(server.connect().await?);
     maintenance.defragment(DefragmentRequest::default()).await?;
     println!("after defragmentation:      {}", sizes(server).await?);
-    let live = (KEYS * VALUE_BYTES) >> 20;
+    let live = i64::try_from((KEYS * VALUE_BYTES) >> 20)?;
     println!("values that are still current: {live} MiB");
+    let (all, _) = server.store_mib().await?;
+    anyhow::ensure!(
+        all <= live * DISK_FACTOR_MAX + DISK_MIB_MIN,
+        "history is still on the disk"
+    );
     Ok(())
 }
 

@@ -39,6 +39,7 @@ const WAYS: [(&str, &[&str]); 3] = [
 /// Measures; `seconds` is how long each way is looked at.
 pub(crate) async fn measure(program: &Path, seconds: Option<usize>) -> anyhow::Result<()> {
     let length = Duration::from_secs(u64::try_from(seconds.unwrap_or(SECONDS))?);
+    let mut ways = Vec::new();
     for (name, arguments) in WAYS {
         let server = Server::start(program, arguments).await?;
         let writers = Writers::start(&server, WRITERS, "h/", KEYS, VALUE_BYTES).await?;
@@ -55,6 +56,17 @@ pub(crate) async fn measure(program: &Path, seconds: Option<usize>) -> anyhow::R
         let revision = writers.stop().await?;
         let kept = revision - compact_revision(&server).await?;
         println!("given up {name}: {kept} of {revision} revisions are kept");
+        ways.push((name, revision, kept, server.folder_mib()?));
+    }
+    let [(_, _, _, all_mib), given_up @ ..] = &*ways else {
+        unreachable!("there is a first way");
+    };
+    for (name, revision, kept, mib) in given_up {
+        anyhow::ensure!(kept < revision, "nothing is given up {name}");
+        anyhow::ensure!(
+            mib < all_mib,
+            "history given up {name} is still on the disk"
+        );
     }
     Ok(())
 }

@@ -25,6 +25,9 @@ const WARM_UP: Duration = Duration::from_secs(20);
 const LOOKS: u32 = 6;
 /// Watchers that do not read.
 const SLOW_WATCHERS: usize = 8;
+/// What they may add to the server's memory: what waits for them in its own buffers and in those of
+/// their connections, and recent events.
+const MIB_ADDED_MAX: u64 = 256;
 /// Longest time to catch up, as a multiple of the time it was slow.
 const CATCH_UP_MAX: u32 = 2;
 
@@ -33,8 +36,10 @@ pub(crate) async fn measure(mut server: Server, seconds: Option<usize>) -> anyho
     let slow = Duration::from_secs(u64::try_from(seconds.unwrap_or(SLOW_SECONDS))?);
     let writers = Writers::start(&server, WRITERS, "s/", KEYS, VALUE_BYTES).await?;
     rest(WARM_UP).await;
+    let mut without_mib = 0;
     for look in 1..=LOOKS {
         rest(slow / LOOKS).await;
+        without_mib = server.resident_mib()?.max(without_mib);
         println!(
             "no watchers for {:.0?}: resident {} MiB, {}",
             slow / LOOKS * look,
@@ -47,8 +52,10 @@ pub(crate) async fn measure(mut server: Server, seconds: Option<usize>) -> anyho
     for _ in 0..SLOW_WATCHERS {
         watchers.push(watch(&server).await?);
     }
+    let mut with_mib = 0;
     for look in 1..=LOOKS {
         rest(slow / LOOKS).await;
+        with_mib = server.resident_mib()?.max(with_mib);
         println!(
             "{SLOW_WATCHERS} watchers do not read since {:.0?}: resident {} MiB, {}",
             slow / LOOKS * look,
@@ -56,6 +63,10 @@ pub(crate) async fn measure(mut server: Server, seconds: Option<usize>) -> anyho
             writers.stretch().describe()
         );
     }
+    anyhow::ensure!(
+        with_mib <= without_mib + MIB_ADDED_MAX,
+        "memory grows with what is not read"
+    );
     let began = Instant::now();
     let halfway = began + slow / 4;
     let mut reading = Vec::new();
