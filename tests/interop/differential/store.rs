@@ -132,6 +132,13 @@ impl Ids {
     }
 }
 
+/// Whether a version of etcd answers every request for progress: 3.5.1 does, 3.5.30 does not.
+fn always_tells_progress(version: &str) -> bool {
+    let mut numbers = version.split('.').map_while(|number| number.parse().ok());
+    let [major, minor, patch] = [(); 3].map(|()| numbers.next().unwrap_or(0_u32));
+    (major, minor, patch) < (3, 5, 8)
+}
+
 impl Store {
     /// Starts a real etcd; `arguments` come last, and so count.
     pub(crate) async fn etcd(
@@ -139,9 +146,7 @@ impl Store {
         version: &str,
         arguments: &[&str],
     ) -> anyhow::Result<Self> {
-        // 3.5.30 does not, 3.5.1 does.
-        let tells = |line: &&str| version.starts_with(line);
-        let always_tells_progress = ["3.4.", "3.5."].iter().any(tells);
+        let always_tells_progress = always_tells_progress(version);
         let fast = ["--unsafe-no-fsync"];
         let arguments = [&ELECTION_TIMEOUT, arguments, &fast].concat();
         let etcd = Etcd::start_with(binary, &arguments).await?;

@@ -19,8 +19,8 @@ use quorate_proto::etcdserverpb::{
     LeaseKeepAliveRequest, LeaseKeepAliveResponse, WatchRequest, WatchResponse,
 };
 use quorate_proto::mvccpb::Event;
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Response, Status, Streaming};
 
 use super::world::mod_revision;
 
@@ -37,11 +37,34 @@ pub(crate) enum Told {
     Control(WatchResponse),
 }
 
+/// The answers of a stream, up to its first error.
+type Answers<A> = mpsc::UnboundedReceiver<Result<A, Status>>;
+
+/// Opens a stream, and takes its answers as they come.
+fn hear<A: Send + 'static>(
+    call: impl Future<Output = Result<Response<Streaming<A>>, Status>> + Send + 'static,
+) -> Answers<A> {
+    let (heard, answers) = mpsc::unbounded();
+    tokio::spawn(async move {
+        let mut stream = match call.await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => return drop(heard.unbounded_send(Err(status))),
+        };
+        while let Some(answer) = stream.message().await.transpose() {
+            let failed = answer.is_err();
+            if heard.unbounded_send(answer).is_err() || failed {
+                return;
+            }
+        }
+    });
+    answers
+}
+
 /// One watch stream.
 #[derive(Debug)]
 pub(crate) struct WatchStream {
     requests: mpsc::UnboundedSender<WatchRequest>,
-    answers: mpsc::UnboundedReceiver<Result<WatchResponse, Status>>,
+    answers: Answers<WatchResponse>,
     /// What watchers were told since it was last taken, by their ids.
     told: BTreeMap<i64, Vec<Told>>,
     /// The main revision that each watcher's last answer ended with, unless that was a fragment.
@@ -54,19 +77,7 @@ impl WatchStream {
     /// Opens one. The server first hears of it with the first request.
     pub(crate) fn open(mut client: WatchClient<Channel>) -> Self {
         let (requests, to_send) = mpsc::unbounded();
-        let (heard, answers) = mpsc::unbounded();
-        tokio::spawn(async move {
-            let mut stream = match client.watch(to_send).await {
-                Ok(answer) => answer.into_inner(),
-                Err(status) => return drop(heard.unbounded_send(Err(status))),
-            };
-            while let Some(answer) = stream.message().await.transpose() {
-                let failed = answer.is_err();
-                if heard.unbounded_send(answer).is_err() || failed {
-                    return;
-                }
-            }
-        });
+        let answers = hear(async move { client.watch(to_send).await });
         Self {
             requests,
             answers,
@@ -196,26 +207,14 @@ impl WatchStream {
 #[derive(Debug)]
 pub(crate) struct KeepAlives {
     requests: mpsc::UnboundedSender<LeaseKeepAliveRequest>,
-    answers: mpsc::UnboundedReceiver<Result<LeaseKeepAliveResponse, Status>>,
+    answers: Answers<LeaseKeepAliveResponse>,
 }
 
 impl KeepAlives {
     /// Opens one. The server first hears of it with the first request.
     pub(crate) fn open(mut client: LeaseClient<Channel>) -> Self {
         let (requests, to_send) = mpsc::unbounded();
-        let (heard, answers) = mpsc::unbounded();
-        tokio::spawn(async move {
-            let mut stream = match client.lease_keep_alive(to_send).await {
-                Ok(answer) => answer.into_inner(),
-                Err(status) => return drop(heard.unbounded_send(Err(status))),
-            };
-            while let Some(answer) = stream.message().await.transpose() {
-                let failed = answer.is_err();
-                if heard.unbounded_send(answer).is_err() || failed {
-                    return;
-                }
-            }
-        });
+        let answers = hear(async move { client.lease_keep_alive(to_send).await });
         Self { requests, answers }
     }
 
