@@ -226,9 +226,23 @@ impl Ledger {
         }
     }
 
+    /// Whether an entry that is not known any more can have had this id: terms never fall.
+    fn may_have_been(&self, id: EntryId) -> bool {
+        let Points { purged, last, .. } = self.points;
+        let after_purged = purged.is_none_or(|purged| purged.term <= id.term);
+        let before_run = self.runs.front().is_none_or(|run| id.term <= run.term);
+        let before_last = last.is_none_or(|last| {
+            id.term <= last.term && (id.index != last.index || id.term == last.term)
+        });
+        after_purged && before_run && before_last
+    }
+
     fn check_known(&self, id: EntryId) -> Result<(), String> {
         match self.entry_id(id.index) {
-            None if id.index < self.known_from => Ok(()),
+            None if id.index < self.known_from && self.may_have_been(id) => Ok(()),
+            None if id.index < self.known_from => {
+                Err(format!("{id} is meant, but its term fits none around it"))
+            }
             Some(known) if known == id => Ok(()),
             Some(known) => Err(format!("{id} is meant, but the log has {known} there")),
             None => Err(format!("{id} is meant, but the log does not have it")),
@@ -346,5 +360,31 @@ mod tests {
         assert!(ledger.is_whole(), "empty");
         ledger.append(id(2, 9)).unwrap();
         assert!(ledger.is_whole());
+    }
+
+    #[test]
+    fn an_entry_that_is_not_known_any_more_had_a_term_that_fits() {
+        let points = Points {
+            last: Some(id(3, 9)),
+            purged: Some(id(2, 3)),
+            ..Points::default()
+        };
+        for possible in [id(2, 4), id(3, 4), id(2, 8), id(3, 9)] {
+            Ledger::resume(points).purge(possible).unwrap();
+            Ledger::resume(points).truncate(Some(possible)).unwrap();
+        }
+        for impossible in [id(1, 4), id(4, 4), id(2, 9), id(4, 9)] {
+            let purged = Ledger::resume(points).purge(impossible);
+            assert!(purged.is_err(), "{impossible}");
+            let cut = Ledger::resume(points).truncate(Some(impossible));
+            assert!(cut.is_err(), "{impossible}");
+        }
+        let mut resumed = Ledger::resume(points);
+        resumed.append(id(5, 10)).unwrap();
+        resumed.append(id(6, 11)).unwrap();
+        assert!(
+            resumed.purge(id(6, 8)).is_err(),
+            "younger than one after it"
+        );
     }
 }
