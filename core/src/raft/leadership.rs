@@ -11,6 +11,7 @@ use quorate_proto::Reason;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
+use crate::clock::{self, Instant};
 use crate::error::Error;
 use crate::peer::Transport;
 use crate::raft::consensus::Raft;
@@ -59,6 +60,8 @@ impl Observer {
         let mut ticks = tokio::time::interval(self.election_timeout / 4);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut is_silent = false;
+        // Which leader was seen last, in which term, and since when.
+        let (mut last, mut since) = (None, clock::now());
         loop {
             let (seen, membership, stopped) = {
                 let metrics = metrics.borrow_and_update();
@@ -75,6 +78,9 @@ impl Observer {
                 return self.report(&fatal);
             }
             self.follow_membership(&membership);
+            if last != Some((seen.term, seen.leader)) {
+                (last, since) = (Some((seen.term, seen.leader)), clock::now());
+            }
             self.publish(&seen, is_silent);
             tokio::select! {
                 changed = metrics.changed() => {
@@ -87,7 +93,7 @@ impl Observer {
                         && metrics.current_leader == seen.leader;
                 }
                 Ok(()) = self.applied.changed() => {}
-                _ = ticks.tick() => is_silent = self.is_silent(&seen).await,
+                _ = ticks.tick() => is_silent = self.is_silent(&seen, since).await,
             }
         }
     }
@@ -113,8 +119,8 @@ impl Observer {
         });
     }
 
-    /// Whether the known leader has been out of contact for an election timeout.
-    async fn is_silent(&self, seen: &Seen) -> bool {
+    /// Whether the known leader, known `since` then, has been out of contact for an election timeout.
+    async fn is_silent(&self, seen: &Seen, since: Instant) -> bool {
         if seen.leader.is_none() {
             return false;
         }
@@ -122,8 +128,10 @@ impl Observer {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
             let is_alone = metrics.membership_config.voter_ids().nth(1).is_none();
+            // One that was elected and heard nobody since has none.
             let heard = metrics.last_quorum_acked;
-            return !is_alone && heard.is_some_and(|at| at.elapsed() > self.election_timeout);
+            let silence = heard.map_or_else(|| since.elapsed(), |at| at.elapsed());
+            return !is_alone && silence > self.election_timeout;
         }
         // The leader's every message renews the follower's vote for it.
         let heard = self
