@@ -366,6 +366,7 @@ impl Node {
         tasks.spawn("lease clock", lease_clock::run(self.clone()));
         tasks.spawn("remove history", history::remove(self.clone()));
         tasks.spawn("give up history", history::give_up(self.clone()));
+        tasks.spawn("give back space", history::give_back(self.clone()));
         tasks.spawn(
             "bind incarnations",
             background::bind_incarnations(self.clone()),

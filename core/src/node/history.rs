@@ -1,7 +1,8 @@
-//! Old history: decides when to give it up without being asked, and removes what was given up. Run
-//! by `bootstrap` as two tasks.
+//! Old history: decides when to give it up without being asked, removes what was given up, and gives
+//! the space back. Run by `bootstrap` as three tasks.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use quorate_proto::Reason;
@@ -11,7 +12,7 @@ use super::Node;
 use super::background::changed_since;
 use super::read::blocking;
 use crate::clock::{self, Instant};
-use crate::config::AutoCompaction;
+use crate::config::{AutoCompaction, Data};
 use crate::error::Result;
 use crate::mvcc::compaction;
 use crate::storage::kv::KvError;
@@ -22,6 +23,12 @@ const STEP_EVENTS: usize = 1_000;
 const STEP_PAUSE: Duration = Duration::from_millis(10);
 /// Pause before trying again what failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked whether writes have become few, and how many entries since the last look are
+/// few.
+const QUIET_LOOK: Duration = Duration::from_secs(5);
+const QUIET_ENTRIES: u64 = 1_000;
+/// Less than this is not worth the work.
+const GIVE_BACK_BYTES_MIN: u64 = 8 * 1024 * 1024;
 /// Looks at the revision within the time that history is kept.
 const LOOKS: u32 = 10;
 /// Longest time between looks (etcd's).
@@ -54,7 +61,50 @@ pub(super) async fn remove(node: Node) {
     }
 }
 
+/// Gives the space of removed history back to the file system. Under a load of writes the storage
+/// engine does so by itself, as it merges old data with new; this is for when the load has gone. It
+/// writes anew what is left, so it is done only where that was at most half of what is there, or
+/// where space has run out.
+pub(super) async fn give_back(node: Node) {
+    if node.shared.config.data == Data::Memory {
+        return;
+    }
+    let mut removed = node.shared.removed.subscribe();
+    let Ok(mut clean_bytes) = node.disk_bytes().await else {
+        return;
+    };
+    while removed.changed().await.is_ok() {
+        node.wait_until_quiet().await;
+        let Ok(bytes) = node.disk_bytes().await else {
+            return;
+        };
+        // The least it ever took is no less than what is not garbage, unless that has grown.
+        clean_bytes = clean_bytes.min(bytes);
+        let has_doubled = bytes >= clean_bytes * 2 + GIVE_BACK_BYTES_MIN;
+        if !has_doubled && !node.shared.over_quota.load(Ordering::Relaxed) {
+            continue;
+        }
+        if let Err(error) = node.defragment().await {
+            tracing::warn!(%error, "cannot give back the space of removed history");
+        }
+        clean_bytes = node.disk_bytes().await.unwrap_or(clean_bytes);
+    }
+}
+
 impl Node {
+    /// Waits until few writes come.
+    async fn wait_until_quiet(&self) {
+        let applied = self.shared.consensus.applied();
+        let index = || applied.borrow().id.map_or(0, |id| id.index);
+        loop {
+            let before = index();
+            tokio::time::sleep(QUIET_LOOK).await;
+            if index().saturating_sub(before) <= QUIET_ENTRIES {
+                return;
+            }
+        }
+    }
+
     /// Waits until this member has removed everything that compaction at `revision` gives up.
     ///
     /// # Errors

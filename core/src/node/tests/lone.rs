@@ -573,6 +573,42 @@ async fn a_full_store_takes_puts_again_once_space_was_given_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn space_of_removed_history_is_given_back_once_there_is_little_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = quick(Node::builder().data_dir(folder.path()));
+    let node = node.start().await.unwrap();
+    let mut random = StdRng::seed_from_u64(4);
+    let mut revision = 0;
+    for _ in 0..100 {
+        let mut value = vec![0; 1 << 20];
+        random.fill(&mut value[..]);
+        let put = PutRequest {
+            key: "k".into(),
+            value: value.into(),
+            ..PutRequest::default()
+        };
+        revision = node.put(put).await.unwrap().header.unwrap().revision;
+    }
+    let full = node.status().await.unwrap().db_size;
+    let compaction = CompactionRequest {
+        revision,
+        physical: true,
+    };
+    node.compact(compaction).await.unwrap();
+    // Journals stay for a while.
+    let given_back = async {
+        while node.status().await.unwrap().db_size >= full / 2 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    // It is looked twice whether little is to do, and then everything is written anew.
+    let given_back = tokio::time::timeout(3 * PATIENCE, given_back).await;
+    given_back.expect("the space is given back");
+    assert_eq!(node.range(get("k")).await.unwrap().kvs[0].version, 100);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_writers_at_once_are_all_answered_and_counted_once() {
     let node = lone().await;
     let writers = (0..64).map(|writer| {
