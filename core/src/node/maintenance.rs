@@ -27,10 +27,9 @@ impl Node {
     pub async fn status(&self) -> Result<StatusResponse> {
         let raft = self.shared.consensus.status();
         let disk_bytes = i64::try_from(self.disk_bytes().await?).unwrap_or(i64::MAX);
-        let leaderless = raft
-            .leader
-            .is_none()
-            .then(|| Reason::NoLeader.text().to_owned());
+        // None when the one there was is silent, which raft's own view does not say.
+        let leader = self.leadership().leader;
+        let leaderless = leader.is_none().then(|| Reason::NoLeader.text().to_owned());
         let errors = leaderless
             .into_iter()
             .chain(self.alarms().iter().map(describe))
@@ -41,7 +40,7 @@ impl Node {
             header: Some(self.header()),
             version: ETCD_VERSION.to_owned(),
             db_size: disk_bytes,
-            leader: raft.leader.unwrap_or(0),
+            leader: leader.unwrap_or(0),
             raft_index: raft.committed_index,
             raft_term: raft.term,
             raft_applied_index: raft.applied_index,
