@@ -12,6 +12,7 @@ use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::tasks::Tasks;
@@ -23,6 +24,13 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const PIECE_PAUSE: Duration = Duration::from_millis(10);
 /// How long to wait after the system refused to accept, for want of file descriptors say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a connection is silent before the other machine is probed, how often it is then, and how
+/// often in vain before the connection is closed.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+/// Bytes of a request's headers: room for large tokens.
+const HEADER_BYTES_MAX: u32 = 64 * 1024;
 /// How long running requests may take once the listener stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(4);
 /// What every HTTP/2 connection begins with.
@@ -182,8 +190,16 @@ async fn serve(
     manners: Manners,
     tasks: Tasks,
 ) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%address, %error, "cannot set TCP_NODELAY");
+    // The second ends what waits for a machine that is gone, for which HTTP/1 has no means.
+    let options = stream.set_nodelay(true).and_then(|()| {
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE_TIME)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES);
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive)
+    });
+    if let Err(error) = options {
+        tracing::debug!(%address, %error, "cannot set options of a connection");
     }
     let began = tokio::select! {
         () = tasks.cancelled() => return,
@@ -240,6 +256,9 @@ fn http(manners: Manners) -> Builder<TokioExecutor> {
         .keep_alive_interval(manners.ping_interval)
         .keep_alive_timeout(manners.ping_timeout)
         .max_concurrent_streams(manners.calls_max)
+        // A client may give up all its calls at once; the default of 20 would end its connection.
+        .max_pending_accept_reset_streams(usize::try_from(manners.calls_max).ok())
+        .max_header_list_size(HEADER_BYTES_MAX)
         .initial_stream_window_size(manners.call_window_bytes)
         .initial_connection_window_size(manners.connection_window_bytes);
     builder
