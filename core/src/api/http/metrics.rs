@@ -8,7 +8,7 @@ mod process;
 use std::fmt;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
@@ -22,7 +22,9 @@ use crate::node::{ETCD_VERSION, Node, Observed};
 use crate::peer::Activity;
 
 /// What the format is called.
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// And the older one, which is etcd's, and what a client gets that does not ask for the other.
+const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What a scrape looks at.
 #[derive(Debug, Clone)]
@@ -39,7 +41,7 @@ impl Scraped {
 }
 
 /// Answers a scrape.
-pub(super) async fn metrics(State(scraped): State<Scraped>) -> Response {
+pub(super) async fn metrics(State(scraped): State<Scraped>, asked: HeaderMap) -> Response {
     let Ok(seen) = scraped.node.observe().await else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
@@ -52,9 +54,39 @@ pub(super) async fn metrics(State(scraped): State<Scraped>) -> Response {
     }));
     let mut body = String::new();
     match text::encode(&mut body, &registry) {
-        Ok(()) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response(),
+        Ok(()) if takes_open_metrics(&asked) => {
+            ([(header::CONTENT_TYPE, OPEN_METRICS)], body).into_response()
+        }
+        Ok(()) => ([(header::CONTENT_TYPE, PLAIN)], plain(&body)).into_response(),
         Err(fmt::Error) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
+}
+
+fn takes_open_metrics(asked: &HeaderMap) -> bool {
+    let accepted = asked.get_all(header::ACCEPT).iter();
+    let mut accepted = accepted.filter_map(|kinds| kinds.to_str().ok());
+    accepted.any(|kinds| kinds.contains("application/openmetrics-text"))
+}
+
+/// The same in the older format: there a counter is described under the name of its value, and no
+/// line says that it was the last.
+fn plain(open: &str) -> String {
+    let mut plain = String::with_capacity(open.len());
+    // The line that says what a metric is about comes before the one that says of what kind it is.
+    let mut help = "";
+    for line in open.lines() {
+        let mut words = line.splitn(4, ' ');
+        match [(); 4].map(|()| words.next().unwrap_or_default()) {
+            ["#", "EOF", ..] => {}
+            ["#", "HELP", _, text] => help = text,
+            ["#", "TYPE", name, kind] => {
+                let suffix = if kind == "counter" { "_total" } else { "" };
+                plain += &format!("# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n");
+            }
+            _ => plain += &format!("{line}\n"),
+        }
+    }
+    plain
 }
 
 #[derive(Debug)]
@@ -256,4 +288,18 @@ fn labelled(
 
 fn number(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_older_format_names_counters_by_their_values() {
+        let open = "# HELP puts Keys put.\n# TYPE puts counter\nputs_total 3\n# HELP up Is up.\n\
+                    # TYPE up gauge\nup{To=\"a b\"} 1\n# EOF\n";
+        let told = "# HELP puts_total Keys put.\n# TYPE puts_total counter\nputs_total 3\n\
+                    # HELP up Is up.\n# TYPE up gauge\nup{To=\"a b\"} 1\n";
+        assert_eq!(plain(open), told);
+    }
 }
