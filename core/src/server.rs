@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use tonic::service::{Routes, RoutesBuilder};
 
 use crate::accept::{self, Manners};
@@ -184,7 +184,10 @@ impl ServerBuilder {
         let count = from_fn_with_state(self.traffic.clone(), api::grpc::count);
         let services = services.routes().into_axum_router();
         let leader = from_fn_with_state(self.node.clone(), api::grpc::require_leader);
-        let services = words::in_etcds_words(services).layer(leader).layer(count);
+        let services = words::in_etcds_words(services)
+            .layer(leader)
+            .layer(from_fn(api::grpc::keep_deadline))
+            .layer(count);
         let message_bytes_max = api::grpc::message_bytes_max(&self.node);
         let gateway = api::http::gateway::router(&self.gateway, &services, message_bytes_max);
         let guard = from_fn_with_state(self.access.clone(), api::http::origin::guard);

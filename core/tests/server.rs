@@ -16,11 +16,12 @@ use quorate_proto::etcdserverpb::watch_client::WatchClient;
 use quorate_proto::etcdserverpb::watch_request::RequestUnion;
 use quorate_proto::etcdserverpb::{
     HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest, MemberAddRequest, PutRequest,
-    RangeRequest, WatchCreateRequest, WatchRequest,
+    RangeRequest, StatusRequest, WatchCreateRequest, WatchRequest, WatchResponse,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_stream::StreamExt as _;
+use tonic::codec::CompressionEncoding;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -254,11 +255,18 @@ async fn version_and_health_are_beside_grpc_on_the_same_port() {
     let metrics = served.get("/metrics").await;
     for line in [
         "etcd_server_has_leader 1",
+        "# TYPE etcd_server_leader_changes_seen_total counter",
         "etcd_server_leader_changes_seen_total 1",
-        "# EOF",
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }
+    let open = served.http(
+        "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+         Accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n\r\n",
+    );
+    let open = open.await;
+    assert!(open.contains("# TYPE etcd_server_leader_changes_seen counter"));
+    assert!(open.ends_with("# EOF\n") && !metrics.contains("# EOF"));
     assert!(served.get("/nowhere").await.starts_with("HTTP/1.1 404"));
     let post = "POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     let refused = served.http(post).await;
@@ -308,19 +316,23 @@ async fn an_alarm_shows_in_health_until_it_is_excluded_or_cleared() {
 async fn stopping_ends_open_watches_instead_of_waiting_for_them() {
     let served = serve().await;
     let channel = served.channel().await;
-    let (_asking, requests) = tokio::sync::mpsc::channel::<WatchRequest>(1);
-    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
-    let mut answers = WatchClient::new(channel)
-        .watch(requests)
-        .await
-        .unwrap()
-        .into_inner();
+    let mut answers = watch(&channel, "a").await;
+    let asked = tokio_stream::once(LeaseKeepAliveRequest { id: 404 });
+    let asked = asked.chain(tokio_stream::pending());
+    let kept = LeaseClient::new(channel).lease_keep_alive(asked).await;
+    let mut kept = kept.unwrap().into_inner();
+    assert_eq!(kept.message().await.unwrap().unwrap().ttl, 0);
     let stopped = tokio::time::timeout(Duration::from_secs(3), served.server.stop());
     stopped
         .await
         .expect("an open watch does not hold up the stop");
-    let status = answers.message().await.unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable);
+    for status in [
+        answers.message().await.unwrap_err(),
+        kept.message().await.unwrap_err(),
+    ] {
+        let told = (status.code(), status.message());
+        assert_eq!(told, (Code::Unavailable, "etcdserver: server stopped"));
+    }
     served.node.shutdown().await;
 }
 
@@ -566,6 +578,11 @@ async fn calls_that_want_a_leader_end_without_one() {
     let ended = tokio::time::timeout(Duration::from_secs(20), open.message());
     no_leader(ended.await.expect("an open stream ends").unwrap_err());
     no_leader(kept(&[]).await.map(drop).unwrap_err());
+    let mut maintenance = MaintenanceClient::new(channel.clone());
+    let status = maintenance.status(StatusRequest::default()).await.unwrap();
+    let status = status.into_inner();
+    let told = (status.leader, status.errors);
+    assert_eq!(told, (0, vec!["etcdserver: no leader".to_owned()]));
     let mut maintenance = MaintenanceClient::with_interceptor(channel.clone(), wants_leader);
     no_leader(
         maintenance
@@ -577,6 +594,105 @@ async fn calls_that_want_a_leader_end_without_one() {
     // Without that wish a member tells what it has.
     let mut maintenance = MaintenanceClient::new(channel.clone());
     maintenance.hash_kv(HashKvRequest::default()).await.unwrap();
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_end_at_their_deadlines() {
+    let served = serve().await;
+    let watch = async |timeout: &str| {
+        let body = r#"{"create_request":{"key":"Zm9v"}}"#;
+        let length = body.len();
+        let request = format!(
+            "POST /v3/watch HTTP/1.1\r\nHost: x\r\nConnection: close\r\nGrpc-Timeout: {timeout}\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        );
+        let answered = tokio::time::timeout(Duration::from_secs(20), served.http(&request));
+        answered.await.expect("the call ends")
+    };
+    let ended = watch("200m").await;
+    assert!(ended.contains(r#""created":true"#), "{ended}");
+    let told = r#"{"error":{"grpc_code":4,"http_code":504,"message":"context deadline exceeded""#;
+    assert!(ended.contains(told), "{ended}");
+    let malformed = watch("soon").await;
+    assert!(malformed.starts_with("HTTP/1.1 400"), "{malformed}");
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_may_be_given_up_all_at_once() {
+    let served = serve().await;
+    let channel = served.channel().await;
+    let mut answers = watch(&channel, "a").await;
+    for _ in 0..20 {
+        let calls = (0..100).map(|_| {
+            let mut kv = KvClient::new(channel.clone());
+            async move { drop(kv.put(put("b", 3)).await) }
+        });
+        let calls = futures::future::join_all(calls);
+        drop(tokio::time::timeout(Duration::ZERO, calls).await);
+    }
+    KvClient::new(channel).put(put("a", 3)).await.unwrap();
+    assert_eq!(answers.message().await.unwrap().unwrap().events.len(), 1);
+    served.stop().await;
+}
+
+/// A watch of one key that was created; its requests stay open.
+async fn watch(channel: &Channel, key: &'static str) -> tonic::Streaming<WatchResponse> {
+    let create = WatchRequest {
+        request_union: Some(RequestUnion::CreateRequest(WatchCreateRequest {
+            key: key.into(),
+            ..Default::default()
+        })),
+    };
+    let requests = tokio_stream::once(create).chain(tokio_stream::pending());
+    let answers = WatchClient::new(channel.clone()).watch(requests).await;
+    let mut answers = answers.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().unwrap().created);
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compressed_requests_are_read_and_bounded() {
+    let served = serve().await;
+    let channel = served.channel().await;
+    let mut kv = KvClient::new(channel).send_compressed(CompressionEncoding::Gzip);
+    kv.put(put("a", 10_000)).await.unwrap();
+    let refused = kv.put(put("a", 100_000_000)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    served.stop().await;
+}
+
+/// The client goes while it could still say more: nothing reads its end of the connection then.
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_over_http_go_with_their_clients() {
+    let served = serve().await;
+    let create = r#"{"create_request":{"key":"Zm9v"}}"#;
+    for rest in ["", "{}", "]", "x x"] {
+        let mut stream = TcpStream::connect(served.address).await.unwrap();
+        let request = format!(
+            "POST /v3/watch HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{create}{rest}\r\n",
+            create.len() + rest.len()
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut told = Vec::new();
+        while !String::from_utf8_lossy(&told).contains(r#""created":true}}"#) {
+            assert_ne!(
+                stream.read_buf(&mut told).await.unwrap(),
+                0,
+                "the answer ended"
+            );
+        }
+        drop(stream);
+        let watchers = "etcd_debugging_mvcc_watcher_total 0\n";
+        let gone = async {
+            while !served.get("/metrics").await.contains(watchers) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let gone = tokio::time::timeout(Duration::from_secs(20), gone).await;
+        gone.unwrap_or_else(|_| panic!("a watcher is left after {rest:?}"));
+    }
     served.stop().await;
 }
 

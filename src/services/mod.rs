@@ -22,6 +22,7 @@ use quorate::proto::v3electionpb::{
 use quorate::proto::v3lockpb::lock_server::LockServer;
 use quorate::proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
 use tonic::Status;
+use tonic::codec::CompressionEncoding;
 use tonic::service::RoutesBuilder;
 
 use self::queue::Queues;
@@ -46,8 +47,16 @@ pub(crate) fn add(routes: &mut RoutesBuilder, node: &Node, serving: &Tasks) {
     let lock = lock::Lock::new(queues.clone());
     let election = election::Election::new(queues);
     routes
-        .add_service(LockServer::new(lock).max_decoding_message_size(limit))
-        .add_service(ElectionServer::new(election).max_decoding_message_size(limit));
+        .add_service(
+            LockServer::new(lock)
+                .max_decoding_message_size(limit)
+                .accept_compressed(CompressionEncoding::Gzip),
+        )
+        .add_service(
+            ElectionServer::new(election)
+                .max_decoding_message_size(limit)
+                .accept_compressed(CompressionEncoding::Gzip),
+        );
 }
 
 /// An error of the store in these services: its text alone, unless the member stops.

@@ -2,7 +2,9 @@
 
 use std::pin::Pin;
 
+use futures::future::ready;
 use futures::{Stream, StreamExt};
+use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::lease_server;
 use quorate_proto::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
@@ -72,6 +74,12 @@ impl lease_server::Lease for Lease {
             })
             .buffered(KEEP_ALIVES_IN_FLIGHT)
             .take_until(self.serving.cancelled());
+        let serving = self.serving.clone();
+        let stopped = async move {
+            let is_stopped = serving.is_cancelled();
+            is_stopped.then(|| Err(Reason::Stopped.into()))
+        };
+        let answers = answers.chain(futures::stream::once(stopped).filter_map(ready));
         Ok(Response::new(Box::pin(until_first_error(answers))))
     }
 
@@ -98,6 +106,6 @@ fn until_first_error<T>(
 ) -> impl Stream<Item = Result<T, Status>> {
     answers.scan(false, |over, answer| {
         let ended = std::mem::replace(over, answer.is_err());
-        futures::future::ready((!ended).then_some(answer))
+        ready((!ended).then_some(answer))
     })
 }

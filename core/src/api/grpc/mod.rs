@@ -2,6 +2,7 @@
 
 mod auth;
 mod cluster;
+mod deadline;
 mod health;
 mod kv;
 mod leader;
@@ -10,6 +11,7 @@ mod maintenance;
 mod methods;
 mod reflection;
 mod traffic;
+mod until;
 mod watch;
 
 pub use auth::Auth;
@@ -20,6 +22,7 @@ pub use lease::Lease;
 pub use maintenance::Maintenance;
 pub use watch::Watch;
 
+pub(crate) use deadline::{HEADER as TIMEOUT, keep as keep_deadline};
 pub(crate) use leader::require as require_leader;
 #[cfg(test)]
 pub(crate) use methods::methods;
@@ -33,6 +36,7 @@ use quorate_proto::etcdserverpb::lease_server::LeaseServer;
 use quorate_proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use quorate_proto::etcdserverpb::watch_server::WatchServer;
 use quorate_proto::limits::GRPC_OVERHEAD_BYTES;
+use tonic::codec::CompressionEncoding;
 use tonic::service::RoutesBuilder;
 use tonic::{Code, Status};
 use tonic_health::pb::health_server::HealthServer;
@@ -44,28 +48,26 @@ use crate::tasks::Tasks;
 /// never end by themselves end when `serving` is cancelled.
 pub fn add_services(routes: &mut RoutesBuilder, node: &Node, serving: &Tasks) {
     let limit = message_bytes_max(node);
-    routes
-        .add_service(KvServer::new(Kv::new(node.clone())).max_decoding_message_size(limit))
-        .add_service(
-            WatchServer::new(Watch::new(node.clone(), serving.clone()))
-                .max_decoding_message_size(limit),
-        )
-        .add_service(
-            LeaseServer::new(Lease::new(node.clone(), serving.clone()))
-                .max_decoding_message_size(limit),
-        )
-        .add_service(
-            ClusterServer::new(Cluster::new(node.clone())).max_decoding_message_size(limit),
-        )
-        .add_service(
-            MaintenanceServer::new(Maintenance::new(node.clone(), serving.clone()))
-                .max_decoding_message_size(limit),
-        )
-        .add_service(AuthServer::new(Auth::new(node.clone())).max_decoding_message_size(limit))
-        .add_service(HealthServer::new(Health::new(
-            node.clone(),
-            serving.clone(),
-        )));
+    let node = || node.clone();
+    let serving = || serving.clone();
+    macro_rules! add {
+        ($($server:ident($service:expr)),* $(,)?) => {$(
+            routes.add_service(
+                $server::new($service)
+                    .max_decoding_message_size(limit)
+                    .accept_compressed(CompressionEncoding::Gzip),
+            );
+        )*};
+    }
+    add!(
+        KvServer(Kv::new(node())),
+        WatchServer(Watch::new(node(), serving())),
+        LeaseServer(Lease::new(node(), serving())),
+        ClusterServer(Cluster::new(node())),
+        MaintenanceServer(Maintenance::new(node(), serving())),
+        AuthServer(Auth::new(node())),
+    );
+    routes.add_service(HealthServer::new(Health::new(node(), serving())));
 }
 
 /// The largest message of a client that is taken, in bytes.

@@ -89,6 +89,8 @@ async fn carry(
             Some(RequestUnion::ProgressRequest(_)) => control.progress().await,
             None => {}
         }
+        // A client that never pauses must not keep its answers, and others, from getting their turn.
+        tokio::task::coop::consume_budget().await;
     }
     std::future::pending().await
 }
