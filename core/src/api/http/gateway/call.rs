@@ -2,6 +2,7 @@
 //! would call it, the answers written as JSON.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -12,17 +13,22 @@ use futures::{Stream, StreamExt};
 use prost::Message;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{KeyAndValueRef, MetadataMap};
 use tonic::{Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use super::values::Values;
+use super::values::{Values, cut_off};
 use super::{Gateway, error, json};
+use crate::api::grpc;
 
 /// Headers with this prefix become metadata of the call.
 const METADATA_PREFIX: &str = "grpc-metadata-";
+
+/// How long the next piece of a call's only request may take.
+const PIECE_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// What a message of the API can do here.
 pub trait Carried: Message + Default + Send + Sync + 'static {}
@@ -69,7 +75,7 @@ where
         let path = PathAndQuery::from_static(method);
         Ok(service.server_streaming(asked, path, codec).await)
     };
-    told(answers.await).await
+    told(answers.await, std::future::pending()).await
 }
 
 /// Any number of requests, any number of answers.
@@ -82,6 +88,7 @@ where
     Q: Carried + DeserializeOwned,
     A: Carried + Serialize,
 {
+    let (leave, left) = oneshot::channel();
     let answers = async {
         let (parts, body) = request.into_parts();
         let mut values = Values::new(body.into_data_stream(), gateway.limit);
@@ -92,13 +99,21 @@ where
             }
             None => None,
         };
-        let asked = with_metadata(requests(first, values), &parts.headers);
+        let asked = with_metadata(requests(first, values, leave), &parts.headers);
         let mut service = gateway.service().await?;
         let codec = ProstCodec::<Q, A>::default();
         let path = PathAndQuery::from_static(method);
         Ok(service.streaming(asked, path, codec).await)
     };
-    told(answers.await).await
+    told(answers.await, broken(left)).await
+}
+
+/// How the requests of a body ended, if not with the body.
+enum Left {
+    /// The connection broke, or what came was too large.
+    Broken(Status),
+    /// One could not be read, and none after it will be.
+    Unread(Values),
 }
 
 /// The requests of a body. As on etcd, one that cannot be read ends them, and the call goes on with
@@ -106,46 +121,81 @@ where
 fn requests<Q: Carried + DeserializeOwned>(
     first: Option<Q>,
     values: Values,
+    leave: oneshot::Sender<Left>,
 ) -> impl Stream<Item = Q> + Send + 'static {
     let no_more = first.is_none();
-    let rest = futures::stream::unfold(values, |mut values| async move {
-        let read = values.next().await;
-        let read = read.and_then(|value| value.map(|value| json::decode::<Q>(&value)).transpose());
-        match read {
-            Ok(request) => request.map(|request| (request, values)),
-            Err(status) => {
-                tracing::debug!(%status, "a request of a stream cannot be read");
-                None
-            }
-        }
+    let rest = futures::stream::unfold((values, leave), |(mut values, leave)| async move {
+        let left = match values.next().await {
+            Ok(Some(value)) => match json::decode::<Q>(&value) {
+                Ok(request) => return Some((request, (values, leave))),
+                Err(status) => {
+                    tracing::debug!(%status, "a request of a stream cannot be read");
+                    Left::Unread(values)
+                }
+            },
+            Ok(None) => return None,
+            Err(status) => Left::Broken(status),
+        };
+        // Nobody to tell: the call is over.
+        let _ = leave.send(left);
+        None
     });
     futures::stream::iter(first).chain(rest.take_while(move |_| std::future::ready(!no_more)))
 }
 
+/// Completes when nobody waits for answers any more. While a body is not read, nothing else tells that
+/// its client has gone; once it was read to its end, the HTTP server does.
+async fn broken(left: oneshot::Receiver<Left>) -> Status {
+    let status = match left.await {
+        Ok(Left::Broken(status)) => Some(status),
+        Ok(Left::Unread(mut values)) => values.skip_all().await.err(),
+        Err(_) => None,
+    };
+    match status {
+        Some(status) => status,
+        None => std::future::pending().await,
+    }
+}
+
 type Answers<A> = Result<tonic::Response<Streaming<A>>, Status>;
 
-/// The answers of a stream, a line each. The outer error is of a request that was not sent.
-async fn told<A: Carried + Serialize>(answers: Result<Answers<A>, Status>) -> Response {
+/// The answers of a stream, a line each, until `broken` says that they are over. The outer error is of
+/// a request that was not sent.
+async fn told<A: Carried + Serialize>(
+    answers: Result<Answers<A>, Status>,
+    broken: impl Future<Output = Status> + Send + 'static,
+) -> Response {
     let answers = match answers {
         Ok(answers) => answers,
         Err(status) => return error::failed(&status),
     };
+    let mut broken = Box::pin(broken);
     // The HTTP status tells whether there was an answer at all, so the first one is waited for.
     let opened = async {
         let (metadata, mut answers, _) = answers?.into_parts();
-        let first = answers.message().await?;
+        let first = tokio::select! {
+            first = answers.message() => first?,
+            status = &mut broken => return Err(status),
+        };
         Ok::<_, Status>((metadata, first, answers))
     };
     let (metadata, first, answers) = match opened.await {
         Ok(opened) => opened,
         Err(status) => return error::failed_stream(&status),
     };
-    let first = futures::stream::iter(first.map(Ok));
-    let lines = first.chain(answers).map(|answer| {
-        let line = answer.and_then(|answer| json::line(&answer));
-        let line = line.unwrap_or_else(|status| error::last_line(&status));
-        Ok::<_, Infallible>(Bytes::from(line))
+    let answers = futures::stream::iter(first.map(Ok)).chain(answers);
+    let lines = futures::stream::unfold(Some((answers, broken)), |open| async move {
+        let (mut answers, mut broken) = open?;
+        let answer = tokio::select! {
+            answer = answers.next() => answer?,
+            status = &mut broken => Err(status),
+        };
+        match answer.and_then(|answer| json::line(&answer)) {
+            Ok(line) => Some((line, Some((answers, broken)))),
+            Err(status) => Some((error::last_line(&status), None)),
+        }
     });
+    let lines = lines.map(|line| Ok::<_, Infallible>(Bytes::from(line)));
     (headers(&metadata), Body::from_stream(lines)).into_response()
 }
 
@@ -164,8 +214,11 @@ impl Gateway {
     async fn read(&self, body: Body) -> Result<Bytes, Status> {
         let mut body = body.into_data_stream();
         let mut read = BytesMut::new();
-        while let Some(piece) = body.next().await {
-            let piece = piece.map_err(|error| Status::unknown(error.to_string()))?;
+        loop {
+            let piece = tokio::time::timeout(PIECE_WAIT_MAX, body.next()).await;
+            let piece = piece.map_err(|_| Status::deadline_exceeded("the request is not complete"));
+            let Some(piece) = piece? else { break };
+            let piece = piece.map_err(|error| cut_off(&error))?;
             self.limit.check(read.len() + piece.len())?;
             read.extend_from_slice(&piece);
         }
@@ -183,15 +236,16 @@ impl Gateway {
     }
 }
 
-/// The request with what the HTTP headers say to the service: `Authorization`, and whatever comes
-/// with the prefix `Grpc-Metadata-`.
+/// The request with what the HTTP headers say to the service: `Authorization`, `Grpc-Timeout`, and
+/// whatever comes with the prefix `Grpc-Metadata-`.
 fn with_metadata<T>(request: T, headers: &HeaderMap) -> tonic::Request<T> {
     let mut kept = HeaderMap::new();
     for (name, value) in headers {
+        let is_kept = name == header::AUTHORIZATION || name == grpc::TIMEOUT;
         let name = match name.as_str().strip_prefix(METADATA_PREFIX) {
             Some(rest) if !is_reserved(rest) => rest.parse().ok(),
             Some(_) => None,
-            None => (name == header::AUTHORIZATION).then(|| name.clone()),
+            None => is_kept.then(|| name.clone()),
         };
         if let Some(name) = name {
             kept.append(name, value.clone());

@@ -127,11 +127,27 @@ impl Values {
             }
             match self.body.next().await {
                 Some(Ok(piece)) => self.arrived.push(&piece),
-                Some(Err(error)) => return Err(Status::unknown(error.to_string())),
+                Some(Err(error)) => return Err(cut_off(&error)),
                 None => self.ended = true,
             }
         }
     }
+
+    /// Takes what is left of the body for nothing.
+    ///
+    /// # Errors
+    /// A connection that broke.
+    pub(super) async fn skip_all(&mut self) -> Result<(), Status> {
+        while let Some(piece) = self.body.next().await {
+            piece.map_err(|error| cut_off(&error))?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a body did not come whole.
+pub(super) fn cut_off(error: &axum::Error) -> Status {
+    Status::invalid_argument(error.to_string())
 }
 
 impl Scan {
