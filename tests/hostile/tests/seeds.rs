@@ -1,5 +1,6 @@
-//! Every target, on the seeds of its folder and on a few thousand inputs of its own: what the gate
-//! sees of the fuzz targets. A crash found by fuzzing becomes a file in `seeds/<target>/`.
+//! Every target, on a few thousand inputs of its own and on the seeds of its folder, if it has some:
+//! what the gate sees of the fuzz targets. A crash found by fuzzing becomes a file in
+//! `seeds/<target>/`.
 
 use std::cell::RefCell;
 use std::io::Write;
