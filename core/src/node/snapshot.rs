@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Node;
 use crate::backup::{Backup, BackupError, Member, SCHEMA_VERSION, SORT_BYTES};
-use crate::clock::{self, Instant};
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::tasks::Tasks;
 
@@ -87,7 +87,7 @@ impl Node {
             digest: Sha256::new(),
             left: 0,
             sent: 0,
-            began: clock::now(),
+            waited: Duration::ZERO,
             stall_limit,
             tasks: self.shared.tasks.clone(),
             runtime: Handle::current(),
@@ -141,9 +141,9 @@ struct Sending {
     digest: Sha256,
     /// Bytes of the file that were not sent yet.
     left: u64,
-    /// Bytes of it that the client took, and since when it could.
+    /// Bytes of it that the client took, and how long it was waited for.
     sent: u64,
-    began: Instant,
+    waited: Duration,
     stall_limit: Duration,
     tasks: Tasks,
     runtime: Handle,
@@ -165,7 +165,7 @@ impl Sending {
         let layout = backup.plan().map_err(|error| self.told(error))?;
         let bytes = layout.file_bytes();
         tracing::info!(bytes, "sending a snapshot");
-        (self.left, self.began) = (bytes, clock::now());
+        self.left = bytes;
         let written = backup.write(layout, |piece| {
             self.digest.update(&piece);
             self.left -= piece.len() as u64;
@@ -180,17 +180,17 @@ impl Sending {
     /// Hands one piece over, waiting for the client.
     fn send(&mut self, blob: Bytes) -> Result<()> {
         let paid_for = Duration::from_secs(self.sent / BYTES_PER_SECOND_MIN);
-        let end = self.began + paid_for + self.stall_limit;
-        let limit = end.saturating_duration_since(clock::now());
+        let limit = (self.stall_limit + paid_for).saturating_sub(self.waited);
         let limit = limit.min(self.stall_limit);
         self.sent += blob.len() as u64;
+        let began = clock::now();
         let piece = SnapshotResponse {
             header: None,
             remaining_bytes: self.left,
             blob,
             version: SCHEMA_VERSION.to_owned(),
         };
-        self.runtime.block_on(async {
+        let sent = self.runtime.block_on(async {
             tokio::select! {
                 sent = self.pieces.send_timeout(piece, limit) => sent.map_err(|error| match error {
                     SendTimeoutError::Timeout(_) => {
@@ -200,7 +200,9 @@ impl Sending {
                 }),
                 () = self.tasks.cancelled() => Err(Reason::Stopped.into()),
             }
-        })
+        });
+        self.waited += began.elapsed();
+        sent
     }
 
     fn told(&self, error: BackupError) -> Error {
