@@ -189,6 +189,7 @@ async fn assemble(
             forwarded: forward::Forwarded::default(),
             read_places: Arc::new(Semaphore::new(limits.max_pending)),
             disk_reads: Arc::new(Semaphore::new(read::READS_IN_FLIGHT)),
+            scan_places: Arc::new(Semaphore::new(read::SCANS_MAX)),
             scans: Arc::new(Semaphore::new(read::SCANS_IN_FLIGHT)),
             removed: tokio::sync::watch::Sender::new(mvcc::meta::NEVER_COMPACTED),
             snapshots: Arc::new(Semaphore::new(snapshot::SNAPSHOTS_IN_FLIGHT)),

@@ -63,25 +63,22 @@ pub(super) async fn remove(node: Node) {
 
 /// Gives the space of removed history back to the file system. Under a load of writes the storage
 /// engine does so by itself, as it merges old data with new; this is for when the load has gone. It
-/// writes anew what is left, so it is done only where that was at most half of what is there, or
-/// where space has run out.
+/// writes anew what is left, so it is done only where that was at most half of what is there, where
+/// space has run out, and once after each start, which does not tell how much is garbage.
 pub(super) async fn give_back(node: Node) {
     if node.shared.config.data == Data::Memory {
         return;
     }
     let mut removed = node.shared.removed.subscribe();
-    let Ok(mut clean_bytes) = node.disk_bytes().await else {
-        return;
-    };
+    let mut clean_bytes = 0;
     while removed.changed().await.is_ok() {
         node.wait_until_quiet().await;
         let Ok(bytes) = node.disk_bytes().await else {
             return;
         };
-        // The least it ever took is no less than what is not garbage, unless that has grown.
-        clean_bytes = clean_bytes.min(bytes);
         let has_doubled = bytes >= clean_bytes * 2 + GIVE_BACK_BYTES_MIN;
-        if !has_doubled && !node.shared.over_quota.load(Ordering::Relaxed) {
+        let is_needed = bytes > clean_bytes && node.shared.over_quota.load(Ordering::Relaxed);
+        if !has_doubled && !is_needed {
             continue;
         }
         if let Err(error) = node.defragment().await {

@@ -102,6 +102,7 @@ struct Shared {
     /// As many as reads may wait or be under way.
     read_places: Arc<Semaphore>,
     disk_reads: Arc<Semaphore>,
+    scan_places: Arc<Semaphore>,
     scans: Arc<Semaphore>,
     /// Up to which compact revision this member has removed history since it started.
     removed: tokio::sync::watch::Sender<i64>,

@@ -26,6 +26,8 @@ const ROUNDS_IN_FLIGHT: usize = 2;
 pub(super) const READS_IN_FLIGHT: usize = 16;
 /// Reads of the whole store under way at once, beside the others; the next waits.
 pub(super) const SCANS_IN_FLIGHT: usize = 2;
+/// Reads of the whole store that wait or are under way; the next is refused.
+pub(super) const SCANS_MAX: usize = 64;
 
 /// Runs rounds for waiting reads until the member stops.
 pub(super) async fn run(node: Node) {
@@ -149,7 +151,7 @@ impl Node {
         &self,
         scan: impl FnOnce() -> Result<T, E> + Send + 'static,
     ) -> Result<T> {
-        let Ok(place) = Arc::clone(&self.shared.read_places).try_acquire_owned() else {
+        let Ok(place) = Arc::clone(&self.shared.scan_places).try_acquire_owned() else {
             return Err(Reason::TooManyRequests.into());
         };
         let Ok(permit) = Arc::clone(&self.shared.scans).acquire_owned().await else {
