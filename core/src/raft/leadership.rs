@@ -60,7 +60,7 @@ impl Observer {
         let mut ticks = tokio::time::interval(self.election_timeout / 4);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut is_silent = false;
-        // Which leader was seen last, in which term, and since when.
+        // Which leader was seen last, in which term and of how many voters, and since when.
         let (mut last, mut since) = (None, clock::now());
         loop {
             let (seen, membership, stopped) = {
@@ -78,8 +78,9 @@ impl Observer {
                 return self.report(&fatal);
             }
             self.follow_membership(&membership);
-            if last != Some((seen.term, seen.leader)) {
-                (last, since) = (Some((seen.term, seen.leader)), clock::now());
+            let known = Some((seen.term, seen.leader, membership.voter_ids().count()));
+            if last != known {
+                (last, since) = (known, clock::now());
             }
             self.publish(&seen, is_silent);
             tokio::select! {
