@@ -31,6 +31,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
 /// Bytes of a request's headers: room for large tokens.
 const HEADER_BYTES_MAX: u32 = 64 * 1024;
+/// Calls given up before they began, at most, whatever the limit of calls: an endless row of them is
+/// an attack.
+const RESETS_MAX: u32 = 10_000;
 /// How long running requests may take once the listener stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(4);
 /// What every HTTP/2 connection begins with.
@@ -257,7 +260,7 @@ fn http(manners: Manners) -> Builder<TokioExecutor> {
         .keep_alive_timeout(manners.ping_timeout)
         .max_concurrent_streams(manners.calls_max)
         // A client may give up all its calls at once; the default of 20 would end its connection.
-        .max_pending_accept_reset_streams(usize::try_from(manners.calls_max).ok())
+        .max_pending_accept_reset_streams(usize::try_from(manners.calls_max.min(RESETS_MAX)).ok())
         .max_header_list_size(HEADER_BYTES_MAX)
         .initial_stream_window_size(manners.call_window_bytes)
         .initial_connection_window_size(manners.connection_window_bytes);

@@ -46,9 +46,12 @@ fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
     };
     match parsed(value) {
         Some(timeout) => Ok(Some(timeout)),
-        None => Err(Status::invalid_argument(format!(
-            "invalid grpc-timeout: {value:?}"
-        ))),
+        None => {
+            let told = String::from_utf8_lossy(value.as_bytes());
+            Err(Status::invalid_argument(format!(
+                "invalid grpc-timeout: {told}"
+            )))
+        }
     }
 }
 

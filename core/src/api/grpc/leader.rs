@@ -8,6 +8,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use quorate_proto::Reason;
 
+use super::methods::methods;
 use super::until::{refusal, until};
 use crate::node::Node;
 
@@ -20,7 +21,13 @@ pub(crate) async fn require(State(node): State<Node>, request: Request, next: Ne
     if node.leadership().leader.is_none() {
         return refusal(Reason::NoLeader.into());
     }
+    let is_unary = methods()
+        .get(request.uri().path())
+        .is_some_and(|method| method.kind == "unary");
     let response = next.run(request).await;
+    if is_unary {
+        return response;
+    }
     until(response, async move {
         node.leaderless().await;
         Reason::NoLeader.into()

@@ -67,7 +67,8 @@ pub fn add_services(routes: &mut RoutesBuilder, node: &Node, serving: &Tasks) {
         MaintenanceServer(Maintenance::new(node(), serving())),
         AuthServer(Auth::new(node())),
     );
-    routes.add_service(HealthServer::new(Health::new(node(), serving())));
+    let health = HealthServer::new(Health::new(node(), serving()));
+    routes.add_service(health.accept_compressed(CompressionEncoding::Gzip));
 }
 
 /// The largest message of a client that is taken, in bytes.

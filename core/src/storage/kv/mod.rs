@@ -56,7 +56,7 @@ pub trait Kv: Send + Sync + Debug {
     fn disk_bytes(&self) -> u64;
 
     /// Gives back what was overwritten or deleted, by writing anew what is left: blocks for as long
-    /// as that takes. Views and commits go on beside it; but the engine does no other merge
+    /// as that takes, at the cost of a core or two. Views and commits go on beside it; but the engine does no other merge
     /// meanwhile, so commits wait once they have brought more than it takes unmerged. What a view
     /// still shows stays.
     ///

@@ -13,8 +13,10 @@ use crate::writers::Writers;
 const WRITERS: usize = 16;
 const KEYS: usize = 20_000;
 const VALUE_BYTES: usize = 512;
-/// Longer than the five minutes between two looks at the number of revisions.
+/// Longer than the interval below.
 const SECONDS: usize = 390;
+/// How often servers look at the number of revisions.
+const REVISION_LOOK_INTERVAL: Duration = Duration::from_secs(300);
 const LOOKS: u32 = 6;
 
 /// How history is given up, and the flags for that.
@@ -39,6 +41,10 @@ const WAYS: [(&str, &[&str]); 3] = [
 /// Measures; `seconds` is how long each way is looked at.
 pub(crate) async fn measure(program: &Path, seconds: Option<usize>) -> anyhow::Result<()> {
     let length = Duration::from_secs(u64::try_from(seconds.unwrap_or(SECONDS))?);
+    anyhow::ensure!(
+        length > REVISION_LOOK_INTERVAL,
+        "the number of revisions is looked at every {REVISION_LOOK_INTERVAL:?}"
+    );
     let mut ways = Vec::new();
     for (name, arguments) in WAYS {
         let server = Server::start(program, arguments).await?;
