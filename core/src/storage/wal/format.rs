@@ -22,6 +22,11 @@ pub(super) const FORMAT_VERSION: u32 = 1;
 /// Segments and batches are numbered from 1, and no log ever gets here.
 const COUNT_MAX: u64 = 1 << 63;
 
+/// Whether a segment or a batch can have this number.
+pub(super) fn is_count(number: u64) -> bool {
+    (1..COUNT_MAX).contains(&number)
+}
+
 const SEGMENT_MAGIC: &[u8; 8] = b"QUORWAL\n";
 const BATCH_MAGIC: &[u8; 4] = b"QBAT";
 const SEAL_MAGIC: &[u8; 4] = b"QEND";
@@ -136,8 +141,7 @@ impl SegmentHeader {
             return Err(BadHeader::Damaged("the segment header's checksum is wrong"));
         }
         let header = Self::parse(block);
-        let counted = |number: u64| (1..COUNT_MAX).contains(&number);
-        let possible = counted(header.number) && counted(header.first_batch);
+        let possible = is_count(header.number) && is_count(header.first_batch);
         if !possible || !header.points.are_possible() {
             return Err(BadHeader::Damaged("the segment header contradicts itself"));
         }

@@ -14,6 +14,7 @@ use super::{
     error::WalError,
     format::{
         BATCH_HEADER_BYTES, BLOCK, BLOCK_BYTES, BatchHeader, align, encode_entry, encode_record,
+        is_count,
     },
     recovery::Tail,
     segment::{Files, Start, create_segment},
@@ -206,9 +207,17 @@ impl Writer {
     /// Begins the next segment, then seals the old one, so that a log whose last segment is lost
     /// does not pass for a shorter one.
     fn roll(&mut self) -> Result<(), WalError> {
+        let number = self.tail.active.number + 1;
+        if !is_count(number) || !is_count(self.tail.next_batch) {
+            return Err(WalError::Corrupt {
+                file: self.tail.active.path.clone(),
+                offset: self.tail.offset,
+                what: "no segment can follow this one".into(),
+            });
+        }
         let spare = self.files.take()?;
         let start = Start {
-            number: self.tail.active.number + 1,
+            number,
             first_batch: self.tail.next_batch,
             chain: self.tail.chain,
             points: self.tail.ledger.points(),
