@@ -129,6 +129,8 @@ impl Node {
         let Ok(permit) = reclaim.acquire_owned().await else {
             return Err(Reason::Stopped.into());
         };
+        // One was given at the start.
+        self.shared.consensus.unpin().await;
         let node = self.clone();
         let reclaim = move || {
             let _permit = permit;

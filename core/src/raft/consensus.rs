@@ -515,6 +515,18 @@ impl Consensus {
         })
     }
 
+    /// Lets go of the state that was last given to be sent, which holds back the store's housekeeping,
+    /// unless it is on its way to a follower.
+    pub async fn unpin(&self) {
+        let unpinned = self.inner.machine.run(|worker| {
+            worker.unpin();
+            Ok(())
+        });
+        if unpinned.await.is_err() {
+            tracing::debug!("the state's thread has stopped, with all it held");
+        }
+    }
+
     /// Makes the state durable and purges the log up to `upto`, or as far as is applied. What still
     /// goes out to a follower is purged later.
     pub async fn purge(&self, upto: u64) {

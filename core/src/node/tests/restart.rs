@@ -2,6 +2,9 @@
 
 use quorate_proto::etcdserverpb::{LeaseTimeToLiveRequest, PutRequest, RangeRequest};
 
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng};
+
 use super::*;
 use crate::config::{ClusterConfig, ClusterState, InitialMember};
 use crate::node::StartError;
@@ -79,6 +82,34 @@ async fn a_lease_lives_its_whole_time_again_after_a_restart() {
     .await;
     let lived = crate::clock::now() - restarted;
     assert!(lived >= TTL, "it lived {lived:?} after the restart");
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn space_is_given_back_right_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = on_disk(folder.path()).await;
+    let mut random = StdRng::seed_from_u64(5);
+    for number in 0..24 {
+        let mut value = vec![0; 1 << 20];
+        random.fill(&mut value[..]);
+        let put = PutRequest {
+            key: format!("k{number}").into(),
+            value: value.into(),
+            ..PutRequest::default()
+        };
+        node.put(put).await.unwrap();
+    }
+    node.shutdown().await;
+    drop(node);
+    let node = on_disk(folder.path()).await;
+    let mut sizes = Vec::new();
+    for _ in 0..4 {
+        node.defragment().await.unwrap();
+        sizes.push(node.status().await.unwrap().db_size);
+    }
+    // What was written anew three times is not there three times.
+    assert!(sizes[3] < sizes[0] + (8 << 20), "{sizes:?}");
     node.shutdown().await;
 }
 

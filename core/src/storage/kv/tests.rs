@@ -229,6 +229,28 @@ fn space_is_given_back_with_what_is_left_unharmed() {
     assert!(after + (6 << 20) < full, "{full} before, {after} after");
 }
 
+#[test]
+fn space_is_given_back_after_a_restart_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let kv = disk(folder.path());
+    let mut random = StdRng::seed_from_u64(1);
+    for row in 0..64_u32 {
+        let mut value = vec![0; 64 * 1024];
+        random.fill(&mut value[..]);
+        let mut batch = WriteBatch::new();
+        batch.put(format!("{row:02}"), value);
+        kv.commit(batch).unwrap();
+    }
+    drop(kv);
+    let kv = disk(folder.path());
+    let mut sizes = Vec::new();
+    for _ in 0..6 {
+        kv.reclaim().unwrap();
+        sizes.push(kv.disk_bytes());
+    }
+    assert!(sizes[5] <= sizes[0], "{sizes:?}");
+}
+
 fn long_and_bad_keys(kv: &dyn Kv) {
     let long = Bytes::from(vec![0xab; KEY_BYTES_MAX]);
     let mut batch = WriteBatch::new();
