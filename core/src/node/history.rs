@@ -64,14 +64,23 @@ pub(super) async fn remove(node: Node) {
 /// Gives the space of removed history back to the file system. Under a load of writes the storage
 /// engine does so by itself, as it merges old data with new; this is for when the load has gone. It
 /// writes anew what is left, so it is done only where that was at most half of what is there, where
-/// space has run out, and once after each start, which does not tell how much is garbage.
+/// space has run out, and for the first removal after a start, which does not tell how much of what
+/// is there is garbage.
 pub(super) async fn give_back(node: Node) {
     if node.shared.config.data == Data::Memory {
         return;
     }
     let mut removed = node.shared.removed.subscribe();
+    let mut compacted = node.shared.reader.compact_revision();
+    // What it takes right after space was given back, and so without removed history.
     let mut clean_bytes = 0;
     while removed.changed().await.is_ok() {
+        let done = *removed.borrow_and_update();
+        // At the start nothing was removed, only looked.
+        if done <= compacted {
+            continue;
+        }
+        compacted = done;
         node.wait_until_quiet().await;
         let Ok(bytes) = node.disk_bytes().await else {
             return;

@@ -60,7 +60,7 @@ pub(crate) async fn measure(program: &Path, seconds: Option<usize>) -> anyhow::R
             );
         }
         let revision = writers.stop().await?;
-        let kept = revision - compact_revision(&server).await?;
+        let kept = revision - compact_revision(&server).await?.max(0);
         println!("given up {name}: {kept} of {revision} revisions are kept");
         ways.push((name, revision, kept, server.folder_mib()?));
     }
