@@ -92,6 +92,7 @@ pub(super) async fn give_back(node: Node) {
         }
         if let Err(error) = node.defragment().await {
             tracing::warn!(%error, "cannot give back the space of removed history");
+            continue;
         }
         clean_bytes = node.disk_bytes().await.unwrap_or(clean_bytes);
     }

@@ -130,19 +130,7 @@ impl Node {
         if point && self.shared.config.data == Data::Memory {
             return read().map_err(Into::into);
         }
-        // One that waits holds a place, and places are as many as for all other requests.
-        let Ok(place) = Arc::clone(&self.shared.read_places).try_acquire_owned() else {
-            return Err(Reason::TooManyRequests.into());
-        };
-        let Ok(permit) = Arc::clone(&self.shared.disk_reads).acquire_owned().await else {
-            return Err(Reason::Stopped.into());
-        };
-        let result = blocking(move || {
-            let result = read();
-            drop((permit, place));
-            result
-        });
-        result.await
+        admitted(&self.shared.read_places, &self.shared.disk_reads, read).await
     }
 
     /// Runs a read of the whole store, which takes the longer the larger that is. Does not stand in
@@ -151,19 +139,29 @@ impl Node {
         &self,
         scan: impl FnOnce() -> Result<T, E> + Send + 'static,
     ) -> Result<T> {
-        let Ok(place) = Arc::clone(&self.shared.scan_places).try_acquire_owned() else {
-            return Err(Reason::TooManyRequests.into());
-        };
-        let Ok(permit) = Arc::clone(&self.shared.scans).acquire_owned().await else {
-            return Err(Reason::Stopped.into());
-        };
-        let result = blocking(move || {
-            let result = scan();
-            drop((permit, place));
-            result
-        });
-        result.await
+        admitted(&self.shared.scan_places, &self.shared.scans, scan).await
     }
+}
+
+/// Runs a read once it has one of few permits. Until its end it holds one of `places`, and is refused
+/// when none is left: they bound how many wait.
+async fn admitted<T: Send + 'static, E: Into<Error> + Send + 'static>(
+    places: &Arc<Semaphore>,
+    permits: &Arc<Semaphore>,
+    read: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T> {
+    let Ok(place) = Arc::clone(places).try_acquire_owned() else {
+        return Err(Reason::TooManyRequests.into());
+    };
+    let Ok(permit) = Arc::clone(permits).acquire_owned().await else {
+        return Err(Reason::Stopped.into());
+    };
+    let result = blocking(move || {
+        let result = read();
+        drop((permit, place));
+        result
+    });
+    result.await
 }
 
 /// Runs work that may wait for the disk, away from the runtime's own threads.
@@ -172,7 +170,7 @@ pub(super) async fn blocking<T: Send + 'static, E: Into<Error> + Send + 'static>
 ) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result.map_err(Into::into),
-        Err(_) => Err(Reason::Internal.into()),
+        Err(error) => Err(Error::from(Reason::Internal).caused_by(error)),
     }
 }
 

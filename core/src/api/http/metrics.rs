@@ -42,8 +42,11 @@ impl Scraped {
 
 /// Answers a scrape.
 pub(super) async fn metrics(State(scraped): State<Scraped>, asked: HeaderMap) -> Response {
-    let Ok(seen) = scraped.node.observe().await else {
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    let seen = match scraped.node.observe().await {
+        Ok(seen) => seen,
+        Err(error) => {
+            return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
+        }
     };
     let process = process::look().await;
     let mut registry = Registry::default();
