@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use quorate::core::config::Data;
 use quorate::core::node::{Node, NodeBuilder};
 use quorate::core::server::Server;
+use quorate_proto::Reason;
 use tracing::{error, info};
 
 use crate::cli::ServerArgs;
@@ -65,9 +66,15 @@ pub(crate) async fn serve(
                 ExitCode::FAILURE
             }
         },
-        cause = node.failed() => {
-            error!(%cause, "the member cannot go on");
-            ExitCode::FAILURE
+        cause = node.failed() => match cause.reason() {
+            Reason::MemberRemoved => {
+                info!("stopping: removed from the cluster");
+                ExitCode::SUCCESS
+            }
+            _ => {
+                error!(%cause, "the member cannot go on");
+                ExitCode::FAILURE
+            }
         }
     };
     server.stop().await;

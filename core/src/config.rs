@@ -19,13 +19,18 @@ pub enum Data {
 }
 
 /// Whether the initial members form a cluster, or one of them joins a cluster that runs already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Means nothing once the data folder says whose it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum ClusterState {
-    /// A new cluster of exactly the listed members. Ignored once the data folder has a log.
+    /// A new cluster of exactly the listed members.
     #[default]
     New,
-    /// A running cluster. Without a log of its own the member waits to be added by a leader.
+    /// A running cluster that this member was added to. It asks the other members of the list who it
+    /// is, and finds itself by its peer URLs.
     Existing,
+    /// A running cluster that this member adds itself to, through whoever serves peers at this URL.
+    /// It gets a vote as soon as it has caught up. The list of members holds itself alone.
+    Join(String),
 }
 
 /// One member as the operator lists it before the cluster exists.
@@ -40,9 +45,10 @@ pub struct InitialMember {
 /// The peers of a member, and where it listens for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterConfig {
-    /// All members, this one included. Must be the same on every member: ids are derived from it.
+    /// All members, this one included. Must be the same on every member of a new cluster: ids are
+    /// derived from it.
     pub members: Vec<InitialMember>,
-    /// New or existing.
+    /// How this member comes to its cluster.
     pub state: ClusterState,
     /// Where this member listens for peers. Empty in a cluster of one: no network at all.
     pub listen_peer_urls: Vec<String>,
@@ -136,6 +142,9 @@ pub struct Config {
     pub catch_up_entries: u64,
     /// What compacts history without being asked. Default off.
     pub auto_compaction: AutoCompaction,
+    /// Whether changes of the membership are refused that would leave the cluster without a quorum
+    /// of members that run. Default true; without it a mistake can end the cluster.
+    pub strict_reconfig_check: bool,
     /// How often watchers that asked for progress and had no events hear the current revision.
     /// Default 10 min.
     pub watch_progress_interval: Duration,
@@ -166,6 +175,7 @@ impl Default for Config {
             quota_backend_bytes: DEFAULT_QUOTA_BYTES,
             catch_up_entries: 5_000,
             auto_compaction: AutoCompaction::Off,
+            strict_reconfig_check: true,
             watch_progress_interval: Duration::from_secs(600),
         }
     }
@@ -223,6 +233,14 @@ impl Config {
                 peer_urls: vec![DEFAULT_PEER_URL.to_owned()],
             }],
         }
+    }
+
+    /// Where peers reach this member, as the list of initial members says; none if it is not in it.
+    #[must_use]
+    pub fn peer_urls(&self) -> Vec<String> {
+        let members = self.initial_members();
+        let own = members.into_iter().find(|member| member.name == self.name);
+        own.map(|own| own.peer_urls).unwrap_or_default()
     }
 
     /// The ids that follow from the initial members and the token.
@@ -378,6 +396,14 @@ impl Config {
                 }
             }
         }
+        if let ClusterState::Join(url) = &cluster.state {
+            check_url("URL to join at", url)?;
+            if members.len() > 1 {
+                return refuse(
+                    "a member that adds itself to a cluster learns of the others there: list this one alone",
+                );
+            }
+        }
         for url in &cluster.listen_peer_urls {
             check_url("peer listen URL", url)?;
         }
@@ -386,7 +412,7 @@ impl Config {
 }
 
 /// Checks that `url` is `http://host:port` with nothing after it.
-fn check_url(what: &str, url: &str) -> Result<(), ConfigError> {
+pub(crate) fn check_url(what: &str, url: &str) -> Result<(), ConfigError> {
     if url.starts_with("https://") {
         return refuse(format!(
             "{what} {url}: TLS is not supported yet, use http://"

@@ -176,6 +176,8 @@ catalogue! {
     NotCapable = (FailedPrecondition, Unavailable, "etcdserver: not capable"),
     /// The member is shutting down. Writes under way when it began may have been applied.
     Stopped = (Unavailable, Stopped, "etcdserver: server stopped"),
+    /// The member was removed from its cluster, for good.
+    MemberRemoved = (Unavailable, Stopped, "etcdserver: the member has been permanently removed from the cluster"),
     /// No answer from the cluster in time.
     Timeout = (Unavailable, Timeout, "etcdserver: request timed out"),
     /// No answer in time; a leader was lost meanwhile.

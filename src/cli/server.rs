@@ -92,6 +92,27 @@ pub(crate) struct ServerArgs {
     )]
     initial_cluster_state: InitialState,
 
+    /// Add this member to a running cluster, through the peer URL of any of its members
+    #[arg(
+        long,
+        env = "QUORATE_JOIN",
+        value_name = "URL",
+        conflicts_with_all = ["initial_cluster", "initial_cluster_state"]
+    )]
+    join: Option<String>,
+
+    /// Whether changes of the membership are refused that would leave too few running members
+    #[arg(
+        long,
+        env = "QUORATE_STRICT_RECONFIG_CHECK",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_value_t = true,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    strict_reconfig_check: bool,
+
     /// Keeps clusters with the same addresses apart
     #[arg(
         long,
@@ -294,9 +315,10 @@ impl ServerArgs {
             token: self.initial_cluster_token.clone(),
             cluster: Some(ClusterConfig {
                 members: self.members()?,
-                state: match self.initial_cluster_state {
-                    InitialState::New => ClusterState::New,
-                    InitialState::Existing => ClusterState::Existing,
+                state: match (&self.join, self.initial_cluster_state) {
+                    (Some(url), _) => ClusterState::Join(url.clone()),
+                    (None, InitialState::New) => ClusterState::New,
+                    (None, InitialState::Existing) => ClusterState::Existing,
                 },
                 listen_peer_urls: self.listen_peer_urls.clone(),
             }),
@@ -309,6 +331,7 @@ impl ServerArgs {
             },
             catch_up_entries: self.snapshot_count,
             auto_compaction: self.auto_compaction()?,
+            strict_reconfig_check: self.strict_reconfig_check,
             ..Config::default()
         };
         self.limits.set(&mut config);

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
+use bytes::Bytes;
+
 use super::{Alarm, Member};
 use crate::lease::Lessor;
 use crate::mvcc::{Event, EventKind};
@@ -38,6 +40,7 @@ pub(super) struct Current {
     pub(super) compact_revision: i64,
     pub(super) alarms: Arc<[Alarm]>,
     pub(super) members: Arc<[Member]>,
+    pub(super) membership: Option<Bytes>,
 }
 
 impl Reader {
@@ -128,6 +131,12 @@ impl Reader {
     #[must_use]
     pub fn alarms(&self) -> Arc<[Alarm]> {
         Arc::clone(&self.current().alarms)
+    }
+
+    /// The last membership applied, as it was given; `None` before the first one.
+    #[must_use]
+    pub fn membership(&self) -> Option<Bytes> {
+        self.current().membership.clone()
     }
 
     /// What members said of themselves, in order of id.

@@ -90,6 +90,7 @@ impl Loaded {
             compact_revision: meta::compact_revision(&*view)?,
             alarms: alarms.iter().collect(),
             members: members.iter().cloned().collect(),
+            membership: membership.clone(),
         };
         Ok(Self {
             applied,
@@ -186,7 +187,7 @@ impl State {
         }
         let key = codec::meta_key(MetaKey::Applied);
         executor.overlay.put(key, encode_id(last));
-        let publication = self.commit(executor)?;
+        let publication = self.commit(executor, membership.as_ref())?;
         self.applied = Some(last);
         self.membership = membership.or_else(|| self.membership.take());
         Ok(Applied {
@@ -199,7 +200,11 @@ impl State {
     }
 
     /// Makes a batch real: first the store, then what is kept in memory.
-    fn commit(&mut self, executor: Executor) -> Result<Publication, KvError> {
+    fn commit(
+        &mut self,
+        executor: Executor,
+        membership: Option<&Bytes>,
+    ) -> Result<Publication, KvError> {
         let Executor {
             overlay,
             leases,
@@ -225,6 +230,9 @@ impl State {
             }
             if let Some(members) = new_members {
                 current.members = members;
+            }
+            if let Some(membership) = membership {
+                current.membership = Some(membership.clone());
             }
         });
         Ok(Publication::new(revisions, revision, compact_revision))

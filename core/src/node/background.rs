@@ -1,18 +1,15 @@
 //! What a member does without being asked: raises the alarm when it outgrows its quota, tells the
-//! cluster its name, and learns who the others are. Each duty is one task, started by `bootstrap`.
+//! cluster its name, and notes who leads. Each duty is one task, started by `bootstrap`.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use quorate_proto::etcdserverpb::alarm_request::AlarmAction;
 use quorate_proto::etcdserverpb::{AlarmRequest, AlarmType};
 use tokio::sync::watch;
-use uuid::Uuid;
 
 use super::Node;
 use super::read::blocking;
-use crate::apply::Reader;
 use crate::clock;
 use crate::error::Error;
 use crate::raft::AppliedPoint;
@@ -81,41 +78,6 @@ pub(super) async fn publish(node: Node) {
         tracing::debug!(%error, "cannot publish this member's attributes yet");
         tokio::time::sleep(RETRY_PAUSE).await;
     }
-}
-
-/// Binds every peer to the data folder it said to have: one that lost it must not come back under
-/// its old id, for a voter that forgets what it acknowledged can undo what was committed.
-pub(super) async fn bind_incarnations(node: Node) {
-    let Some(transport) = node.shared.transport.clone() else {
-        return;
-    };
-    let mut applied = node.shared.consensus.applied();
-    let mut bound = BTreeMap::new();
-    loop {
-        let mut is_new = false;
-        for (id, incarnation) in incarnations(&node.shared.reader, node.member_id()) {
-            if bound.insert(id, incarnation) != Some(incarnation) {
-                transport.set_incarnation(id, incarnation);
-                is_new = true;
-            }
-        }
-        // The next start must know it before it talks to anybody, and so before the log is replayed.
-        if is_new && let Err(error) = node.shared.consensus.make_durable().await {
-            tracing::warn!(%error, "whom the members are bound to is not durable yet");
-        }
-        if !changed_since(&mut applied).await {
-            return;
-        }
-    }
-}
-
-/// The data folders that the members other than `own` said to have.
-pub(super) fn incarnations(reader: &Reader, own: u64) -> Vec<(u64, Uuid)> {
-    let members = reader.members();
-    let others = members.iter().filter(|member| member.id != own);
-    others
-        .filter_map(|member| Some((member.id, Uuid::from_slice(&member.incarnation).ok()?)))
-        .collect()
 }
 
 /// Notes since when there is a leader, for the time-outs that blame an election.

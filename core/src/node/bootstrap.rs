@@ -2,7 +2,6 @@
 //! tasks. The order is that of the layers: nothing listens before it can refuse, nothing takes part
 //! in consensus before its past is checked.
 
-use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -13,15 +12,14 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::data_dir::{DataDir, Identity};
+use super::join::Known;
 use super::rounds::Rounds;
 use super::{
-    DataDirError, Node, Shared, background, batch, forward, history, lease, lease_clock, read,
-    snapshot,
+    DataDirError, Node, Shared, background, batch, cluster, forward, history, lease, lease_clock,
+    membership, read, snapshot,
 };
 use crate::apply::{self, Reader, State};
-use crate::config::{
-    ClusterState, Config, ConfigError, DEFAULT_QUOTA_BYTES, Data, Identities, url_authority,
-};
+use crate::config::{Config, ConfigError, DEFAULT_QUOTA_BYTES, Data, url_authority};
 use crate::error::Error;
 use crate::mvcc;
 use crate::peer::{Local, Timings, Transport};
@@ -61,6 +59,9 @@ pub enum StartError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// The cluster this member is to join cannot be asked, or does not have it.
+    #[error("cannot join the cluster: {0}")]
+    Join(String),
     /// Consensus or its storage refused to start.
     #[error("cannot start the member: {0}")]
     Member(#[from] Error),
@@ -97,10 +98,10 @@ async fn assemble(
     peer_listener: Option<TcpListener>,
     network: &Tasks,
 ) -> Result<Node, StartError> {
-    let ids = config.identities()?;
+    config.validate()?;
     let boot = Uuid::new_v4();
-    let (data_dir, identity) = claim(&config, &ids)?;
     let listeners = bind(&config, peer_listener)?;
+    let (data_dir, identity, ids) = claim(&config).await?;
 
     let quota_bytes = match config.quota_backend_bytes {
         0 => DEFAULT_QUOTA_BYTES,
@@ -135,7 +136,7 @@ async fn assemble(
                 incarnation: identity.incarnation,
                 boot,
             },
-            &background::incarnations(&reader, ids.member_id),
+            &cluster::incarnations(&reader, ids.member_id),
             network,
         )
     });
@@ -168,14 +169,14 @@ async fn assemble(
     .await?;
 
     let limits = config.limits;
-    let own = &ids.members[&ids.member_id];
+    let own_peer_urls = config.peer_urls();
     let node = Node {
         shared: Arc::new(Shared {
             cluster_id: ids.cluster_id,
             member_id: ids.member_id,
             incarnation: identity.incarnation,
             boot,
-            own_peer_urls: own.peer_urls.clone(),
+            own_peer_urls,
             quota_bytes,
             over_quota: AtomicBool::new(false),
             consensus,
@@ -198,37 +199,31 @@ async fn assemble(
             proposals_failed: AtomicU64::new(0),
             tasks: Tasks::new(),
             network: network.clone(),
-            data_dir: Mutex::new(data_dir),
+            data_dir: Arc::new(Mutex::new(data_dir.map(|dir| (dir, identity)))),
             config,
         }),
     };
-    if let Err(error) = node.take_part(ids.members).await {
+    if let Err(error) = node.take_part(ids).await {
         node.shutdown().await;
         return Err(error.into());
     }
     Ok(node)
 }
 
-/// Locks the data folder and learns, or decides, whose it is.
-fn claim(config: &Config, ids: &Identities) -> Result<(Option<DataDir>, Identity), StartError> {
-    let fresh = Identity {
-        cluster_id: ids.cluster_id,
-        member_id: ids.member_id,
-        incarnation: Uuid::new_v4(),
-        peers: ids
-            .members
-            .iter()
-            .map(|(id, member)| (*id, member.peer_urls.clone()))
-            .collect(),
+/// Locks the data folder and learns, decides or asks whose it is.
+async fn claim(config: &Config) -> Result<(Option<DataDir>, Identity, Known), StartError> {
+    let Data::Folder(path) = &config.data else {
+        let known = Known::ask(config).await?;
+        return Ok((None, known.identity(config), known));
     };
-    match &config.data {
-        Data::Memory => Ok((None, fresh)),
-        Data::Folder(path) => {
-            let dir = DataDir::lock(path)?;
-            let identity = dir.claim(&fresh)?;
-            Ok((Some(dir), identity))
-        }
-    }
+    let dir = DataDir::lock(path)?;
+    let found = dir.identity(config)?;
+    let known = match &found {
+        Some(identity) => Known::of(identity, config)?,
+        None => Known::ask(config).await?,
+    };
+    let identity = dir.claim(found, &known.identity(config))?;
+    Ok((Some(dir), identity, known))
 }
 
 /// Binds where peers will connect; nothing is accepted yet.
@@ -301,7 +296,7 @@ fn hub(reader: &Reader) -> Hub {
 /// none of them that is not the one it is bound to.
 fn transport(
     config: &Config,
-    ids: &Identities,
+    ids: &Known,
     local: Local,
     bound: &[(u64, Uuid)],
     network: &Tasks,
@@ -324,41 +319,20 @@ fn transport(
 
 impl Node {
     /// Forms the cluster if it is new, and starts the node's duties.
-    async fn take_part(
-        &self,
-        members: BTreeMap<u64, crate::config::InitialMember>,
-    ) -> Result<(), Error> {
+    async fn take_part(&self, known: Known) -> Result<(), Error> {
         if let Some(transport) = &self.shared.transport {
             transport.set_request_handler(Arc::new(forward::Serving::new(self.clone())));
         }
-        let is_new = self
-            .shared
-            .config
-            .cluster
-            .as_ref()
-            .is_none_or(|cluster| cluster.state == ClusterState::New);
-        let is_initialized = self.shared.consensus.is_initialized().await?;
-        if !is_initialized && !is_new {
-            return Err(Error::with_detail(
-                Reason::Unimplemented,
-                "joining a running cluster: this data folder belongs to none yet, and members cannot \
-                 be added in this version; all members of a cluster start it together, as new",
-            ));
-        }
-        if !is_initialized {
-            let peers = members
-                .into_iter()
-                .map(|(id, member)| {
-                    (
-                        id,
-                        Peer {
-                            name: member.name,
-                            peer_urls: member.peer_urls,
-                        },
-                    )
-                })
-                .collect();
-            self.shared.consensus.initialize(peers).await?;
+        if known.is_founder && !self.shared.consensus.is_initialized().await? {
+            let peers = known.members.into_iter().map(|(id, member)| {
+                let peer = Peer {
+                    name: member.name,
+                    peer_urls: member.peer_urls,
+                    wants_vote: false,
+                };
+                (id, peer)
+            });
+            self.shared.consensus.initialize(peers.collect()).await?;
         }
         let tasks = &self.shared.tasks;
         tasks.spawn("batch proposals", batch::run(self.clone()));
@@ -368,10 +342,9 @@ impl Node {
         tasks.spawn("remove history", history::remove(self.clone()));
         tasks.spawn("give up history", history::give_up(self.clone()));
         tasks.spawn("give back space", history::give_back(self.clone()));
-        tasks.spawn(
-            "bind incarnations",
-            background::bind_incarnations(self.clone()),
-        );
+        tasks.spawn("follow members", cluster::follow(self.clone()));
+        tasks.spawn("heed removal", cluster::heed_removal(self.clone()));
+        tasks.spawn("give votes", membership::give_votes(self.clone()));
         tasks.spawn("guard quota", background::guard_quota(self.clone()));
         tasks.spawn("publish attributes", background::publish(self.clone()));
         tasks.spawn("note leaders", background::note_leaders(self.clone()));

@@ -69,6 +69,19 @@ impl NodeBuilder {
         self
     }
 
+    /// Lets the listed members be those of a cluster that runs, to which this one was added.
+    pub fn existing(mut self) -> Self {
+        self.cluster_mut().state = ClusterState::Existing;
+        self
+    }
+
+    /// Has this member add itself to the cluster of whoever serves peers at `url`. The list of
+    /// members holds this one alone.
+    pub fn join(mut self, url: impl Into<String>) -> Self {
+        self.cluster_mut().state = ClusterState::Join(url.into());
+        self
+    }
+
     /// Sets where to listen for peers, as `http://host:port`.
     pub fn listen_peers<U: Into<String>>(mut self, urls: impl IntoIterator<Item = U>) -> Self {
         self.cluster_mut().listen_peer_urls = urls.into_iter().map(Into::into).collect();

@@ -19,14 +19,17 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use crate::config::Config;
 use crate::storage::fs::RealFs;
 use crate::storage::kv;
 use crate::storage::wal::Wal;
 
-/// The newest identity format this build reads and the one it writes.
-const FORMAT: u32 = 1;
+/// The newest identity format this build reads and the one it writes. The first had neither a token
+/// nor a mark of those that were removed.
+const FORMAT: u32 = 2;
 const LOCK_FILE: &str = "LOCK";
 const IDENTITY_FILE: &str = "IDENTITY";
 /// A larger identity file is not one of ours.
@@ -87,19 +90,30 @@ pub enum DataDirError {
     },
     /// The folder belongs to another cluster or another member.
     #[error(
-        "{path}: belongs to member {found_member:016x} of cluster {found_cluster:016x}, but the \
-         settings say member {member:016x} of cluster {cluster:016x}"
+        "{path}: belongs to member {member:016x} of cluster {cluster:016x}, but {why}; use the folder \
+         with that member's settings, or an empty one"
     )]
     OtherMember {
         /// The data folder.
         path: PathBuf,
         /// The cluster in the file.
-        found_cluster: u64,
-        /// The member in the file.
-        found_member: u64,
-        /// The cluster that follows from the settings.
         cluster: u64,
-        /// The member that follows from the settings.
+        /// The member in the file.
+        member: u64,
+        /// What in the settings does not fit.
+        why: String,
+    },
+    /// The folder's member was removed from its cluster.
+    #[error(
+        "{path}: member {member:016x} was removed from cluster {cluster:016x}, for good. Way out: \
+         delete the folder and add this member anew"
+    )]
+    Removed {
+        /// The data folder.
+        path: PathBuf,
+        /// The cluster.
+        cluster: u64,
+        /// The member.
         member: u64,
     },
 }
@@ -115,6 +129,54 @@ pub(crate) struct Identity {
     pub(crate) incarnation: Uuid,
     /// The URLs of every member when the file was written.
     pub(crate) peers: BTreeMap<u64, Vec<String>>,
+    /// What stands for the cluster's token, which is mixed into ids; `None` in files of format 1.
+    pub(crate) token: Option<u64>,
+    /// Whether the member was removed from its cluster.
+    pub(crate) is_removed: bool,
+}
+
+impl Identity {
+    /// Whether the folder may be that of the member that `config` describes. Addresses may have
+    /// changed, but a folder under another member's address, or another token, was mixed up.
+    fn fits(&self, config: &Config) -> Result<(), String> {
+        if self
+            .token
+            .is_some_and(|token| token != token_id(&config.token))
+        {
+            return Err(format!(
+                "the cluster token {:?} is not its own",
+                config.token
+            ));
+        }
+        let Some(cluster) = &config.cluster else {
+            return Ok(());
+        };
+        let is_known = |url: &String| self.peers.values().any(|urls| urls.contains(url));
+        let own = config.peer_urls();
+        let others = self.peers.iter().filter(|(id, _)| **id != self.member_id);
+        for (id, urls) in others {
+            if let Some(url) = own.iter().find(|url| urls.contains(url)) {
+                return Err(format!("{url} is the address of its member {id:016x}"));
+            }
+        }
+        let listed = cluster.members.iter().flat_map(|member| &member.peer_urls);
+        if cluster.members.len() > 1 && !listed.clone().any(is_known) {
+            let listed: Vec<&str> = listed.map(String::as_str).collect();
+            return Err(format!(
+                "none of its members is among {}",
+                listed.join(", ")
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What stands for a cluster's token in the file.
+pub(crate) fn token_id(token: &str) -> u64 {
+    let digest = Sha256::digest(token);
+    let mut first = [0_u8; 8];
+    first.copy_from_slice(&digest[..8]);
+    u64::from_be_bytes(first)
 }
 
 /// A locked data folder. The lock ends with this value.
@@ -168,12 +230,12 @@ impl DataDir {
         &self.path
     }
 
-    /// Reads the identity, or writes `fresh` into a folder that is empty but for the lock.
-    /// Refuses a folder of another member, and one that has lost its log.
+    /// Whose the folder is; `None` if it is empty but for the lock.
     ///
-    /// A folder with an identity alone gets another incarnation: either it never came to a log, and
-    /// nobody knows the old one, or it has lost everything, and must not pass for what it was.
-    pub(crate) fn claim(&self, fresh: &Identity) -> Result<Identity, DataDirError> {
+    /// # Errors
+    /// It is not one of ours, belongs to another member than `config` describes, or its member was
+    /// removed.
+    pub(crate) fn identity(&self, config: &Config) -> Result<Option<Identity>, DataDirError> {
         let path = self.path.join(IDENTITY_FILE);
         let found = match fs::metadata(&path) {
             Ok(metadata) if metadata.len() > IDENTITY_BYTES_MAX => {
@@ -189,8 +251,7 @@ impl DataDir {
                         path: self.path.clone(),
                     });
                 }
-                self.write(&path, &encode(fresh))?;
-                return Ok(fresh.clone());
+                return Ok(None);
             }
             Err(source) => {
                 return Err(DataDirError::Io {
@@ -200,15 +261,39 @@ impl DataDir {
                 });
             }
         };
-        if (found.cluster_id, found.member_id) != (fresh.cluster_id, fresh.member_id) {
-            return Err(DataDirError::OtherMember {
-                path: self.path.clone(),
-                found_cluster: found.cluster_id,
-                found_member: found.member_id,
-                cluster: fresh.cluster_id,
-                member: fresh.member_id,
+        let (path, cluster, member) = (self.path.clone(), found.cluster_id, found.member_id);
+        if found.is_removed {
+            return Err(DataDirError::Removed {
+                path,
+                cluster,
+                member,
             });
         }
+        match found.fits(config) {
+            Ok(()) => Ok(Some(found)),
+            Err(why) => Err(DataDirError::OtherMember {
+                path,
+                cluster,
+                member,
+                why,
+            }),
+        }
+    }
+
+    /// Takes the folder: as `found` says, or for `fresh` if it is empty. Refuses one that has lost its
+    /// log.
+    ///
+    /// A folder with an identity alone gets another incarnation: either it never came to a log, and
+    /// nobody knows the old one, or it has lost everything, and must not pass for what it was.
+    pub(crate) fn claim(
+        &self,
+        found: Option<Identity>,
+        fresh: &Identity,
+    ) -> Result<Identity, DataDirError> {
+        let Some(found) = found else {
+            self.record(fresh)?;
+            return Ok(fresh.clone());
+        };
         if self.has_log()? {
             return Ok(found);
         }
@@ -226,8 +311,13 @@ impl DataDir {
             incarnation: fresh.incarnation,
             ..found
         };
-        self.write(&path, &encode(&renewed))?;
+        self.record(&renewed)?;
         Ok(renewed)
+    }
+
+    /// Writes whose the folder is, so that the file is whole or as before.
+    pub(crate) fn record(&self, identity: &Identity) -> Result<(), DataDirError> {
+        self.write(&self.path.join(IDENTITY_FILE), &encode(identity))
     }
 
     fn has_log(&self) -> Result<bool, DataDirError> {
@@ -309,6 +399,8 @@ fn encode(identity: &Identity) -> String {
         member_id,
         incarnation,
         peers,
+        token,
+        is_removed,
     } = identity;
     let mut text = format!(
         "quorate-identity {FORMAT}\ncluster {cluster_id:016x}\nmember {member_id:016x}\n\
@@ -320,6 +412,12 @@ fn encode(identity: &Identity) -> String {
             write!(text, " {url}").expect("writing to a string succeeds");
         }
         text.push('\n');
+    }
+    if let Some(token) = token {
+        writeln!(text, "token {token:016x}").expect("writing to a string succeeds");
+    }
+    if *is_removed {
+        text.push_str("removed yes\n");
     }
     let sum = crc32c::crc32c(text.as_bytes());
     writeln!(text, "crc32c {sum:08x}").expect("writing to a string succeeds");
@@ -352,6 +450,7 @@ fn decode(path: &Path, text: &str) -> Result<Identity, DataDirError> {
     let hex = |text: &str| u64::from_str_radix(text, 16).map_err(|_| damaged("not a hex id"));
     let (mut cluster_id, mut member_id, mut incarnation) = (None, None, None);
     let mut peers = BTreeMap::new();
+    let (mut token, mut is_removed) = (None, false);
     for line in body.lines().skip(1) {
         let (key, value) = line
             .split_once(' ')
@@ -368,6 +467,8 @@ fn decode(path: &Path, text: &str) -> Result<Identity, DataDirError> {
                 let id = hex(words.next().unwrap_or_default())?;
                 peers.insert(id, words.map(str::to_owned).collect());
             }
+            "token" => token = Some(hex(value)?),
+            "removed" => is_removed = true,
             _ => return Err(damaged("an unknown line")),
         }
     }
@@ -377,6 +478,8 @@ fn decode(path: &Path, text: &str) -> Result<Identity, DataDirError> {
             member_id,
             incarnation,
             peers,
+            token,
+            is_removed,
         }),
         _ => Err(damaged("an id is missing")),
     }
@@ -387,6 +490,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::config::{ClusterConfig, ClusterState, InitialMember};
     use crate::storage::fs::Fs;
     use crate::storage::wal::{self, WalOptions};
 
@@ -395,8 +499,35 @@ mod tests {
             cluster_id: 7,
             member_id,
             incarnation: Uuid::from_u128(u128::from(member_id)),
-            peers: BTreeMap::from([(1, vec!["http://a:1".to_owned()]), (2, Vec::new())]),
+            peers: BTreeMap::from([
+                (1, vec!["http://a:1".to_owned()]),
+                (2, vec!["http://b:1".to_owned()]),
+            ]),
+            token: Some(token_id("etcd-cluster")),
+            is_removed: false,
         }
+    }
+
+    /// The settings of a member at `url`, in a cluster with one at `other`.
+    fn config(url: &str, other: &str) -> Config {
+        let member = |name: &str, url: &str| InitialMember {
+            name: name.to_owned(),
+            peer_urls: vec![url.to_owned()],
+        };
+        Config {
+            name: "own".to_owned(),
+            cluster: Some(ClusterConfig {
+                members: vec![member("own", url), member("other", other)],
+                state: ClusterState::New,
+                listen_peer_urls: Vec::new(),
+            }),
+            ..Config::default()
+        }
+    }
+
+    fn take(dir: &DataDir, fresh: &Identity) -> Result<Identity, DataDirError> {
+        let found = dir.identity(&config("http://a:1", "http://b:1"))?;
+        dir.claim(found, fresh)
     }
 
     #[test]
@@ -404,21 +535,76 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new").join("deep");
         let dir = DataDir::lock(&path).unwrap();
-        assert_eq!(dir.claim(&identity(1)).unwrap(), identity(1));
+        assert_eq!(take(&dir, &identity(1)).unwrap(), identity(1));
         open_log(&dir);
         let later = Identity {
             incarnation: Uuid::from_u128(99),
             ..identity(1)
         };
-        assert_eq!(dir.claim(&later).unwrap().incarnation, Uuid::from_u128(1));
-        let error = dir.claim(&identity(2)).unwrap_err().to_string();
-        assert!(
-            error.contains("belongs to member 0000000000000001"),
-            "{error}"
-        );
+        assert_eq!(take(&dir, &later).unwrap().incarnation, Uuid::from_u128(1));
         let mode =
             std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_folder_is_used_at_new_addresses_but_not_for_another_member() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::lock(folder.path()).unwrap();
+        take(&dir, &identity(1)).unwrap();
+        let asked = |config: &Config| dir.identity(config).map(Option::unwrap);
+        assert_eq!(
+            asked(&config("http://moved:1", "http://b:1")).unwrap(),
+            identity(1)
+        );
+        let mut moved_alone = config("http://moved:1", "http://b:1");
+        moved_alone.cluster.as_mut().unwrap().members.truncate(1);
+        assert_eq!(asked(&moved_alone).unwrap(), identity(1));
+        let mut other_token = config("http://a:1", "http://b:1");
+        other_token.token = "other".to_owned();
+        for (config, why) in [
+            (
+                config("http://b:1", "http://a:1"),
+                "is the address of its member",
+            ),
+            (config("http://x:1", "http://y:1"), "none of its members"),
+            (other_token, "token"),
+        ] {
+            let refused = asked(&config).unwrap_err();
+            assert!(
+                matches!(refused, DataDirError::OtherMember { .. }),
+                "{refused}"
+            );
+            assert!(refused.to_string().contains(why), "{refused}");
+        }
+        let removed = Identity {
+            is_removed: true,
+            ..identity(1)
+        };
+        dir.record(&removed).unwrap();
+        let refused = asked(&config("http://a:1", "http://b:1")).unwrap_err();
+        assert!(refused.to_string().contains("was removed"), "{refused}");
+    }
+
+    #[test]
+    fn a_file_of_the_first_format_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::lock(folder.path()).unwrap();
+        let body = "quorate-identity 1\ncluster 0000000000000007\nmember 0000000000000001\n\
+                    incarnation 00000000-0000-0000-0000-000000000001\n\
+                    peer 0000000000000001 http://a:1\npeer 0000000000000002 http://b:1\n";
+        let sum = crc32c::crc32c(body.as_bytes());
+        fs::write(
+            folder.path().join(IDENTITY_FILE),
+            format!("{body}crc32c {sum:08x}\n"),
+        )
+        .unwrap();
+        let found = dir.identity(&config("http://a:1", "http://b:1")).unwrap();
+        let expected = Identity {
+            token: None,
+            ..identity(1)
+        };
+        assert_eq!(found, Some(expected));
     }
 
     fn open_log(dir: &DataDir) {
@@ -435,12 +621,12 @@ mod tests {
     fn a_folder_that_lost_its_log_does_not_pass_for_what_it_was() {
         let folder = tempfile::tempdir().unwrap();
         let dir = DataDir::lock(folder.path()).unwrap();
-        dir.claim(&identity(1)).unwrap();
+        take(&dir, &identity(1)).unwrap();
         let later = Identity {
             incarnation: Uuid::from_u128(99),
             ..identity(1)
         };
-        assert_eq!(dir.claim(&later).unwrap().incarnation, Uuid::from_u128(99));
+        assert_eq!(take(&dir, &later).unwrap().incarnation, Uuid::from_u128(99));
         assert_eq!(
             decode(
                 &folder.path().join(IDENTITY_FILE),
@@ -452,7 +638,7 @@ mod tests {
             "also after the next start"
         );
         fs::create_dir(folder.path().join("kv-1")).unwrap();
-        let refused = dir.claim(&identity(1)).unwrap_err();
+        let refused = take(&dir, &identity(1)).unwrap_err();
         assert!(
             matches!(refused, DataDirError::LogMissing { .. }),
             "{refused}"
@@ -477,22 +663,22 @@ mod tests {
         let dir = DataDir::lock(folder.path()).unwrap();
         fs::write(folder.path().join("photo.jpg"), b"x").unwrap();
         assert!(matches!(
-            dir.claim(&identity(1)),
+            take(&dir, &identity(1)),
             Err(DataDirError::Foreign { .. })
         ));
         fs::remove_file(folder.path().join("photo.jpg")).unwrap();
-        dir.claim(&identity(1)).unwrap();
+        take(&dir, &identity(1)).unwrap();
         let file = folder.path().join(IDENTITY_FILE);
         let good = fs::read_to_string(&file).unwrap();
         fs::write(&file, good.replace("member", "mumber")).unwrap();
         assert!(matches!(
-            dir.claim(&identity(1)),
+            take(&dir, &identity(1)),
             Err(DataDirError::Damaged { .. })
         ));
-        fs::write(&file, good.replace("identity 1", "identity 2")).unwrap();
+        fs::write(&file, good.replace("identity 2", "identity 3")).unwrap();
         assert!(matches!(
-            dir.claim(&identity(1)),
-            Err(DataDirError::NewerFormat { found: 2, .. })
+            take(&dir, &identity(1)),
+            Err(DataDirError::NewerFormat { found: 3, .. })
         ));
     }
 }

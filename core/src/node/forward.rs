@@ -54,6 +54,9 @@ enum Met {
 /// of new ones are refused until the next term.
 const ORIGINS_MAX: usize = 1_024;
 
+/// How long a caller that asks for the members waits for the leader's word at most.
+const MEMBERS_BARRIER_LIMIT: Duration = Duration::from_secs(2);
+
 /// What to do with a forwarded batch.
 #[derive(Debug, PartialEq)]
 enum Verdict {
@@ -268,6 +271,37 @@ impl Serving {
         }
     }
 
+    async fn member_change(&self, request: pb::MemberChangeRequest) -> pb::MemberChangeResponse {
+        use pb::member_change_response::Outcome;
+        let made = match &request.kind {
+            Some(kind) if self.leads(None) => self.node.change_as_leader(kind).await,
+            Some(_) => Err(Reason::NotLeader.into()),
+            None => Err(Reason::UnknownMethod.into()),
+        };
+        let outcome = match made {
+            Ok(index) => Outcome::Index(index),
+            Err(error) => Outcome::Refused(self.refusal(error.reason())),
+        };
+        pb::MemberChangeResponse {
+            outcome: Some(outcome),
+        }
+    }
+
+    fn cluster(&self) -> pb::MembersResponse {
+        let members = self.node.known_members().into_iter();
+        let members = members.map(|member| pb::MemberInfo {
+            id: member.id,
+            name: member.name,
+            peer_urls: member.peer_ur_ls,
+            client_urls: member.client_ur_ls,
+            learner: member.is_learner,
+        });
+        pb::MembersResponse {
+            cluster_id: self.node.cluster_id(),
+            members: members.collect(),
+        }
+    }
+
     async fn hash_kv(&self, request: pb::HashKvRequest) -> pb::HashKvResponse {
         use pb::hash_kv_response::Outcome;
         let request = quorate_proto::etcdserverpb::HashKvRequest {
@@ -316,13 +350,10 @@ impl RequestHandler for Serving {
             }
             Some(Asked::Status(_)) => Answered::Status(self.status().await),
             Some(Asked::HashKv(request)) => Answered::HashKv(self.hash_kv(request).await),
-            Some(
-                Asked::Vote(_)
-                | Asked::PreVote(_)
-                | Asked::TransferLeader(_)
-                | Asked::MemberChange(_),
-            )
-            | None => {
+            Some(Asked::MemberChange(request)) => {
+                Answered::MemberChange(self.member_change(request).await)
+            }
+            Some(Asked::Vote(_) | Asked::PreVote(_) | Asked::TransferLeader(_)) | None => {
                 tracing::debug!(from, "a request this member does not know");
                 Answered::Failure(pb::Failure {
                     kind: pb::failure::Kind::UnknownMessage.into(),
@@ -331,6 +362,31 @@ impl RequestHandler for Serving {
             }
         };
         pb::Response { kind: Some(answer) }
+    }
+
+    async fn members(&self) -> Option<pb::MembersResponse> {
+        // The newest there are; but a cluster that has no quorum until this caller is up answers too.
+        let barrier = self.node.read_barrier();
+        if tokio::time::timeout(MEMBERS_BARRIER_LIMIT, barrier)
+            .await
+            .is_err()
+        {
+            tracing::debug!("telling who the members are without asking the leader");
+        }
+        Some(self.cluster())
+    }
+
+    async fn join(&self, request: pb::JoinRequest) -> Option<pb::JoinResponse> {
+        use pb::join_response::Outcome;
+        let outcome = match self.node.admit(request.peer_urls).await {
+            Ok(id) => Outcome::Joined(pb::Joined {
+                id,
+                cluster: Some(self.cluster()),
+            }),
+            Err(error) => Outcome::Refused(self.refusal(error.reason())),
+        };
+        let outcome = Some(outcome);
+        Some(pb::JoinResponse { outcome })
     }
 }
 

@@ -16,10 +16,12 @@ mod cluster;
 mod data_dir;
 mod forward;
 mod history;
+mod join;
 mod kv;
 mod lease;
 mod lease_clock;
 mod maintenance;
+mod membership;
 mod observe;
 mod propose;
 mod read;
@@ -116,7 +118,8 @@ struct Shared {
     tasks: Tasks,
     /// The transport and its listener; stopped last.
     network: Tasks,
-    data_dir: Mutex<Option<data_dir::DataDir>>,
+    /// The data folder and whose it is. Its lock is held for disk work, so never by the runtime.
+    data_dir: Arc<Mutex<Option<(data_dir::DataDir, data_dir::Identity)>>>,
 }
 
 /// What a member knows of its cluster's leader.

@@ -162,6 +162,7 @@ pub(super) fn call_error(status: &tonic::Status) -> PeerError {
     }
     match status.code() {
         tonic::Code::FailedPrecondition => PeerError::Refused(detail),
+        tonic::Code::PermissionDenied => PeerError::Removed(detail),
         tonic::Code::ResourceExhausted => PeerError::Full("the peer's"),
         tonic::Code::Aborted => PeerError::NotReady(detail),
         tonic::Code::Internal | tonic::Code::OutOfRange => PeerError::Failed(detail),
@@ -178,6 +179,7 @@ pub(super) fn to_status(error: &PeerError) -> tonic::Status {
     let text = error.to_string();
     match error {
         PeerError::Refused(why) => tonic::Status::failed_precondition(why),
+        PeerError::Removed(why) => tonic::Status::permission_denied(why),
         PeerError::Full(_) => tonic::Status::resource_exhausted(text),
         PeerError::NotReady(why) => tonic::Status::aborted(why),
         PeerError::Protocol(why) => tonic::Status::invalid_argument(why),
@@ -211,6 +213,7 @@ mod tests {
     fn what_the_peer_said_survives_the_call() {
         for error in [
             PeerError::Refused("cluster".to_owned()),
+            PeerError::Removed("you".to_owned()),
             PeerError::NotReady("starting".to_owned()),
             PeerError::Failed("disk".to_owned()),
             PeerError::Protocol("order".to_owned()),

@@ -36,6 +36,9 @@ pub enum PeerError {
     /// The peer is not whom we want, or does not want us. The message had no effect.
     #[error("refused: {0}")]
     Refused(String),
+    /// The peer says that this member was removed from the cluster. The message had no effect.
+    #[error("removed: {0}")]
+    Removed(String),
     /// The peer is starting or stopping, or does not know the message, which had no effect.
     #[error("not ready: {0}")]
     NotReady(String),
@@ -59,6 +62,7 @@ impl PeerError {
             | Self::Full(_)
             | Self::Unreachable(_)
             | Self::Refused(_)
+            | Self::Removed(_)
             | Self::NotReady(_) => true,
             Self::Lost { sent, .. } | Self::Timeout { sent, .. } => !*sent,
             Self::Failed(_) | Self::Protocol(_) | Self::Cancelled(_) => false,
@@ -70,7 +74,11 @@ impl PeerError {
     pub const fn is_unreachable(&self) -> bool {
         matches!(
             self,
-            Self::Unknown(_) | Self::Unreachable(_) | Self::Refused(_) | Self::NotReady(_)
+            Self::Unknown(_)
+                | Self::Unreachable(_)
+                | Self::Refused(_)
+                | Self::Removed(_)
+                | Self::NotReady(_)
         )
     }
 }

@@ -58,4 +58,10 @@ pub trait RequestHandler: Send + Sync + 'static {
     async fn members(&self) -> Option<pb::MembersResponse> {
         None
     }
+
+    /// Adds the caller to the cluster. The default adds nobody.
+    async fn join(&self, request: pb::JoinRequest) -> Option<pb::JoinResponse> {
+        let _ = request;
+        None
+    }
 }

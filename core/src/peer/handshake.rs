@@ -12,6 +12,8 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::PeerError;
+
 /// Version of the peer protocol this program speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 
@@ -142,8 +144,8 @@ impl Gate {
     /// Checks the handshake of a caller.
     ///
     /// # Errors
-    /// The text to refuse it with.
-    pub(super) fn admit(&self, shown: Option<&pb::Handshake>) -> Result<Contact, String> {
+    /// What to refuse it with: [`PeerError::Refused`] or [`PeerError::Removed`].
+    pub(super) fn admit(&self, shown: Option<&pb::Handshake>) -> Result<Contact, PeerError> {
         self.check(shown, None)
     }
 
@@ -155,7 +157,7 @@ impl Gate {
         &self,
         shown: Option<&pb::Handshake>,
         expected: u64,
-    ) -> Result<Contact, String> {
+    ) -> Result<Contact, PeerError> {
         self.check(shown, Some(expected))
     }
 
@@ -163,12 +165,19 @@ impl Gate {
         &self,
         shown: Option<&pb::Handshake>,
         expected: Option<u64>,
-    ) -> Result<Contact, String> {
+    ) -> Result<Contact, PeerError> {
         let Some(shown) = shown else {
-            return Err("no handshake".to_owned());
+            return Err(PeerError::Refused("no handshake".to_owned()));
         };
         let mut state = self.lock();
-        let result = self.judge(&state, shown, expected);
+        let judged = self.judge(&state, shown, expected);
+        let result = judged.map_err(PeerError::Refused).and_then(|contact| {
+            if state.removed.contains(&contact.from) {
+                let why = format!("member {:x} was removed from the cluster", contact.from);
+                return Err(PeerError::Removed(why));
+            }
+            Ok(contact)
+        });
         match &result {
             Ok(contact) => {
                 if state.refusals.remove(&shown.from).is_some() {
@@ -180,14 +189,14 @@ impl Gate {
                     state.contacts.insert(contact.from, *contact);
                 }
             }
-            Err(why) => {
-                let known = state.refusals.get(&shown.from) == Some(why);
-                if !known {
+            Err(error) => {
+                let why = error.to_string();
+                if state.refusals.get(&shown.from) != Some(&why) {
                     if state.refusals.len() >= REMEMBERED_MAX {
                         state.refusals.clear();
                     }
-                    warn!(peer = shown.from, why, "peer refused");
-                    state.refusals.insert(shown.from, why.clone());
+                    warn!(peer = shown.from, why, "peer not admitted");
+                    state.refusals.insert(shown.from, why);
                 }
             }
         }
@@ -237,9 +246,6 @@ impl Gate {
         }
         if expected.is_some_and(|id| id != shown.from) {
             return Err(format!("wrong member: {:x} answered", shown.from));
-        }
-        if state.removed.contains(&shown.from) {
-            return Err(format!("member {:x} was removed", shown.from));
         }
         match state.bound.get(&shown.from) {
             Some(bound) if *bound != incarnation => Err(format!(
@@ -308,7 +314,7 @@ mod tests {
             (knows_another.handshake(1), "came back without its data"),
             (old, "version"),
         ] {
-            let refusal = gate.admit(Some(&shown)).unwrap_err();
+            let refusal = gate.admit(Some(&shown)).unwrap_err().to_string();
             assert!(refusal.contains(why), "{refusal} lacks {why}");
         }
         assert!(gate.admit(None).is_err());

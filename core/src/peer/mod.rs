@@ -53,4 +53,4 @@ pub use handshake::{Local, PROTOCOL_VERSION};
 pub use service::PeerService;
 pub use session::AppendSession;
 pub use status::{Activity, PeerStatus};
-pub use transport::{Peer, Timings, Transport, fetch_members};
+pub use transport::{Peer, Timings, Transport, ask_to_join, fetch_members};

@@ -110,7 +110,10 @@ impl Pipeline {
         };
         // It has handled the call, whoever it is.
         let known = self.gate.recognise(answer.handshake.as_ref(), self.peer);
-        known.map_err(|detail| PeerError::Lost { sent: true, detail })?;
+        known.map_err(|error| PeerError::Lost {
+            sent: true,
+            detail: error.to_string(),
+        })?;
         answer
             .kind
             .ok_or_else(|| PeerError::Protocol("an answer without content".to_owned()))
@@ -185,8 +188,7 @@ impl Pipeline {
     }
 
     fn recognise(&self, shown: Option<&pb::Handshake>) -> Result<(), PeerError> {
-        let known = self.gate.recognise(shown, self.peer);
-        known.map(drop).map_err(PeerError::Refused)
+        self.gate.recognise(shown, self.peer).map(drop)
     }
 
     /// The connection for small messages, opened if need be; others wait meanwhile.

@@ -31,6 +31,8 @@ use crate::tasks::Tasks;
 const UNARY_MAX: usize = 256;
 /// Snapshots being received, and being served, at a time.
 const SNAPSHOTS_MAX: usize = 2;
+/// Members that ask to be added at a time.
+const JOINING_MAX: usize = 4;
 /// A snapshot call in which nothing arrives for this long is given up.
 const SNAPSHOT_STALL: Duration = Duration::from_secs(30);
 /// A caller pings each heartbeat interval; after this many silent election timeouts it is gone.
@@ -53,6 +55,7 @@ struct Shared {
     streams: Streams,
     unary: Arc<Semaphore>,
     receiving: Semaphore,
+    joining: Semaphore,
     serving: Arc<Semaphore>,
 }
 
@@ -72,6 +75,7 @@ impl PeerService {
                 streams: Streams::default(),
                 unary: Arc::new(Semaphore::new(UNARY_MAX)),
                 receiving: Semaphore::new(SNAPSHOTS_MAX),
+                joining: Semaphore::new(JOINING_MAX),
                 serving: Arc::new(Semaphore::new(SNAPSHOTS_MAX)),
             }),
         }
@@ -99,7 +103,7 @@ impl PeerService {
             return Err(to_status(&PeerError::NotReady("stopping".to_owned())));
         }
         let admitted = self.shared.gate.admit(shown);
-        admitted.map_err(|why| to_status(&PeerError::Refused(why)))
+        admitted.map_err(|why| to_status(&why))
     }
 
     fn handshake(&self, to: u64) -> pb::Handshake {
@@ -247,14 +251,29 @@ impl Peer for PeerService {
             Some(handler) => handler.members().await,
             None => None,
         };
-        let not_ready = || to_status(&PeerError::NotReady("starting".to_owned()));
         members.map(Response::new).ok_or_else(not_ready)
     }
+
+    async fn join(
+        &self,
+        request: Request<pb::JoinRequest>,
+    ) -> Result<Response<pb::JoinResponse>, Status> {
+        let permit = self.shared.joining.try_acquire();
+        let _permit = permit.map_err(|_| to_status(&PeerError::Full("members that join")))?;
+        let joined = match self.shared.dispatch.node() {
+            Some(handler) => handler.join(request.into_inner()).await,
+            None => None,
+        };
+        joined.map(Response::new).ok_or_else(not_ready)
+    }
+}
+
+fn not_ready() -> Status {
+    to_status(&PeerError::NotReady("starting".to_owned()))
 }
 
 impl PeerService {
     fn raft(&self) -> Result<Arc<dyn super::handler::Handler>, Status> {
-        let not_ready = || to_status(&PeerError::NotReady("starting".to_owned()));
         self.shared.dispatch.raft().ok_or_else(not_ready)
     }
 }

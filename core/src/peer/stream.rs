@@ -38,6 +38,8 @@ pub(super) struct Keeper {
     pub(super) link: Arc<ArcSwapOption<Link>>,
     /// Counts the streams that came up, of all keepers.
     pub(super) streams_up: watch::Sender<u64>,
+    /// Set when a peer says that this member was removed.
+    pub(super) removed: watch::Sender<bool>,
 }
 
 impl Keeper {
@@ -49,6 +51,9 @@ impl Keeper {
             let url = self.url(attempt).to_owned();
             attempt += 1;
             let (error, came_up) = self.attempt(&url).await;
+            if matches!(error, PeerError::Removed(_)) {
+                self.removed.send_replace(true);
+            }
             failures = if came_up {
                 0
             } else {
@@ -116,10 +121,7 @@ impl Keeper {
             Some(Kind::Handshake(shown)) => Some(shown),
             _ => None,
         };
-        let contact = self
-            .gate
-            .recognise(shown.as_ref(), self.peer)
-            .map_err(PeerError::Refused)?;
+        let contact = self.gate.recognise(shown.as_ref(), self.peer)?;
         Ok((contact, frames))
     }
 

@@ -54,6 +54,7 @@ struct Shared {
     peers: Mutex<BTreeMap<u64, Peer>>,
     snapshot_rate: Arc<AtomicU64>,
     streams_up: watch::Sender<u64>,
+    removed: watch::Sender<bool>,
 }
 
 impl Transport {
@@ -80,6 +81,7 @@ impl Transport {
                 peers: Mutex::default(),
                 snapshot_rate: Arc::default(),
                 streams_up: watch::Sender::default(),
+                removed: watch::Sender::default(),
             }),
         }
     }
@@ -205,6 +207,12 @@ impl Transport {
         self.shared.streams_up.subscribe()
     }
 
+    /// Whether a peer has said that this member was removed from the cluster, which is for good.
+    #[must_use]
+    pub fn removed(&self) -> watch::Receiver<bool> {
+        self.shared.removed.subscribe()
+    }
+
     /// The state of every peer's connection, in the order of their ids.
     #[must_use]
     pub fn status(&self) -> Vec<PeerStatus> {
@@ -269,6 +277,7 @@ impl Shared {
             status: Arc::clone(&peer.inner.status),
             link: Arc::clone(&peer.inner.link),
             streams_up: self.streams_up.clone(),
+            removed: self.removed.clone(),
         };
         peer.inner.tasks.spawn("peer stream", keeper.run());
         peer
@@ -451,15 +460,39 @@ impl Inner {
 /// # Errors
 /// See [`PeerError`].
 pub async fn fetch_members(url: &str, timeout: Duration) -> Result<pb::MembersResponse, PeerError> {
-    let ask = async {
+    within(timeout, async {
         let mut client = Connector::new(timeout).connect(url).await?;
         let answer = client.members(pb::MembersRequest {}).await;
-        answer.map_err(|status| call_error(&status))
-    };
+        Ok(answer.map_err(|status| call_error(&status))?.into_inner())
+    })
+    .await
+}
+
+/// Asks whoever serves peers at `url` to add this member to its cluster, at most for `timeout`.
+/// Asking again is harmless.
+///
+/// # Errors
+/// See [`PeerError`]; a refusal of the cluster is in the answer.
+pub async fn ask_to_join(
+    url: &str,
+    request: pb::JoinRequest,
+    timeout: Duration,
+) -> Result<pb::JoinResponse, PeerError> {
+    within(timeout, async {
+        let mut client = Connector::new(timeout).connect(url).await?;
+        let answer = client.join(request).await;
+        Ok(answer.map_err(|status| call_error(&status))?.into_inner())
+    })
+    .await
+}
+
+async fn within<T>(
+    timeout: Duration,
+    ask: impl Future<Output = Result<T, PeerError>>,
+) -> Result<T, PeerError> {
     let answer = tokio::time::timeout(timeout, ask).await;
-    let answer = answer.map_err(|_| PeerError::Timeout {
+    answer.unwrap_or(Err(PeerError::Timeout {
         sent: true,
         after: timeout,
-    })??;
-    Ok(answer.into_inner())
+    }))
 }

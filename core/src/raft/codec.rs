@@ -58,6 +58,8 @@ struct NodeRecord {
     name: String,
     #[prost(string, repeated, tag = "3")]
     peer_urls: Vec<String>,
+    #[prost(bool, tag = "4")]
+    wants_vote: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -158,6 +160,7 @@ pub fn encode_membership(stored: &StoredMembership) -> Bytes {
                 id: *id,
                 name: node.name.clone(),
                 peer_urls: node.peer_urls.clone(),
+                wants_vote: node.wants_vote,
             })
             .collect(),
         log_id: stored.log_id().as_ref().map(|id| LogIdRecord {
@@ -191,6 +194,7 @@ pub fn decode_membership(bytes: &[u8]) -> Result<StoredMembership, MembershipErr
         let peer = Peer {
             name: node.name,
             peer_urls: node.peer_urls,
+            wants_vote: node.wants_vote,
         };
         if nodes.insert(node.id, peer).is_some() {
             return Err(MembershipError(format!("node {} twice", node.id)));
@@ -217,6 +221,7 @@ mod tests {
         Peer {
             name: name.to_owned(),
             peer_urls: vec![format!("http://{name}:2380"), "http://x".to_owned()],
+            wants_vote: true,
         }
     }
 

@@ -124,15 +124,6 @@ pub struct Status {
     pub applied_index: u64,
 }
 
-/// One member of the raft membership.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RaftMember {
-    /// Its name and where peers find it.
-    pub peer: Peer,
-    /// Whether it votes; otherwise it learns.
-    pub is_voter: bool,
-}
-
 /// One member's consensus. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone)]
 pub struct Consensus {
@@ -152,6 +143,8 @@ struct Inner {
     leadership: watch::Receiver<Leadership>,
     failure: Failure,
     proposals: Semaphore,
+    /// One permit: who changes the membership.
+    changing: Semaphore,
     retention: Retention,
     transport: Option<Transport>,
     tasks: Tasks,
@@ -266,6 +259,7 @@ impl Consensus {
                 failure,
                 pending: options.pending,
                 proposals: Semaphore::new(PROPOSED_UNITS_MAX),
+                changing: Semaphore::new(1),
                 retention: retention(&raft),
                 transport: options.transport,
                 machine,
@@ -455,20 +449,6 @@ impl Consensus {
         }
     }
 
-    /// The membership in effect here.
-    #[must_use]
-    pub fn members(&self) -> BTreeMap<u64, RaftMember> {
-        let metrics = self.inner.raft.metrics();
-        let membership = metrics.borrow_watched().membership_config.clone();
-        let voters: BTreeSet<u64> = membership.voter_ids().collect();
-        let members = membership.nodes().map(|(id, peer)| {
-            let peer = peer.clone();
-            let is_voter = voters.contains(id);
-            (*id, RaftMember { peer, is_voter })
-        });
-        members.collect()
-    }
-
     /// Hands leadership to the voter `to`, and waits until it leads.
     ///
     /// # Errors
@@ -541,6 +521,7 @@ impl Consensus {
     /// The transport stops with it.
     pub async fn shutdown(&self) {
         self.inner.proposals.close();
+        self.inner.changing.close();
         if let Some(transport) = &self.inner.transport {
             // It holds the handler, which holds openraft.
             transport.stop();
@@ -558,6 +539,17 @@ impl Consensus {
             Ok(Err(error)) => tracing::warn!(%error, "the log was not closed in order"),
             Err(error) => tracing::warn!(%error, "the log was not closed in order"),
         }
+    }
+
+    /// Ends this member's part for good: whoever watches [`Consensus::failure`] is told why, unless
+    /// there was a reason before.
+    pub fn fail(&self, cause: Error) {
+        report(&self.inner.failure, cause);
+    }
+
+    /// Who changes the membership holds its permit.
+    pub(super) fn changing(&self) -> &Semaphore {
+        &self.inner.changing
     }
 
     /// openraft itself, for the handler of the peers' messages and for tests.

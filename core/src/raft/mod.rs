@@ -9,7 +9,7 @@
 //! - `log` and `state_machine` are what openraft stores through; `machine` owns the state.
 //! - `start` decides whether a log and a state belong together; `retention` how much log is kept.
 //! - `network` and `handler` are the two ends of a message between members; `wire` is its form.
-//! - `leadership` says who leads; `pending` what became of this member's own proposals.
+//! - `membership` changes who takes part. `leadership` says who leads; `pending` what became of this member's own proposals.
 
 mod alone;
 pub mod codec;
@@ -20,6 +20,7 @@ mod handler;
 mod leadership;
 mod log;
 mod machine;
+mod membership;
 mod network;
 mod pending;
 mod retention;
@@ -34,8 +35,9 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-pub use consensus::{Consensus, Options, ProposeError, RaftMember, Status};
+pub use consensus::{Consensus, Options, ProposeError, Status};
 pub use leadership::Leadership;
 pub use machine::AppliedPoint;
+pub use membership::{Change, RaftMember, members_in};
 pub use pending::{Completion, Pending, Ticket};
 pub use types::Peer;

@@ -162,6 +162,7 @@ impl Client {
             | PeerError::Full(_)
             | PeerError::Unreachable(_)
             | PeerError::Refused(_)
+            | PeerError::Removed(_)
             | PeerError::NotReady(_)
             | PeerError::Failed(_)
             | PeerError::Protocol(_)

@@ -31,6 +31,8 @@ pub struct Peer {
     pub name: String,
     /// Its advertised peer URLs.
     pub peer_urls: Vec<String>,
+    /// Whether it gets a vote as soon as it has caught up. Says nothing of one that votes.
+    pub wants_vote: bool,
 }
 
 openraft::declare_raft_types!(

@@ -286,6 +286,7 @@ mod tests {
         let peer = Peer {
             name: "a".to_owned(),
             peer_urls: vec!["http://a:1".to_owned()],
+            wants_vote: false,
         };
         let nodes = BTreeMap::from([(1, peer)]);
         let membership = Members::new(vec![BTreeSet::from([1])], nodes).unwrap();

@@ -1,6 +1,5 @@
-//! The Cluster service. Members can be listed; changes are not offered yet, and say so.
+//! The Cluster service.
 
-use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::cluster_server;
 use quorate_proto::etcdserverpb::{
     MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
@@ -37,29 +36,33 @@ impl cluster_server::Cluster for Cluster {
 
     async fn member_add(
         &self,
-        _request: Request<MemberAddRequest>,
+        request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
-        Err(Reason::Unimplemented.into())
+        let request = request.into_inner();
+        Ok(Response::new(self.node.member_add(request).await?))
     }
 
     async fn member_remove(
         &self,
-        _request: Request<MemberRemoveRequest>,
+        request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
-        Err(Reason::Unimplemented.into())
+        let request = request.into_inner();
+        Ok(Response::new(self.node.member_remove(request).await?))
     }
 
     async fn member_update(
         &self,
-        _request: Request<MemberUpdateRequest>,
+        request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
-        Err(Reason::Unimplemented.into())
+        let request = request.into_inner();
+        Ok(Response::new(self.node.member_update(request).await?))
     }
 
     async fn member_promote(
         &self,
-        _request: Request<MemberPromoteRequest>,
+        request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        Err(Reason::Unimplemented.into())
+        let request = request.into_inner();
+        Ok(Response::new(self.node.member_promote(request).await?))
     }
 }

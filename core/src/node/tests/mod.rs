@@ -3,6 +3,7 @@
 mod cluster;
 mod cut;
 mod lone;
+mod membership;
 mod restart;
 mod snapshot;
 mod turmoil;

@@ -6,7 +6,6 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng};
 
 use super::*;
-use crate::config::{ClusterConfig, ClusterState, InitialMember};
 use crate::node::StartError;
 
 async fn on_disk(folder: &std::path::Path) -> Node {
@@ -169,23 +168,4 @@ async fn a_member_without_its_log_is_refused() {
         .await
         .unwrap_err();
     assert!(refused.to_string().contains("no log"), "{refused}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_empty_folder_does_not_join_what_it_was_never_in() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut config = quick(Node::builder().data_dir(folder.path()))
-        .config()
-        .clone();
-    let url = "http://127.0.0.1:1".to_owned();
-    config.cluster = Some(ClusterConfig {
-        members: vec![InitialMember {
-            name: config.name.clone(),
-            peer_urls: vec![url],
-        }],
-        state: ClusterState::Existing,
-        listen_peer_urls: vec!["http://127.0.0.1:0".to_owned()],
-    });
-    let refused = NodeBuilder::from_config(config).start().await.unwrap_err();
-    assert!(refused.to_string().contains("joining"), "{refused}");
 }

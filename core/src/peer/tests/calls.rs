@@ -127,6 +127,13 @@ impl pb::peer_server::Peer for NoStream {
         self.0.fetch_snapshot(request).await
     }
 
+    async fn join(
+        &self,
+        request: tonic::Request<pb::JoinRequest>,
+    ) -> Result<tonic::Response<pb::JoinResponse>, tonic::Status> {
+        self.0.join(request).await
+    }
+
     async fn members(
         &self,
         request: tonic::Request<pb::MembersRequest>,

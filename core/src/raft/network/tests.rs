@@ -152,6 +152,7 @@ impl Cluster {
             let peer = types::Peer {
                 name: format!("m{}", machine.id),
                 peer_urls: vec![format!("http://{}", machine.address)],
+                wants_vote: false,
             };
             (machine.id, peer)
         });

@@ -214,6 +214,7 @@ fn peers(ids: impl IntoIterator<Item = u64>) -> BTreeMap<u64, Peer> {
     let peer = |id| Peer {
         name: format!("m{id}"),
         peer_urls: vec![format!("http://m{id}")],
+        wants_vote: false,
     };
     ids.into_iter().map(|id| (id, peer(id))).collect()
 }
