@@ -22,10 +22,10 @@ use crate::apply::{self, Reader, State};
 use crate::config::{Config, ConfigError, DEFAULT_QUOTA_BYTES, Data, url_authority};
 use crate::error::Error;
 use crate::mvcc;
-use crate::peer::{Local, Timings, Transport};
+use crate::peer::{self, Local, Timings, Transport};
 use crate::raft::{self, Consensus, Peer, Pending};
 use crate::storage::fs::{Fs, MemFs, RealFs};
-use crate::storage::kv::DiskOptions;
+use crate::storage::kv::{DiskOptions, Kv, KvError};
 use crate::storage::snapshot::Stores;
 use crate::storage::wal::{self, Wal, WalOptions, WriterMode};
 use crate::tasks::Tasks;
@@ -77,7 +77,7 @@ fn storage(error: impl std::error::Error + Send + Sync + 'static) -> StartError 
 struct Opened {
     wal: Wal,
     stores: Stores,
-    state: State,
+    state: Result<State, KvError>,
 }
 
 /// Starts a member. On an error nothing keeps running.
@@ -123,9 +123,9 @@ async fn assemble(
         });
         opening.await.map_err(|_| Error::from(Reason::Internal))??
     };
-    let reader = opened.state.reader();
-    let hub = hub(&reader);
     let pending = Pending::new(boot, config.limits.max_pending + PENDING_EXTRA);
+    let bound = opened.state.as_ref().ok().map(State::reader);
+    let bound = bound.map(|reader| cluster::incarnations(&reader, ids.member_id));
     let transport = config.cluster.is_some().then(|| {
         transport(
             &config,
@@ -136,10 +136,20 @@ async fn assemble(
                 incarnation: identity.incarnation,
                 boot,
             },
-            &cluster::incarnations(&reader, ids.member_id),
+            &bound.unwrap_or_default(),
             network,
         )
     });
+    let state = match raft::usable(opened.state, &opened.wal) {
+        Ok(state) => state,
+        Err(unusable) => {
+            let peers = peers(transport.as_ref(), &ids);
+            let kv = raft::take_state(unusable, &peers, &opened.stores).await?;
+            open_state(kv, quota_bytes).await?
+        }
+    };
+    let reader = state.reader();
+    let hub = hub(&reader);
     if let Some(transport) = &transport {
         for (address, listener) in listeners {
             transport
@@ -158,7 +168,7 @@ async fn assemble(
         election_timeout: config.election_timeout,
         wal: opened.wal,
         stores: opened.stores,
-        state: opened.state,
+        state,
         hub: hub.clone(),
         pending: Arc::clone(&pending),
         transport: transport.clone(),
@@ -271,15 +281,33 @@ fn open(
             (wal, Stores::memory())
         }
     };
-    let kv = stores.open().map_err(storage)?;
-    let state = State::open(
-        kv,
-        &apply::Options {
-            quota_backend_bytes,
-        },
-    )
-    .map_err(storage)?;
-    Ok(Opened { wal, stores, state })
+    let options = apply::Options {
+        quota_backend_bytes,
+    };
+    let state = stores.open().and_then(|kv| State::open(kv, &options));
+    match state {
+        // Space or rights are missing: that says nothing about the state.
+        Err(error @ (KvError::DiskFull { .. } | KvError::Io { .. })) => Err(storage(error)),
+        state => Ok(Opened { wal, stores, state }),
+    }
+}
+
+/// Opens a state that came from a peer.
+async fn open_state(kv: Arc<dyn Kv>, quota_backend_bytes: u64) -> Result<State, StartError> {
+    let options = apply::Options {
+        quota_backend_bytes,
+    };
+    let opening = tokio::task::spawn_blocking(move || State::open(kv, &options));
+    let opened = opening.await.map_err(|_| Error::from(Reason::Internal))?;
+    opened.map_err(storage)
+}
+
+/// The ways to the members that are known before the log is read.
+fn peers(transport: Option<&Transport>, ids: &Known) -> Vec<peer::Peer> {
+    let ids = ids.members.keys();
+    transport
+        .map(|transport| ids.filter_map(|id| transport.peer(*id)).collect())
+        .unwrap_or_default()
 }
 
 fn hub(reader: &Reader) -> Hub {

@@ -449,6 +449,12 @@ impl Consensus {
         }
     }
 
+    /// Up to which index the log was purged, if it was.
+    #[must_use]
+    pub fn purged_index(&self) -> Option<u64> {
+        self.inner.wal.log_state().purged.map(|id| id.index)
+    }
+
     /// Hands leadership to the voter `to`, and waits until it leads.
     ///
     /// # Errors

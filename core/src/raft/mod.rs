@@ -7,7 +7,7 @@
 //! ```
 //!
 //! - `log` and `state_machine` are what openraft stores through; `machine` owns the state.
-//! - `start` decides whether a log and a state belong together; `retention` how much log is kept.
+//! - `start` decides whether a log and a state belong together; `rebuild` takes a peer's state if not; `retention` how much log is kept.
 //! - `network` and `handler` are the two ends of a message between members; `wire` is its form.
 //! - `membership` changes who takes part. `leadership` says who leads; `pending` what became of this member's own proposals.
 
@@ -23,6 +23,7 @@ mod machine;
 mod membership;
 mod network;
 mod pending;
+mod rebuild;
 mod retention;
 mod settings;
 pub mod snapshot;
@@ -40,4 +41,5 @@ pub use leadership::Leadership;
 pub use machine::AppliedPoint;
 pub use membership::{Change, RaftMember, members_in};
 pub use pending::{Completion, Pending, Ticket};
+pub use rebuild::{Unusable, take_state, usable};
 pub use types::Peer;

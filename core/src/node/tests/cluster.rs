@@ -27,7 +27,7 @@ impl Cluster {
         Self::start_with(5_000).await
     }
 
-    async fn start_with(catch_up_entries: u64) -> Self {
+    pub(super) async fn start_with(catch_up_entries: u64) -> Self {
         let listeners: Vec<TcpListener> = (0..3)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
             .collect();
@@ -114,6 +114,10 @@ impl Cluster {
             assert!(lives || crate::clock::now() >= end, "it ended early");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    pub(super) fn folder(&self, n: usize) -> &std::path::Path {
+        self.folders[n].path()
     }
 
     pub(super) fn peer_url(&self, n: usize) -> &str {

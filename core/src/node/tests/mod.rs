@@ -4,6 +4,7 @@ mod cluster;
 mod cut;
 mod lone;
 mod membership;
+mod rebuild;
 mod restart;
 mod snapshot;
 mod turmoil;
