@@ -145,6 +145,10 @@ pub struct Config {
     /// Whether changes of the membership are refused that would leave the cluster without a quorum
     /// of members that run. Default true; without it a mistake can end the cluster.
     pub strict_reconfig_check: bool,
+    /// How often the leader compares the members' data; `None` is never. Default 10 min, and never so
+    /// often that it takes more than a twentieth of the time. Shorter finds damage sooner, and reads
+    /// the whole store more often.
+    pub corrupt_check_interval: Option<Duration>,
     /// How often watchers that asked for progress and had no events hear the current revision.
     /// Default 10 min.
     pub watch_progress_interval: Duration,
@@ -176,6 +180,7 @@ impl Default for Config {
             catch_up_entries: 5_000,
             auto_compaction: AutoCompaction::Off,
             strict_reconfig_check: true,
+            corrupt_check_interval: Some(Duration::from_secs(600)),
             watch_progress_interval: Duration::from_secs(600),
         }
     }
@@ -313,6 +318,12 @@ impl Config {
             return refuse(format!(
                 "election timeout {election:?} is above {MAX_ELECTION_TIMEOUT:?}"
             ));
+        }
+        if self
+            .corrupt_check_interval
+            .is_some_and(|pause| pause.is_zero())
+        {
+            return refuse("comparing the members' data without a pause leaves no time for them");
         }
         if self.watch_progress_interval < Duration::from_millis(10) {
             return refuse("the watch progress interval is below 10 ms");

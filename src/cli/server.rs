@@ -113,6 +113,17 @@ pub(crate) struct ServerArgs {
     )]
     strict_reconfig_check: bool,
 
+    /// How often the leader compares the members' data; 0s is never
+    #[arg(
+        long,
+        alias = "experimental-corrupt-check-time",
+        env = "QUORATE_CORRUPT_CHECK_TIME",
+        value_name = "DURATION",
+        default_value = "10m",
+        value_parser = humantime::parse_duration
+    )]
+    corrupt_check_time: Duration,
+
     /// Keeps clusters with the same addresses apart
     #[arg(
         long,
@@ -332,6 +343,7 @@ impl ServerArgs {
             catch_up_entries: self.snapshot_count,
             auto_compaction: self.auto_compaction()?,
             strict_reconfig_check: self.strict_reconfig_check,
+            corrupt_check_interval: Some(self.corrupt_check_time).filter(|pause| !pause.is_zero()),
             ..Config::default()
         };
         self.limits.set(&mut config);

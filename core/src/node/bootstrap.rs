@@ -15,8 +15,8 @@ use super::data_dir::{DataDir, Identity};
 use super::join::Known;
 use super::rounds::Rounds;
 use super::{
-    DataDirError, Node, Shared, background, batch, cluster, forward, history, lease, lease_clock,
-    membership, read, snapshot,
+    DataDirError, Node, Shared, background, batch, cluster, corruption, forward, history, lease,
+    lease_clock, membership, read, snapshot,
 };
 use crate::apply::{self, Reader, State};
 use crate::config::{Config, ConfigError, DEFAULT_QUOTA_BYTES, Data, url_authority};
@@ -373,6 +373,7 @@ impl Node {
         tasks.spawn("follow members", cluster::follow(self.clone()));
         tasks.spawn("heed removal", cluster::heed_removal(self.clone()));
         tasks.spawn("give votes", membership::give_votes(self.clone()));
+        tasks.spawn("compare data", corruption::compare(self.clone()));
         tasks.spawn("guard quota", background::guard_quota(self.clone()));
         tasks.spawn("publish attributes", background::publish(self.clone()));
         tasks.spawn("note leaders", background::note_leaders(self.clone()));

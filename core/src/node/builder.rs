@@ -135,6 +135,12 @@ impl NodeBuilder {
         self
     }
 
+    /// Sets how often the leader compares the members' data; `None` is never.
+    pub fn corrupt_check_interval(mut self, interval: Option<Duration>) -> Self {
+        self.config.corrupt_check_interval = interval;
+        self
+    }
+
     /// Sets what compacts history without being asked.
     pub fn auto_compaction(mut self, mode: AutoCompaction) -> Self {
         self.config.auto_compaction = mode;

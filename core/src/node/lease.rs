@@ -183,6 +183,7 @@ impl Node {
     /// # Errors
     /// Time-outs.
     pub async fn leases(&self) -> Result<LeaseLeasesResponse> {
+        self.check_sound()?;
         self.read_barrier().await?;
         let ids = self.shared.reader.lessor().ids();
         let leases = ids.into_iter().map(|id| LeaseStatus { id }).collect();

@@ -13,6 +13,7 @@ mod batch;
 mod bootstrap;
 mod builder;
 mod cluster;
+mod corruption;
 mod data_dir;
 mod forward;
 mod history;

@@ -121,12 +121,14 @@ impl Node {
     }
 
     /// Runs a read of the store where it may wait for the disk. A `point` read of a store in
-    /// memory is done on the spot: handing it over would cost more than the read.
+    /// memory is done on the spot: handing it over would cost more than the read. Refused while this
+    /// member's data is known to differ from that of the others.
     pub(super) async fn read<T: Send + 'static, E: Into<Error> + Send + 'static>(
         &self,
         point: bool,
         read: impl FnOnce() -> Result<T, E> + Send + 'static,
     ) -> Result<T> {
+        self.check_sound()?;
         if point && self.shared.config.data == Data::Memory {
             return read().map_err(Into::into);
         }

@@ -69,6 +69,7 @@ impl Node {
     /// # Errors
     /// The end of the member.
     pub async fn snapshot(&self) -> Result<Snapshot> {
+        self.check_sound()?;
         self.snapshot_within(STALL_LIMIT).await
     }
 

@@ -167,6 +167,7 @@ impl WatchSession {
                     None => {}
                 },
                 Some(said) = self.watchers.next(), if !self.watchers.is_empty() => {
+                    self.node.check_sound()?;
                     self.hear(said)?;
                 }
                 () = &mut self.stopping => return Err(Reason::Stopped.into()),

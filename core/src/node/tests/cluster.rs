@@ -14,6 +14,9 @@ use crate::clock::Instant;
 /// How long the leases of these tests live without renewal.
 const LEASE_TTL: Duration = Duration::from_secs(4);
 
+/// How often the members' data is compared.
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
+
 /// Three members, by position; one may be stopped.
 pub(super) struct Cluster {
     nodes: Vec<Option<Node>>,
@@ -64,6 +67,7 @@ impl Cluster {
             .data_dir(self.folders[n].path())
             .cluster(self.members.clone())
             .catch_up_entries(self.catch_up_entries)
+            .corrupt_check_interval(Some(CHECK_INTERVAL))
     }
 
     pub(super) fn node(&self, n: usize) -> &Node {

@@ -1,6 +1,7 @@
 //! A member as its callers see it: alone in memory, over a restart, and three in one process.
 
 mod cluster;
+mod corruption;
 mod cut;
 mod lone;
 mod membership;
