@@ -353,7 +353,13 @@ impl RequestHandler for Serving {
             Some(Asked::MemberChange(request)) => {
                 Answered::MemberChange(self.member_change(request).await)
             }
-            Some(Asked::Vote(_) | Asked::PreVote(_) | Asked::TransferLeader(_)) | None => {
+            Some(
+                Asked::Vote(_)
+                | Asked::PreVote(_)
+                | Asked::TransferLeader(_)
+                | Asked::SnapshotProgress(_),
+            )
+            | None => {
                 tracing::debug!(from, "a request this member does not know");
                 Answered::Failure(pb::Failure {
                     kind: pb::failure::Kind::UnknownMessage.into(),

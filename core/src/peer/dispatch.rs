@@ -55,12 +55,15 @@ impl Dispatch {
         let not_ready = || refusal(FailureKind::NotReady, "starting");
         match request.kind {
             None => refusal(FailureKind::UnknownMessage, "no request of a known kind"),
-            Some(Asked::Vote(_) | Asked::PreVote(_) | Asked::TransferLeader(_)) => {
-                match self.raft() {
-                    Some(handler) => handler.request(from, request).await,
-                    None => not_ready(),
-                }
-            }
+            Some(
+                Asked::Vote(_)
+                | Asked::PreVote(_)
+                | Asked::TransferLeader(_)
+                | Asked::SnapshotProgress(_),
+            ) => match self.raft() {
+                Some(handler) => handler.request(from, request).await,
+                None => not_ready(),
+            },
             Some(_) => match self.node() {
                 Some(handler) => handler.request(from, request).await,
                 None => not_ready(),

@@ -19,7 +19,8 @@ pub trait Handler: Send + Sync + 'static {
     /// Handles a session of appends. Ending the answers ends the session.
     fn append_session(&self, from: u64, appends: Appends) -> Replies;
 
-    /// Answers a vote, a pre-vote or a leadership transfer; others never get here.
+    /// Answers a vote, a pre-vote, a leadership transfer or how far a snapshot came; others never get
+    /// here.
     async fn request(&self, from: u64, request: pb::Request) -> pb::Response;
 
     /// Receives a snapshot and installs it.

@@ -71,7 +71,8 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// The frames of a snapshot, and how to follow them. Chunks are numbered here.
+    /// The frames of a snapshot, and how to follow them. Chunks are numbered here, from the one that the
+    /// header names.
     pub(super) fn frames(
         header: pb::SnapshotHeader,
         chunks: Chunks,
@@ -79,9 +80,9 @@ impl Outgoing {
     ) -> (SnapshotFrames, Progress) {
         let (outcome, progress) = watch::channel(Outcome::Sent(0));
         let outgoing = Self {
+            sequence: header.first_chunk,
             header: Some(header),
             chunks,
-            sequence: 0,
             bytes: 0,
             rate,
             started: clock::now(),
@@ -145,14 +146,16 @@ pub(super) async fn read_frames(
     let Some(Kind::Header(header)) = frame(&mut frames, stall).await? else {
         return Err(PeerError::Protocol("no snapshot header".to_owned()));
     };
-    Ok((header, chunks(frames, stall).boxed()))
+    let first = header.first_chunk;
+    Ok((header, chunks(frames, first, stall).boxed()))
 }
 
 fn chunks(
     frames: Streaming<pb::SnapshotFrame>,
+    first: u64,
     stall: Duration,
 ) -> impl Stream<Item = Result<pb::SnapshotChunk, PeerError>> + Send {
-    let start = Some((frames, 0_u64));
+    let start = Some((frames, first));
     futures::stream::unfold(start, move |state| async move {
         let (mut frames, expected) = state?;
         let out_of_order = || PeerError::Protocol("snapshot frames out of order".to_owned());

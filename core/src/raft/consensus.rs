@@ -174,7 +174,12 @@ impl Consensus {
             "resume replication",
             resume_replication(consensus.raft().clone(), streams_up),
         );
-        let handler = RaftHandler::new(consensus.raft().clone(), stores, mode);
+        let handler = RaftHandler::new(
+            consensus.raft().clone(),
+            stores,
+            mode,
+            consensus.inner.tasks.clone(),
+        );
         transport.set_handler(Arc::new(handler));
         Ok(consensus)
     }

@@ -7,6 +7,7 @@ use std::thread;
 
 use openraft::storage::ApplyResponder;
 use tokio::sync::{mpsc, oneshot, watch};
+use uuid::Uuid;
 
 use crate::apply::{Committed, State};
 use crate::error::Error;
@@ -186,6 +187,8 @@ pub(super) struct Worker {
 pub(super) struct Pinned {
     pub(super) meta: SnapshotMeta,
     pub(super) view: Arc<dyn View>,
+    /// Told to whoever it is sent to, who may have a part of it from before.
+    pub(super) name: Uuid,
 }
 
 impl Worker {
@@ -227,7 +230,8 @@ impl Worker {
         let view = kv.view();
         let meta = meta_of(&*view).map_err(|error| self.fail(&error))?;
         let meta = meta.unwrap_or_default();
-        Ok((Pinned { meta, view }, kv))
+        let name = Uuid::new_v4();
+        Ok((Pinned { meta, view, name }, kv))
     }
 
     /// Makes all that is applied durable.
@@ -267,7 +271,7 @@ impl Worker {
         };
         let staged = match data {
             SnapshotData::Staged(staged) => Ok(staged),
-            SnapshotData::Pinned(view) => copy(&self.parts.stores, meta, view),
+            SnapshotData::Pinned(view, _) => copy(&self.parts.stores, meta, view),
         };
         let staged = staged.map_err(|error| match error {
             SnapshotError::Kv(error) => self.fail(&error),

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::base::{BoxFuture, BoxStream};
@@ -262,6 +263,22 @@ impl NetVote<TypeConfig> for Client {
     }
 }
 
+impl Client {
+    /// How many chunks of a view the target has from an earlier attempt.
+    async fn snapshot_progress(&self, peer: &Peer, view: &Bytes) -> u64 {
+        let asked = Asked::SnapshotProgress(pb::SnapshotProgressRequest { view: view.clone() });
+        let request = pb::Request { kind: Some(asked) };
+        let limit = self.network.timings.election_timeout;
+        match peer.request(request, limit).await {
+            Ok(pb::Response {
+                kind: Some(Answered::SnapshotProgress(progress)),
+            }) => progress.chunks,
+            // It cannot tell: it gets the whole.
+            Ok(_) | Err(_) => 0,
+        }
+    }
+}
+
 impl NetSnapshot<TypeConfig> for Client {
     type SnapshotData = SnapshotData;
 
@@ -279,11 +296,19 @@ impl NetSnapshot<TypeConfig> for Client {
             StreamingError::from(error)
         };
         let peer = self.peer().map_err(failed)?;
-        let header = wire::header(&snapshot.meta, Some(&vote));
-        let chunks = transfer::chunks(snapshot.snapshot, self.network.mode);
+        let sending = async {
+            let mut header = wire::header(&snapshot.meta, Some(&vote));
+            if let Some(name) = snapshot.snapshot.name() {
+                header.view = Bytes::copy_from_slice(name.as_bytes());
+                header.first_chunk = self.snapshot_progress(&peer, &header.view).await;
+            }
+            let skip = header.first_chunk;
+            let chunks = transfer::chunks(snapshot.snapshot, skip, self.network.mode);
+            peer.send_snapshot(header, chunks).await
+        };
         let reply = tokio::select! {
-            reply = peer.send_snapshot(header, chunks) => reply.map_err(failed)?,
-            // Breaks the connection; the receiver discards what came.
+            reply = sending => reply.map_err(failed)?,
+            // Breaks the connection; the receiver keeps what came for a while.
             closed = cancel => return Err(StreamingError::Closed(closed)),
         };
         let vote = wire::to_vote(reply.vote).map_err(failed)?;

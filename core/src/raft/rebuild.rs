@@ -105,7 +105,10 @@ async fn fetch(peer: &Peer, at_least: u64, stores: &Stores) -> Result<Arc<dyn Kv
             "an older state than asked for".to_owned(),
         ));
     }
-    let (_, data) = transfer::receive(stores, meta, chunks, WriterMode::Thread).await?;
+    let mode = WriterMode::Thread;
+    let part = transfer::Part::begin(stores, meta, mode).await?;
+    let received = part.receive(chunks, mode).await;
+    let (_, data) = received.map_err(|broken| broken.error)?;
     let SnapshotData::Staged(staged) = data else {
         return Err(PeerError::Failed("the state was not staged".to_owned()));
     };

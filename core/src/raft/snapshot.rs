@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use uuid::Uuid;
 
 use crate::apply::applied_in;
 use crate::raft::codec;
@@ -16,8 +17,8 @@ use crate::storage::wal::EntryId;
 /// The data of a snapshot.
 #[derive(Debug)]
 pub enum SnapshotData {
-    /// A view of this member's state: to be sent.
-    Pinned(Arc<dyn View>),
+    /// A view of this member's state, and the name it has while it is sent: to be sent.
+    Pinned(Arc<dyn View>, Uuid),
     /// A store that was received: to be installed.
     Staged(Staged),
 }
@@ -30,6 +31,16 @@ pub struct Incoming {
 }
 
 impl SnapshotData {
+    /// The name of the view it is of: the same frames come of the same view. `None` if it was
+    /// received.
+    #[must_use]
+    pub fn name(&self) -> Option<Uuid> {
+        match self {
+            Self::Pinned(_, name) => Some(*name),
+            Self::Staged(_) => None,
+        }
+    }
+
     /// The frames to send.
     ///
     /// # Panics
@@ -38,7 +49,7 @@ impl SnapshotData {
     #[must_use]
     pub fn into_sender(self) -> Sender {
         match self {
-            Self::Pinned(view) => Sender::new(view),
+            Self::Pinned(view, _) => Sender::new(view),
             Self::Staged(staged) => Sender::new(staged.view()),
         }
     }
@@ -53,6 +64,12 @@ impl Incoming {
     pub fn new(stores: &Stores, meta: SnapshotMeta) -> Result<Self, SnapshotError> {
         let receiver = stores.stage()?;
         Ok(Self { receiver, meta })
+    }
+
+    /// What it is announced to be.
+    #[must_use]
+    pub const fn meta(&self) -> &SnapshotMeta {
+        &self.meta
     }
 
     /// Takes the next frame. Blocks.

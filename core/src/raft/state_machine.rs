@@ -158,6 +158,6 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
 fn into_snapshot(pinned: Pinned) -> RaftSnapshot {
     Snapshot {
         meta: pinned.meta,
-        snapshot: SnapshotData::Pinned(pinned.view),
+        snapshot: SnapshotData::Pinned(pinned.view, pinned.name),
     }
 }

@@ -242,6 +242,8 @@ pub(super) fn header(meta: &SnapshotMeta, leader: Option<&Vote>) -> pb::Snapshot
         vote: leader.map(vote),
         last: meta.last_log_id.as_ref().map(log_id),
         membership: codec::encode_membership(&meta.last_membership),
+        view: bytes::Bytes::new(),
+        first_chunk: 0,
     }
 }
 

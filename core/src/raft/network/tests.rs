@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use prost::Message;
 use quorate_proto::etcdserverpb::PutRequest;
 use quorate_proto::log;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::TcpListenerStream;
 use uuid::Uuid;
 
@@ -336,6 +337,82 @@ async fn a_member_that_missed_too_much_gets_a_snapshot() {
     let stores = cluster.machine(lagging).stores.clone();
     let installed = crate::raft::snapshot::installed_in(&*stores.open().unwrap().view());
     assert!(installed.unwrap().is_some(), "it came as a snapshot");
+    cluster.stop().await;
+}
+
+/// Passes connections on, and cuts the first one that has carried more than `cut_at` bytes to
+/// `to`. Gives what was carried to it in all.
+fn cutting_proxy(listener: TcpListener, to: SocketAddr, cut_at: u64) -> (Tasks, Arc<AtomicU64>) {
+    let (tasks, carried) = (Tasks::new(), Arc::new(AtomicU64::new(0)));
+    let (inner, counter) = (tasks.clone(), Arc::clone(&carried));
+    let has_cut = Arc::new(AtomicBool::new(false));
+    tasks.spawn("proxy", async move {
+        while let Ok((from, _)) = listener.accept().await {
+            let Ok(to) = TcpStream::connect(to).await else {
+                continue;
+            };
+            let (counter, has_cut) = (Arc::clone(&counter), Arc::clone(&has_cut));
+            inner.spawn("proxied", async move {
+                let ((mut from_read, mut from_write), (mut to_read, mut to_write)) =
+                    (from.into_split(), to.into_split());
+                let there = async {
+                    let (mut buffer, mut own) = (vec![0; 16 * 1024], 0_u64);
+                    while let Ok(count @ 1..) = from_read.read(&mut buffer).await {
+                        own += count as u64;
+                        counter.fetch_add(count as u64, Ordering::Relaxed);
+                        if own > cut_at && !has_cut.swap(true, Ordering::Relaxed) {
+                            return;
+                        }
+                        if to_write.write_all(&buffer[..count]).await.is_err() {
+                            return;
+                        }
+                    }
+                };
+                tokio::select! {
+                    () = there => {}
+                    _ = tokio::io::copy(&mut to_read, &mut from_write) => {}
+                }
+            });
+        }
+    });
+    (tasks, carried)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_whose_connection_breaks_goes_on_where_it_was() {
+    const CUT_AT: u64 = 3_000_000;
+    let mut cluster = Cluster::form().await;
+    cluster.put(1, 100).await;
+    let (leader, _) = cluster.leader().await;
+    let lagging = if leader == 1 { 2 } else { 1 };
+    cluster.machine(lagging).stop().await;
+    // Every revision is part of a snapshot: some 4 MB.
+    cluster.put(40, 100_000).await;
+    let (leader, _) = cluster.leader().await;
+    let consensus = cluster.machine(leader).consensus().clone();
+    consensus.purge(u64::MAX).await;
+    cluster.put(1, 100).await;
+    until("the log is purged", || consensus.purged_index() >= Some(40)).await;
+
+    let members = cluster.members.clone();
+    let machine = cluster.machine(lagging);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let front = TcpListener::bind(machine.address).await.unwrap();
+    let (proxy, carried) = cutting_proxy(front, listener.local_addr().unwrap(), CUT_AT);
+    machine.start(listener, &members).await;
+    cluster.agree(43).await;
+    let carried = carried.load(Ordering::Relaxed);
+    assert!(
+        carried > 4_000_000,
+        "it came as a snapshot: {carried} bytes"
+    );
+    assert!(
+        carried < 4_000_000 + CUT_AT / 2,
+        "what had come was sent again: {carried} bytes"
+    );
+    cluster.put(1, 100).await;
+    cluster.agree(44).await;
+    proxy.stop(LIMIT).await;
     cluster.stop().await;
 }
 
