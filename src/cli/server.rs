@@ -160,6 +160,15 @@ pub(crate) struct ServerArgs {
     )]
     snapshot_count: u64,
 
+    /// Bytes a second that each snapshot to a member is sent with at most; 0 is no limit
+    #[arg(
+        long,
+        env = "QUORATE_SNAPSHOT_RATE_LIMIT",
+        value_name = "BYTES",
+        default_value_t = 64 << 20
+    )]
+    snapshot_rate_limit: u64,
+
     /// Bytes on disk above which writes are refused; 0 means 2 GiB
     #[arg(
         long,
@@ -341,6 +350,7 @@ impl ServerArgs {
                 bytes => bytes,
             },
             catch_up_entries: self.snapshot_count,
+            snapshot_bytes_per_second: self.snapshot_rate_limit,
             auto_compaction: self.auto_compaction()?,
             strict_reconfig_check: self.strict_reconfig_check,
             corrupt_check_interval: Some(self.corrupt_check_time).filter(|pause| !pause.is_zero()),

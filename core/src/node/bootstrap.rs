@@ -334,6 +334,7 @@ fn transport(
         election_timeout: config.election_timeout,
     };
     let transport = Transport::new(local, timings, network);
+    transport.limit_snapshots(config.snapshot_bytes_per_second);
     for (id, incarnation) in bound {
         transport.set_incarnation(*id, *incarnation);
     }
