@@ -17,6 +17,7 @@
 pub mod clock;
 pub mod config;
 pub mod error;
+mod failpoint;
 pub mod tasks;
 
 mod accept;

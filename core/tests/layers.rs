@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers, bottom up; modules of one layer do not import each other.
 const LAYERS: [&[&str]; 10] = [
-    &["error", "clock", "config", "tasks"],
+    &["error", "clock", "config", "failpoint", "tasks"],
     &["accept"],
     &["storage", "peer"],
     &["mvcc", "lease"],

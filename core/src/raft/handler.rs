@@ -16,6 +16,7 @@ use quorate_proto::peer::response::Kind as Answered;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use crate::failpoint;
 use crate::peer::{Appends, Chunks, Handler, PeerError, Replies};
 use crate::raft::state_machine::StateMachine;
 use crate::raft::transfer::{Broken, Part};
@@ -136,9 +137,11 @@ impl RaftHandler {
                 return Err(error);
             }
         };
+        failpoint::reach("install: received");
         let snapshot = Snapshot { meta, snapshot };
         let installed = self.raft.install_full_snapshot(leader, snapshot).await;
         let response = installed.map_err(|error| PeerError::Failed(error.to_string()))?;
+        failpoint::reach("install: answered");
         Ok(pb::SnapshotReply {
             handshake: None,
             vote: Some(wire::vote(&response.vote)),

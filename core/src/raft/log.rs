@@ -12,6 +12,7 @@ use futures::{Stream, StreamExt, TryStreamExt, stream};
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 
+use crate::failpoint;
 use crate::raft::codec;
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
 use crate::storage::wal::{self, Position, Wal, WalError};
@@ -337,7 +338,9 @@ impl RaftLogStorage<TypeConfig> for Log {
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
         let upto = codec::entry_id(&upto);
+        failpoint::reach("purge: begun");
         self.wal().purge(upto)?;
+        failpoint::reach("purge: queued");
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::apply::{Committed, State};
 use crate::error::Error;
+use crate::failpoint;
 use crate::raft::codec;
 use crate::raft::log::Log;
 use crate::raft::pending::Pending;
@@ -277,11 +278,11 @@ impl Worker {
             SnapshotError::Kv(error) => self.fail(&error),
             error => io::Error::other(error),
         })?;
-        let installed = self
-            .parts
-            .stores
-            .adopt(staged)
-            .and_then(|kv| self.parts.state.install(kv));
+        failpoint::reach("install: staged");
+        let installed = self.parts.stores.adopt(staged).and_then(|kv| {
+            failpoint::reach("install: adopted");
+            self.parts.state.install(kv)
+        });
         installed.map_err(|error| self.fail(&error))?;
         self.pinned = None;
         let reader = self.parts.state.reader();
@@ -292,6 +293,7 @@ impl Worker {
         self.published
             .send_replace(AppliedPoint::of(&self.parts.state));
         tracing::info!(%last, "installed a snapshot");
+        failpoint::reach("install: installed");
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use quorate_proto::Reason;
 use crate::apply::State;
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::peer::{Peer, PeerError};
 use crate::raft::snapshot::{SnapshotData, installed_in};
 use crate::raft::start::{Decision, Refusal, check};
@@ -114,7 +115,9 @@ async fn fetch(peer: &Peer, at_least: u64, stores: &Stores) -> Result<Arc<dyn Kv
     };
     let stores = stores.clone();
     let adopting = tokio::task::spawn_blocking(move || {
+        failpoint::reach("rebuild: staged");
         let kv = stores.adopt(staged)?;
+        failpoint::reach("rebuild: adopted");
         stores.remove_stale()?;
         Ok::<_, KvError>(kv)
     });

@@ -7,6 +7,7 @@ use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio::time::MissedTickBehavior;
 
+use crate::failpoint;
 use crate::raft::consensus::Raft;
 use crate::raft::machine::Machine;
 use crate::storage::snapshot::Stores;
@@ -112,6 +113,7 @@ impl Retention {
         match persisted.await {
             Ok(_) => {
                 tracing::debug!(upto, "purging the log");
+                failpoint::reach("purge: state durable");
                 // It stops if openraft has stopped, and then there is nothing to purge.
                 drop(self.raft.trigger().purge_log(upto).await);
             }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::KvError;
+use crate::failpoint;
 
 const CURRENT: &str = "CURRENT";
 const CURRENT_TEMPORARY: &str = "CURRENT.tmp";
@@ -81,6 +82,7 @@ pub fn install(data_dir: &Path, number: u64) -> Result<(), KvError> {
     file.write_all(line.as_bytes())
         .map_err(failed("write", &temporary))?;
     file.sync_all().map_err(failed("sync", &temporary))?;
+    failpoint::reach("install: pointer written");
     let current = data_dir.join(CURRENT);
     fs::rename(&temporary, &current).map_err(failed("rename to", &current))?;
     let parent = File::open(data_dir).map_err(failed("open", data_dir))?;
