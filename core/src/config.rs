@@ -146,6 +146,9 @@ pub struct Config {
     pub snapshot_bytes_per_second: u64,
     /// What compacts history without being asked. Default off.
     pub auto_compaction: AutoCompaction,
+    /// Whether this member forms a new cluster of itself alone, from the data it has: the way out when
+    /// a quorum is lost for good. What the lost members had and it had not is lost. Default false.
+    pub force_new_cluster: bool,
     /// Whether changes of the membership are refused that would leave the cluster without a quorum
     /// of members that run. Default true; without it a mistake can end the cluster.
     pub strict_reconfig_check: bool,
@@ -184,6 +187,7 @@ impl Default for Config {
             catch_up_entries: 5_000,
             snapshot_bytes_per_second: 64 << 20,
             auto_compaction: AutoCompaction::Off,
+            force_new_cluster: false,
             strict_reconfig_check: true,
             corrupt_check_interval: Some(Duration::from_secs(600)),
             watch_progress_interval: Duration::from_secs(600),
@@ -195,6 +199,13 @@ impl Default for Config {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(String);
+
+impl ConfigError {
+    /// A setting that cannot work, for this reason.
+    pub(crate) fn new(why: impl Into<String>) -> Self {
+        Self(why.into())
+    }
+}
 
 /// A refusal with this text.
 fn refuse<T>(text: impl Into<String>) -> Result<T, ConfigError> {
@@ -297,6 +308,9 @@ impl Config {
         }
         self.validate_timing()?;
         self.validate_limits()?;
+        if self.force_new_cluster && self.data == Data::Memory {
+            return refuse("a new cluster can be forced of data on disk only");
+        }
         for url in &self.advertise_client_urls {
             check_url("advertised client URL", url)?;
         }

@@ -101,6 +101,12 @@ pub(crate) struct ServerArgs {
     )]
     join: Option<String>,
 
+    /// Form a new cluster of this member alone, from the data it has: the way out when a quorum is lost
+    /// for good. Take the flag away afterwards
+    #[arg(long, env = "QUORATE_FORCE_NEW_CLUSTER", num_args = 0..=1, default_value_t = false,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    force_new_cluster: bool,
+
     /// Whether changes of the membership are refused that would leave too few running members
     #[arg(
         long,
@@ -352,6 +358,7 @@ impl ServerArgs {
             catch_up_entries: self.snapshot_count,
             snapshot_bytes_per_second: self.snapshot_rate_limit,
             auto_compaction: self.auto_compaction()?,
+            force_new_cluster: self.force_new_cluster,
             strict_reconfig_check: self.strict_reconfig_check,
             corrupt_check_interval: Some(self.corrupt_check_time).filter(|pause| !pause.is_zero()),
             ..Config::default()

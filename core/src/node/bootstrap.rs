@@ -15,8 +15,8 @@ use super::data_dir::{DataDir, Identity};
 use super::join::Known;
 use super::rounds::Rounds;
 use super::{
-    DataDirError, Node, Shared, background, batch, cluster, corruption, forward, history, lease,
-    lease_clock, membership, read, snapshot,
+    DataDirError, Node, Shared, background, batch, cluster, corruption, force, forward, history,
+    lease, lease_clock, membership, read, snapshot,
 };
 use crate::apply::{self, Reader, State};
 use crate::config::{Config, ConfigError, DEFAULT_QUOTA_BYTES, Data, url_authority};
@@ -68,7 +68,7 @@ pub enum StartError {
 }
 
 /// A failure of storage, told with its own text.
-fn storage(error: impl std::error::Error + Send + Sync + 'static) -> StartError {
+pub(super) fn storage(error: impl std::error::Error + Send + Sync + 'static) -> StartError {
     let text = error.to_string();
     StartError::Member(Error::with_detail(Reason::StorageFailed, text).caused_by(error))
 }
@@ -228,11 +228,26 @@ async fn claim(config: &Config) -> Result<(Option<DataDir>, Identity, Known), St
     };
     let dir = DataDir::lock(path)?;
     let found = dir.identity(config)?;
-    let known = match &found {
-        Some(identity) => Known::of(identity, config)?,
-        None => Known::ask(config).await?,
+    let Some(found) = found else {
+        if config.force_new_cluster {
+            return Err(force::nothing_to_force());
+        }
+        let known = Known::ask(config).await?;
+        let identity = dir.claim(None, &known.identity(config))?;
+        return Ok((Some(dir), identity, known));
     };
-    let identity = dir.claim(found, &known.identity(config))?;
+    let settings = config.clone();
+    let forcing = tokio::task::spawn_blocking(move || {
+        force::settle(&dir, &found, &settings)?;
+        let found = match settings.force_new_cluster {
+            true => force::force(&dir, &found, &settings)?,
+            false => found,
+        };
+        Ok::<_, StartError>((dir, found))
+    });
+    let (dir, found) = forcing.await.map_err(|_| Error::from(Reason::Internal))??;
+    let known = Known::of(&found, config)?;
+    let identity = dir.claim(Some(found), &known.identity(config))?;
     Ok((Some(dir), identity, known))
 }
 

@@ -82,6 +82,12 @@ impl NodeBuilder {
         self
     }
 
+    /// Has this member form a new cluster of itself alone, from the data it has.
+    pub fn force_new_cluster(mut self) -> Self {
+        self.config.force_new_cluster = true;
+        self
+    }
+
     /// Sets where to listen for peers, as `http://host:port`.
     pub fn listen_peers<U: Into<String>>(mut self, urls: impl IntoIterator<Item = U>) -> Self {
         self.cluster_mut().listen_peer_urls = urls.into_iter().map(Into::into).collect();

@@ -7,6 +7,7 @@
 //!   IDENTITY                who this is; synced before the first log record is written
 //!   wal/                    the raft log
 //!   kv-<n>/, CURRENT        the applied state, and which of them it is
+//!   FORCING, wal-<id>/      only while, or after, a new cluster was forced: see `force`
 //! ```
 //!
 //! The identity is outside the state on purpose: a member whose state is unreadable still knows
@@ -320,6 +321,16 @@ impl DataDir {
         self.write(&self.path.join(IDENTITY_FILE), &encode(identity))
     }
 
+    /// Makes renames in the folder last.
+    pub(crate) fn sync(&self) -> Result<(), DataDirError> {
+        let synced = File::open(&self.path).and_then(|folder| folder.sync_all());
+        synced.map_err(|source| DataDirError::Io {
+            path: self.path.clone(),
+            action: "cannot sync",
+            source,
+        })
+    }
+
     fn has_log(&self) -> Result<bool, DataDirError> {
         let wal = self.wal();
         Wal::exists(&RealFs, &wal).map_err(|error| self.unreadable(io::Error::other(error)))
@@ -367,7 +378,7 @@ impl DataDir {
     }
 
     /// Writes beside, syncs, renames and syncs the folder, so that the file is whole or absent.
-    fn write(&self, path: &Path, text: &str) -> Result<(), DataDirError> {
+    pub(crate) fn write(&self, path: &Path, text: &str) -> Result<(), DataDirError> {
         let beside = self.path.join(temporary());
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new()

@@ -15,6 +15,7 @@ mod builder;
 mod cluster;
 mod corruption;
 mod data_dir;
+mod force;
 mod forward;
 mod history;
 mod join;

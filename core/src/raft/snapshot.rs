@@ -142,7 +142,7 @@ pub(super) fn meta_of(view: &dyn View) -> Result<Option<SnapshotMeta>, KvError> 
 
 /// The record that a store was installed from a snapshot that ends at `last`: term and index, 8
 /// bytes each, big-endian.
-fn install_mark(last: Option<&LogId>) -> WriteBatch {
+pub(super) fn install_mark(last: Option<&LogId>) -> WriteBatch {
     let mut marks = WriteBatch::new();
     if let Some(last) = last.map(codec::entry_id) {
         let record = [last.term.to_be_bytes(), last.index.to_be_bytes()].concat();

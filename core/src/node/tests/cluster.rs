@@ -120,6 +120,11 @@ impl Cluster {
         }
     }
 
+    /// Settings of member `n`, which does not run.
+    pub(super) fn builder_at(&self, n: usize) -> NodeBuilder {
+        self.builder(n).listen_peers([self.members[n].1[0].clone()])
+    }
+
     pub(super) fn folder(&self, n: usize) -> &std::path::Path {
         self.folders[n].path()
     }

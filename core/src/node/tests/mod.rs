@@ -3,6 +3,7 @@
 mod cluster;
 mod corruption;
 mod cut;
+mod force;
 mod lone;
 mod membership;
 mod rebuild;
