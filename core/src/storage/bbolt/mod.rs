@@ -1,5 +1,7 @@
-//! Writes files of bbolt, the database under etcd: bulk-loaded, in one go, without seeking. Used by
-//! `backup`, which knows what etcd keeps in them; this module knows nothing of etcd.
+//! Files of bbolt, the database under etcd: written in one go without seeking, and read, whoever wrote
+//! them. Used by `backup`, which knows what etcd keeps in them; this module knows nothing of etcd.
+//!
+//! # Writing
 //!
 //! A bbolt file is a row of pages. The first two name the root of everything, so they can only be
 //! written by someone who knows the whole layout. [`Writer`] therefore runs twice over the same
@@ -9,17 +11,32 @@
 //!
 //! Pages are full (a bulk load knows no later inserts), and there is no list of free pages: bbolt
 //! finds out by itself that there are none, as it does for etcd, which never stores that list.
+//!
+//! # Reading
+//!
+//! [`Database`] reads a file page by page, in bounded memory and without mapping it, and believes
+//! nothing it says: all bounds are checked, no page is gone through twice in one pass, keys must
+//! ascend. bbolt has no checksums but those of its meta pages, so damage inside a value cannot be seen
+//! here: a checksum of the whole file is for the caller.
 
+mod database;
+mod items;
 mod page;
+mod read_at;
 mod tree;
 mod writer;
 
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 pub(crate) mod reader;
 #[cfg(test)]
 mod tests;
 
+pub use database::{Bucket, Database, ReadError};
+pub use items::{Item, Items};
 pub use page::PAGE_BYTES;
+pub use read_at::ReadAt;
 pub use writer::{Layout, Writer};
 
 /// Longest key, in bytes (bbolt's limit).

@@ -1,9 +1,10 @@
 //! Pages: a header, elements of a fixed size, then the keys and values they point to. Used by the
-//! tree. All numbers are little-endian; an element says where its key begins, counted from itself.
+//! tree and by the reader. All numbers are little-endian; an element says where its key begins, counted
+//! from itself.
 
 use super::Value;
 
-/// Size of a page in bytes. Larger items make a page as large as needed ("overflow").
+/// Size of the pages written, in bytes. Larger items make a page as large as needed ("overflow").
 pub const PAGE_BYTES: usize = 4096;
 /// Id u64, kind u16, number of elements u16, pages it goes on for u32.
 pub(super) const HEADER_BYTES: usize = 16;
@@ -11,14 +12,14 @@ pub(super) const HEADER_BYTES: usize = 16;
 /// length u32, page u64.
 pub(super) const ELEMENT_BYTES: usize = 16;
 
-const BRANCH: u16 = 0x01;
-const LEAF: u16 = 0x02;
-const META: u16 = 0x04;
+pub(super) const BRANCH: u16 = 0x01;
+pub(super) const LEAF: u16 = 0x02;
+pub(super) const META: u16 = 0x04;
 /// Flag of a leaf element whose value is a bucket.
-const BUCKET: u32 = 0x01;
+pub(super) const BUCKET: u32 = 0x01;
 
-const MAGIC: u32 = 0xED0C_DAED;
-const VERSION: u32 = 2;
+pub(super) const MAGIC: u32 = 0xED0C_DAED;
+pub(super) const VERSION: u32 = 2;
 /// In place of the page of the list of free pages: there is none.
 const NO_FREELIST: u64 = u64::MAX;
 
@@ -199,6 +200,9 @@ pub(super) fn write_meta(id: u64, root: u64, pages: u64, transaction: u64, out: 
     out.extend_from_slice(&checksum.to_le_bytes());
     out.resize(end, 0);
 }
+
+/// Bytes of a meta record, checksum included.
+pub(super) const META_BYTES: usize = 4 * 4 + 6 * 8;
 
 /// FNV-1a with 64 bits.
 pub(super) fn fnv_1a(bytes: &[u8]) -> u64 {
