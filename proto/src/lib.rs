@@ -8,11 +8,12 @@
 //! - [`Reason`], the error catalogue, and [`Kind`], what to do about an error.
 //! - [`KeyRange`], the half-open range of keys that all requests speak of.
 //! - [`txn`], which makes transactions readable to write.
-//! - [`limits`] on requests.
+//! - [`limits`] on requests, and the [`epoch`] of fencing tokens.
 //!
 //! Nothing here keeps state, does I/O or knows the time.
 
 mod answer;
+pub mod epoch;
 mod generated;
 mod kind;
 pub mod limits;

@@ -241,6 +241,8 @@ catalogue! {
     TooManyWatchers = (ResourceExhausted, Exhausted, "quorate: too many watchers"),
     /// The answer would exceed the limit; ask with a limit or a stream.
     AnswerTooLarge = (ResourceExhausted, Exhausted, "quorate: answer is too large"),
+    /// The cluster was restored from a backup, and its leader has not let clients in yet.
+    RestoreUnfinished = (Unavailable, Unavailable, "quorate: restored from a backup, not ready yet"),
     /// A raft log command this version cannot read; it changed nothing.
     UnknownCommand = (Internal, Corrupt, "quorate: unknown command in the log"),
     /// Storage failed; the member refuses writes until it is restarted.

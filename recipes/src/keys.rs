@@ -8,9 +8,9 @@ use bytes::Bytes;
 /// The root that all keys of the recipes lie under.
 pub const ROOT: &str = "quorate";
 
-/// The key that an operator's restore of an older state must write a larger number to. Its value
-/// is part of every fence and of every fencing token. Absent counts as 0.
-pub const EPOCH_KEY: &str = "quorate/epoch";
+/// The key that a restore of an older state must write a larger number to; quorate's own restore
+/// does. Its value is part of every fence and of every fencing token. Absent counts as 0.
+pub use quorate_proto::epoch::EPOCH_KEY;
 
 /// A revision of the store: it grows by one with each writing transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -121,4 +121,6 @@ pub enum Answer {
     Alarm(AlarmResponse),
     /// A member's attributes are recorded.
     MemberAttributes,
+    /// A restored state takes what clients ask for from now on, if it did not before.
+    FinishRestore,
 }

@@ -21,6 +21,8 @@ pub(super) struct Executor {
     pub(super) members: Members,
     /// Events of each new main revision.
     pub(super) revisions: Vec<Vec<Event>>,
+    /// Whether the state was restored and takes nothing from clients yet.
+    pub(super) is_restore_unfinished: bool,
     /// Index of the log entry that is being applied.
     pub(super) entry: u64,
 }
@@ -55,6 +57,7 @@ impl Executor {
         let Some(kind) = command.kind else {
             return Err(Reason::UnknownCommand.into());
         };
+        self.admit_clients(&kind)?;
         match kind {
             Kind::Put(request) => {
                 check::put(&request)?;
@@ -104,6 +107,7 @@ impl Executor {
                 self.members.record(&mut self.overlay, attributes);
                 Ok(Answer::MemberAttributes)
             }
+            Kind::FinishRestore(finish) => self.finish_restore(finish.wall_millis),
         }
     }
 

@@ -91,7 +91,8 @@ impl Executor {
             remaining_ttl_seconds: 0,
             granted_at: self.entry,
         };
-        self.overlay.put(codec::lease_key(lease.id), encode(&lease));
+        let (key, record) = lease_record(&lease);
+        self.overlay.put(key, record);
         self.leases.change(Change::Granted(lease));
         Ok(Answer::LeaseGrant {
             revision: self.revision()?,
@@ -153,7 +154,8 @@ impl Executor {
                 remaining_ttl_seconds,
                 ..lease
             };
-            self.overlay.put(codec::lease_key(lease.id), encode(&lease));
+            let (key, record) = lease_record(&lease);
+            self.overlay.put(key, record);
             self.leases.change(Change::Checkpointed {
                 id: lease.id,
                 remaining_ttl_seconds,
@@ -172,6 +174,12 @@ fn encode(lease: &Lease) -> Bytes {
     record.put_i64(lease.remaining_ttl_seconds);
     record.put_u64(lease.granted_at);
     record.freeze()
+}
+
+/// The stored key and record of a lease.
+#[must_use]
+pub fn lease_record(lease: &Lease) -> (Bytes, Bytes) {
+    (codec::lease_key(lease.id), encode(lease))
 }
 
 /// Reads a record; the first ones ended before the index.

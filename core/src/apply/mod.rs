@@ -19,6 +19,7 @@ mod kv;
 mod lease;
 mod members;
 mod reader;
+mod restored;
 mod state;
 pub mod txn;
 
@@ -27,7 +28,8 @@ mod tests;
 
 pub use alarm::{Alarm, alarms_in};
 pub use command::{Answer, Applied, Committed, Options, Outcome, Payload, ProposalId};
-pub use lease::leases_in;
+pub use lease::{lease_record, leases_in};
 pub use members::Member;
 pub use reader::Reader;
-pub use state::{State, applied_in};
+pub use restored::{epoch_in, is_restore_unfinished, restored_mark};
+pub use state::{State, applied_in, applied_record};

@@ -41,6 +41,7 @@ pub(super) struct Current {
     pub(super) alarms: Arc<[Alarm]>,
     pub(super) members: Arc<[Member]>,
     pub(super) membership: Option<Bytes>,
+    pub(super) is_restore_unfinished: bool,
 }
 
 impl Reader {
@@ -137,6 +138,13 @@ impl Reader {
     #[must_use]
     pub fn membership(&self) -> Option<Bytes> {
         self.current().membership.clone()
+    }
+
+    /// Whether the state was restored from a backup and refuses what clients ask for until a leader
+    /// has raised the epoch.
+    #[must_use]
+    pub fn is_restore_unfinished(&self) -> bool {
+        self.current().is_restore_unfinished
     }
 
     /// What members said of themselves, in order of id.

@@ -13,6 +13,7 @@ use super::executor::Executor;
 use super::lease::{self, Leases};
 use super::members::Members;
 use super::reader::Current;
+use super::restored;
 use super::{Applied, Committed, Options, Outcome, Payload, ProposalId, Reader};
 use crate::lease::{Lease, Lessor};
 use crate::mvcc::{Error, Overlay, meta};
@@ -29,6 +30,7 @@ pub struct State {
     membership: Option<Bytes>,
     alarms: Alarms,
     members: Members,
+    is_restore_unfinished: bool,
     lessor: Lessor,
     reader: Reader,
 }
@@ -45,6 +47,12 @@ pub fn applied_in(view: &dyn View) -> Result<(Option<EntryId>, Option<Bytes>), K
         .transpose()?;
     let membership = view.get(&codec::meta_key(MetaKey::Membership))?;
     Ok((applied, membership))
+}
+
+/// The stored key and record of the last applied entry.
+#[must_use]
+pub fn applied_record(applied: EntryId) -> (Bytes, Bytes) {
+    (codec::meta_key(MetaKey::Applied), encode_id(applied))
 }
 
 /// An entry id: term and index, big-endian.
@@ -91,6 +99,7 @@ impl Loaded {
             alarms: alarms.iter().collect(),
             members: members.iter().cloned().collect(),
             membership: membership.clone(),
+            is_restore_unfinished: restored::is_restore_unfinished(&*view)?,
         };
         Ok(Self {
             applied,
@@ -118,6 +127,7 @@ impl State {
             membership: loaded.membership,
             alarms: loaded.alarms,
             members: loaded.members,
+            is_restore_unfinished: loaded.current.is_restore_unfinished,
             reader: Reader::new(loaded.current, lessor.clone(), options.quota_backend_bytes),
             lessor,
         })
@@ -160,6 +170,7 @@ impl State {
             leases: Leases::new(self.lessor.clone()),
             alarms: self.alarms.clone(),
             members: self.members.clone(),
+            is_restore_unfinished: self.is_restore_unfinished,
             revisions: Vec::new(),
             entry: 0,
         };
@@ -185,8 +196,8 @@ impl State {
             let key = codec::meta_key(MetaKey::Membership);
             executor.overlay.put(key, blob.clone());
         }
-        let key = codec::meta_key(MetaKey::Applied);
-        executor.overlay.put(key, encode_id(last));
+        let (key, record) = applied_record(last);
+        executor.overlay.put(key, record);
         let publication = self.commit(executor, membership.as_ref())?;
         self.applied = Some(last);
         self.membership = membership.or_else(|| self.membership.take());
@@ -210,6 +221,7 @@ impl State {
             leases,
             alarms,
             members,
+            is_restore_unfinished,
             revisions,
             ..
         } = executor;
@@ -222,7 +234,9 @@ impl State {
         let new_members = (members != self.members).then(|| members.iter().cloned().collect());
         self.alarms = alarms;
         self.members = members;
+        self.is_restore_unfinished = is_restore_unfinished;
         self.reader.update(|current| {
+            current.is_restore_unfinished = is_restore_unfinished;
             current.revision = revision;
             current.compact_revision = compact_revision;
             if let Some(alarms) = new_alarms {
@@ -251,6 +265,7 @@ impl State {
         self.membership = loaded.membership;
         self.alarms = loaded.alarms;
         self.members = loaded.members;
+        self.is_restore_unfinished = loaded.current.is_restore_unfinished;
         self.lessor.reset(loaded.leases);
         self.reader.update(|current| *current = loaded.current);
         Ok(())

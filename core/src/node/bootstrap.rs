@@ -16,7 +16,7 @@ use super::join::Known;
 use super::rounds::Rounds;
 use super::{
     DataDirError, Node, Shared, background, batch, cluster, corruption, force, forward, history,
-    lease, lease_clock, membership, read, snapshot,
+    lease, lease_clock, membership, read, restore, snapshot,
 };
 use crate::apply::{self, Reader, State};
 use crate::config::{Config, ConfigError, DEFAULT_QUOTA_BYTES, Data, url_authority};
@@ -379,6 +379,7 @@ impl Node {
             self.shared.consensus.initialize(peers.collect()).await?;
         }
         let tasks = &self.shared.tasks;
+        tasks.spawn("finish restore", restore::finish(self.clone()));
         tasks.spawn("batch proposals", batch::run(self.clone()));
         tasks.spawn("read rounds", read::run(self.clone()));
         tasks.spawn("keep-alives", lease::run(self.clone()));

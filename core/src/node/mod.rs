@@ -27,6 +27,7 @@ mod membership;
 mod observe;
 mod propose;
 mod read;
+pub mod restore;
 mod rounds;
 mod snapshot;
 mod watch;

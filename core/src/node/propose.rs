@@ -6,6 +6,7 @@
 //! - applied or refused by the state machine: the answer;
 //! - refused before it reached a log: sent again to whoever leads now (`batch` does that);
 //! - certainly lost with its term's leader: proposed anew;
+//! - refused because a restore is not finished: proposed anew when it is;
 //! - not decided within the request timeout: one of etcd's time-outs, never a retry.
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -99,6 +100,15 @@ impl Node {
             };
             match completion {
                 Completion::Answer { answer, applied } => return Ok(Ok((answer, applied))),
+                Completion::Refused {
+                    reason: Reason::RestoreUnfinished,
+                    ..
+                } => {
+                    let finished = self.restore_finished();
+                    if tokio::time::timeout_at(deadline, finished).await.is_err() {
+                        return Err(self.timed_out(since).into());
+                    }
+                }
                 Completion::Refused { reason, .. } => return Ok(Err(reason)),
                 Completion::Lost => {
                     tracing::debug!("a proposal was lost with its leader, proposing anew");

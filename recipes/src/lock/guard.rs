@@ -7,6 +7,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate_proto::epoch;
 use quorate_proto::mvccpb::KeyValue;
 use tokio::sync::watch;
 
@@ -33,13 +34,12 @@ impl Epoch {
         let Some(kv) = kv else {
             return Ok(Self::default());
         };
-        let text = std::str::from_utf8(&kv.value).unwrap_or_default();
-        match text.trim().parse() {
+        match epoch::parse(Some(&kv.value)) {
             Ok(number) => Ok(Self {
                 written: Some(kv.value.clone()),
                 number,
             }),
-            Err(_) => Err(Error::Codec {
+            Err(text) => Err(Error::Codec {
                 key: EPOCH_KEY.into(),
                 reason: format!("not a decimal number: {text:?}"),
             }),

@@ -6,6 +6,7 @@ mod check;
 mod kv;
 mod lease;
 mod replay;
+mod restored;
 mod txn;
 
 use std::sync::Arc;

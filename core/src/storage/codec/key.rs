@@ -67,6 +67,8 @@ pub enum MetaKey {
     CompactionProgress,
     /// Highest log index whose cluster-level change is in the store.
     ConsistentIndex,
+    /// Present in a state that was restored from a backup, until clients are let in.
+    Restored,
 }
 
 impl MetaKey {
@@ -79,6 +81,7 @@ impl MetaKey {
             MetaKey::CompactRevision => b"compact_revision",
             MetaKey::CompactionProgress => b"compaction_progress",
             MetaKey::ConsistentIndex => b"consistent_index",
+            MetaKey::Restored => b"restored",
         }
     }
 }
