@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quorate_proto::Reason;
 
-use crate::apply::{Committed, Payload, State};
+use crate::apply::{self, Committed, Payload, State};
 use crate::error::{Error, Result};
 use crate::raft::snapshot::install_mark;
 use crate::raft::types::{Membership, Peer, StoredMembership};
@@ -57,6 +57,9 @@ pub fn make_alone(mut state: State, log: &Wal, id: u64, peer: &Peer) -> Result<E
     let alone = codec::encode_membership(&StoredMembership::new(Some(at), alone));
     let mut marks: WriteBatch = install_mark(Some(&at));
     marks.put(meta_key(MetaKey::Membership), alone);
+    // What the lost members may have had and this one not will be given out again.
+    let (key, mark) = apply::restored_mark();
+    marks.put(key, mark);
     let kv = state.kv();
     kv.commit(marks)?;
     kv.persist()?;

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use quorate_proto::epoch::EPOCH_KEY;
 use quorate_proto::etcdserverpb::{HashKvRequest, LeaseTimeToLiveRequest};
 
 use super::cluster::Cluster;
@@ -46,6 +47,8 @@ async fn one_member_goes_on_alone_with_everything() {
         600
     );
     node.put(put("k0", "alone")).await.unwrap();
+    let epoch = node.range(get(EPOCH_KEY)).await.unwrap();
+    assert!(values(&epoch)[0].parse::<u64>().unwrap() > 0, "{epoch:?}");
     let term = node.leadership().term;
     node.shutdown().await;
     drop(node);
@@ -60,6 +63,8 @@ async fn one_member_goes_on_alone_with_everything() {
         assert!(node.wait_for_leader().await.is_some());
         assert!(node.leadership().term > term, "terms never go back");
         assert_eq!(values(&node.range(get("k0")).await.unwrap()), ["alone"]);
+        let now = node.range(get(EPOCH_KEY)).await.unwrap();
+        assert_eq!(values(&now), values(&epoch), "raised once");
         node.shutdown().await;
     }
 }
