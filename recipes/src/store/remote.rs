@@ -25,7 +25,7 @@ use super::{
 };
 use crate::keys::LeaseId;
 
-/// Most attempts of one call, when each was certainly not applied.
+/// Most attempts of one call, when each was certainly not applied, unless told otherwise.
 const ATTEMPTS_MAX: usize = 8;
 
 /// Longest pause before the next attempt of a call, once every endpoint was tried.
@@ -43,6 +43,7 @@ pub struct Remote {
     current: AtomicUsize,
     call_timeout: Duration,
     attempt_timeout: Duration,
+    attempts_max: usize,
     capabilities: Capabilities,
 }
 
@@ -58,6 +59,7 @@ pub struct RemoteBuilder {
     connect_timeout: Duration,
     call_timeout: Duration,
     attempt_timeout: Duration,
+    attempts_max: usize,
     ping_interval: Duration,
     ping_timeout: Duration,
     capabilities: Capabilities,
@@ -85,6 +87,14 @@ impl RemoteBuilder {
     #[must_use]
     pub fn attempt_timeout(mut self, limit: Duration) -> Self {
         self.attempt_timeout = limit;
+        self
+    }
+
+    /// Most attempts of one call, when each was certainly not applied; with 1, every failure is
+    /// reported. Default: 8.
+    #[must_use]
+    pub fn attempts_max(mut self, attempts: usize) -> Self {
+        self.attempts_max = attempts;
         self
     }
 
@@ -119,6 +129,7 @@ impl RemoteBuilder {
             current: AtomicUsize::new(0),
             call_timeout: self.call_timeout,
             attempt_timeout: self.attempt_timeout,
+            attempts_max: self.attempts_max,
             capabilities: self.capabilities,
         })
     }
@@ -164,6 +175,7 @@ impl Remote {
             connect_timeout: Duration::from_secs(2),
             call_timeout: Duration::from_secs(5),
             attempt_timeout: Duration::from_secs(1),
+            attempts_max: ATTEMPTS_MAX,
             ping_interval: Duration::from_secs(6),
             ping_timeout: Duration::from_secs(2),
             capabilities: Capabilities::default(),
@@ -212,7 +224,7 @@ impl Remote {
             }
             self.rotate(chosen);
             tracing::debug!(endpoint = server.url, attempt, %error, "call failed");
-            if attempt >= ATTEMPTS_MAX || !(repeatable || error.is_retryable()) {
+            if attempt >= self.attempts_max || !(repeatable || error.is_retryable()) {
                 return Err(error);
             }
             if attempt % self.endpoints.len() == 0 {
