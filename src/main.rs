@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use mimalloc::MiMalloc;
 
+mod bench;
 mod cli;
 mod demo;
 mod dev;

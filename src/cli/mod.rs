@@ -10,7 +10,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub(crate) use server::ServerArgs;
 
-use crate::{demo, dev, server as serve};
+use crate::{bench, demo, dev, server as serve};
 
 /// Coordination for services: a replicated key-value store that speaks the etcd v3 API, and
 /// recipes on it.
@@ -30,6 +30,8 @@ enum Command {
     /// Hash a folder with several workers while a worker and the leading member are killed, and
     /// check the result.
     Demo(demo::DemoArgs),
+    /// Measure throughput and latencies of any etcd v3 servers.
+    Bench(Box<bench::BenchArgs>),
     /// One worker of `quorate demo`.
     #[command(hide = true)]
     DemoWorker(demo::WorkerArgs),
@@ -48,6 +50,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Server(args) => runtime.block_on(serve::run(*args)),
         Command::Dev(args) => runtime.block_on(dev::run(args)),
         Command::Demo(args) => runtime.block_on(demo::run(args)),
+        Command::Bench(args) => runtime.block_on(bench::run(*args)),
         Command::DemoWorker(args) => runtime.block_on(demo::work(args)),
     };
     // Each command has waited for what matters. A thread that still reads standard input would

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod bench;
+
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -33,7 +35,8 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn dev() -> Running {
+/// A dev node, and where it serves.
+fn dev() -> (Running, String) {
     let mut child = Command::new(PROGRAM)
         .args([
             "dev",
@@ -49,13 +52,15 @@ fn dev() -> Running {
     let mut line = String::new();
     let output = child.stdout.take().unwrap();
     BufReader::new(output).read_line(&mut line).unwrap();
-    assert!(line.contains("\"endpoint\":\"http://127.0.0.1:"), "{line}");
-    Running(child)
+    let said: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let endpoint = said["endpoint"].as_str().unwrap().to_owned();
+    assert!(endpoint.starts_with("http://127.0.0.1:"), "{line}");
+    (Running(child), endpoint)
 }
 
 #[test]
 fn a_dev_node_ends_with_its_standard_input() {
-    let mut dev = dev();
+    let (mut dev, _) = dev();
     drop(dev.0.stdin.take());
     until("the node ends", || dev.0.try_wait().unwrap().is_some());
     assert!(dev.0.wait().unwrap().success());
@@ -63,7 +68,7 @@ fn a_dev_node_ends_with_its_standard_input() {
 
 #[test]
 fn a_dev_node_ends_at_a_signal_while_its_standard_input_is_open() {
-    let mut dev = dev();
+    let (mut dev, _) = dev();
     let signal = Command::new("kill").arg(dev.0.id().to_string()).status();
     assert!(signal.unwrap().success());
     until("the node ends", || dev.0.try_wait().unwrap().is_some());
