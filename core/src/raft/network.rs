@@ -2,8 +2,9 @@
 //! `consensus`.
 //!
 //! Replication goes as append sessions of the stream, heartbeats as single appends that overtake
-//! them, snapshots over connections of their own. While the stream is down appends go one by one
-//! as unary calls.
+//! them, snapshots over connections of their own. While the stream is down no append goes at all: a
+//! stream is up only while the peer answers, and a leader that is heard and hears nobody must not
+//! keep its followers from electing another.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -182,7 +183,7 @@ impl Client {
         result.map_err(|error| self.rpc_error(RPCTypes::AppendEntries, &error))
     }
 
-    /// Sends the next append alone and ends: a heartbeat, or what must do while the stream is down.
+    /// Sends the next append alone and ends: a heartbeat.
     fn one<'s, S>(&'s self, mut input: S, peer: Peer, limit: Duration) -> Replies<'s>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
@@ -221,16 +222,14 @@ impl NetStreamAppend<TypeConfig> for Client {
             let failed = |error| this.rpc_error(RPCTypes::AppendEntries, &error);
             let peer = this.peer().map_err(failed)?;
             if this.purpose == Purpose::Heartbeat {
+                if !peer.is_active() {
+                    let down = PeerError::Unreachable("the stream is down".to_owned());
+                    return Err(failed(down));
+                }
                 return Ok(this.one(input, peer, option.hard_ttl()));
             }
-            match peer.append_session() {
-                Ok(session) => Ok(this.all(input, session)),
-                Err(PeerError::Unreachable(_) | PeerError::Lost { .. }) => {
-                    let limit = this.network.timings.election_timeout;
-                    Ok(this.one(input, peer, limit))
-                }
-                Err(error) => Err(failed(error)),
-            }
+            let session = peer.append_session().map_err(failed)?;
+            Ok(this.all(input, session))
         })
     }
 }
