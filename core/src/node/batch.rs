@@ -50,12 +50,12 @@ pub(super) async fn run(node: Node) {
         let Ok(permit) = window.clone().acquire_owned().await else {
             return;
         };
-        if leadership
-            .wait_for(|known| known.leader.is_some())
-            .await
-            .is_err()
-        {
-            return;
+        node.hold_over().await;
+        tokio::select! {
+            led = leadership.wait_for(|known| known.leader.is_some()) => if led.is_err() {
+                return;
+            },
+            () = node.sending_over() => {}
         }
         let (mut count, mut bytes) = (0, 0);
         let waiting = node
@@ -67,6 +67,13 @@ pub(super) async fn run(node: Node) {
                 count <= BATCH_PROPOSALS_MAX && bytes <= BATCH_BYTES_MAX
             })
             .await;
+        if node.sends_never() {
+            // It is in no log, and no longer for this member to bring there.
+            for caller in waiting {
+                caller.answer(Err(Reason::NoLeader.into()));
+            }
+            continue;
+        }
         let known = *leadership.borrow();
         let task = node.clone();
         node.shared.tasks.spawn("send proposals", async move {
@@ -97,6 +104,10 @@ impl Node {
                     return;
                 }
             }
+        }
+        // After they were registered, so that whoever waits for those under way sees them.
+        if self.is_held() {
+            return self.shared.proposals.put_back(waiting);
         }
         let outgoing = |(caller, ticket): (Waiting, Ticket)| Outgoing {
             proposal: Proposal {

@@ -188,6 +188,7 @@ impl Node {
         tracing::warn!(why, "this member was removed from the cluster, it stops");
         self.record_identity(|identity| identity.is_removed = true)
             .await;
+        self.send_never();
         self.shared.consensus.fail(Reason::MemberRemoved.into());
     }
 

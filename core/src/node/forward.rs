@@ -350,6 +350,10 @@ impl RequestHandler for Serving {
             }
             Some(Asked::Status(_)) => Answered::Status(self.status().await),
             Some(Asked::HashKv(request)) => Answered::HashKv(self.hash_kv(request).await),
+            Some(Asked::Drain(_)) => {
+                self.node.drain().await;
+                Answered::Drain(pb::Done {})
+            }
             Some(Asked::MemberChange(request)) => {
                 Answered::MemberChange(self.member_change(request).await)
             }

@@ -343,6 +343,7 @@ impl Node {
                 return Err(Reason::NotLeader.into());
             }
         }
+        self.have_drained(id).await;
         Ok(Change::Remove(id))
     }
 

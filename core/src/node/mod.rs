@@ -15,6 +15,7 @@ mod builder;
 mod cluster;
 mod corruption;
 mod data_dir;
+mod departure;
 mod force;
 mod forward;
 mod history;
@@ -104,6 +105,7 @@ struct Shared {
     reads: rounds::Rounds<(), u64>,
     keep_alives: rounds::Rounds<i64, i64>,
     forwarded: forward::Forwarded,
+    sending: tokio::sync::watch::Sender<departure::Sending>,
     /// As many as reads may wait or be under way.
     read_places: Arc<Semaphore>,
     disk_reads: Arc<Semaphore>,

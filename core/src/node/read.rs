@@ -66,9 +66,12 @@ impl Node {
     async fn round(&self, callers: Vec<Caller<(), u64>>) {
         let since = clock::now();
         let timeout = self.shared.config.request_timeout();
-        let index = match tokio::time::timeout(timeout, self.read_index()).await {
-            Ok(index) => index,
-            Err(_) => Err(self.timed_out(since).into()),
+        let index = tokio::select! {
+            index = tokio::time::timeout(timeout, self.read_index()) => match index {
+                Ok(index) => index,
+                Err(_) => Err(self.timed_out(since).into()),
+            },
+            cause = self.failed() => Err(cause),
         };
         for caller in callers {
             caller.answer(index.clone());

@@ -198,7 +198,8 @@ impl RaftHandler {
             | Asked::Status(_)
             | Asked::TimeToLive(_)
             | Asked::MemberChange(_)
-            | Asked::HashKv(_) => Err(PeerError::Protocol("not a raft message".to_owned())),
+            | Asked::HashKv(_)
+            | Asked::Drain(_) => Err(PeerError::Protocol("not a raft message".to_owned())),
         }
     }
 }

@@ -232,6 +232,44 @@ async fn a_leader_hands_over_before_it_is_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_removed_leaves_no_write_in_doubt() {
+    let ([a, _b], [first, second]) = two().await;
+    let (_c, third) = third(&a, &first).await;
+    let writers = (0..8).map(|writer| {
+        let node = third.clone();
+        async move {
+            for n in 0.. {
+                let key = format!("{writer}/{n}");
+                if let Err(error) = node.put(put(&key, "v")).await {
+                    return (key, error, n);
+                }
+            }
+            unreachable!("it is removed")
+        }
+    });
+    let removal = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        first
+            .member_remove(remove(third.member_id()))
+            .await
+            .unwrap();
+    };
+    let (ends, ()) = tokio::join!(futures::future::join_all(writers), removal);
+    for (key, error, written) in ends {
+        assert_eq!(
+            error.reason(),
+            Reason::NoLeader,
+            "{key}: certainly not applied"
+        );
+        assert!(values(&first.range(get(&key)).await.unwrap()).is_empty());
+        assert!(written > 0, "it was removed before it wrote");
+    }
+    for node in [third, second, first] {
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn changes_that_cannot_be_are_refused_in_etcds_words() {
     let ([a, b], [first, second]) = two().await;
     let add = |peer_ur_ls: Vec<String>| MemberAddRequest {
