@@ -1,14 +1,19 @@
 //! Clusters of member processes: the released program itself, over loopback, with data on disk.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use quorate_proto::etcdserverpb::cluster_client::ClusterClient;
 use quorate_proto::etcdserverpb::maintenance_client::MaintenanceClient;
-use quorate_proto::etcdserverpb::{HashKvRequest, HashKvResponse, StatusRequest, StatusResponse};
+use quorate_proto::etcdserverpb::{
+    HashKvRequest, HashKvResponse, Member as ListedMember, MemberListRequest, MemberRemoveRequest,
+    StatusRequest, StatusResponse,
+};
 
 use crate::etcd::serves;
+use crate::network::Network;
 use crate::process::Process;
 use crate::{eventually, ports};
 
@@ -17,8 +22,33 @@ use crate::{eventually, ports};
 pub struct Member {
     name: String,
     client_url: String,
+    /// Where it listens for the others.
+    listen_peer_url: String,
+    /// Where they look for it.
     peer_url: String,
+    /// How it finds its cluster when it has no data yet.
+    founding: Founding,
     process: Option<Process>,
+}
+
+#[derive(Debug, Clone)]
+enum Founding {
+    /// Together with those that this names.
+    Initial(String),
+    /// By joining whoever serves peers there.
+    Join(String),
+}
+
+/// How long a member has for whatever it is told to do, before the test fails.
+const LIMIT: Duration = Duration::from_secs(30);
+/// How long one call of the cluster's own may take.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
+
+/// The program to test: the one that was built with the test, unless the environment variable
+/// `QUORATE_PROGRAM` names another, such as a release build.
+#[must_use]
+pub fn program(built: &str) -> PathBuf {
+    std::env::var_os("QUORATE_PROGRAM").map_or_else(|| built.into(), Into::into)
 }
 
 /// A cluster of member processes. Dropping it kills them and removes their data.
@@ -26,8 +56,8 @@ pub struct Member {
 pub struct ProcessCluster {
     program: PathBuf,
     arguments: Vec<String>,
-    initial: String,
     members: Vec<Member>,
+    network: Option<Network>,
     folder: tempfile::TempDir,
 }
 
@@ -38,33 +68,179 @@ impl ProcessCluster {
     /// # Errors
     /// When one cannot be started or does not serve within 30 s.
     pub async fn start(program: &Path, size: usize, arguments: &[&str]) -> anyhow::Result<Self> {
-        let ports = ports::free(2 * size);
-        let members: Vec<_> = (0..size)
-            .map(|i| Member {
-                name: format!("m{}", i + 1),
-                client_url: format!("http://127.0.0.1:{}", ports[2 * i]),
-                peer_url: format!("http://127.0.0.1:{}", ports[2 * i + 1]),
-                process: None,
-            })
-            .collect();
-        let initial: Vec<_> = members
-            .iter()
-            .map(|member| format!("{}={}", member.name, member.peer_url))
-            .collect();
+        Self::start_over(None, program, size, arguments).await
+    }
+
+    /// As [`ProcessCluster::start`], over a network whose links can be cut.
+    ///
+    /// # Errors
+    /// As [`ProcessCluster::start`].
+    pub async fn start_with_network(
+        program: &Path,
+        size: usize,
+        arguments: &[&str],
+    ) -> anyhow::Result<Self> {
+        Self::start_over(Some(Network::default()), program, size, arguments).await
+    }
+
+    async fn start_over(
+        network: Option<Network>,
+        program: &Path,
+        size: usize,
+        arguments: &[&str],
+    ) -> anyhow::Result<Self> {
         let mut cluster = Self {
             program: program.to_owned(),
             arguments: arguments.iter().map(ToString::to_string).collect(),
-            initial: initial.join(","),
-            members,
+            members: Vec::new(),
+            network,
             folder: tempfile::tempdir()?,
         };
+        for _ in 0..size {
+            cluster.seat(Founding::Initial(String::new())).await?;
+        }
+        let initial: Vec<_> = cluster
+            .members
+            .iter()
+            .map(|member| format!("{}={}", member.name, member.peer_url))
+            .collect();
+        let founding = Founding::Initial(initial.join(","));
         for i in 0..size {
+            cluster.members[i].founding = founding.clone();
             cluster.launch(i)?;
         }
         for i in 0..size {
-            cluster.serves(i, Duration::from_secs(30)).await?;
+            cluster.serves(i, LIMIT).await?;
         }
         Ok(cluster)
+    }
+
+    /// Addresses and a name for one more member.
+    async fn seat(&mut self, founding: Founding) -> anyhow::Result<usize> {
+        let ports = ports::free(2);
+        let url = |port| format!("http://127.0.0.1:{port}");
+        let peer_url = match &mut self.network {
+            Some(network) => network.add(ports[1]).await?,
+            None => url(ports[1]),
+        };
+        self.members.push(Member {
+            name: format!("m{}", self.members.len() + 1),
+            client_url: url(ports[0]),
+            listen_peer_url: url(ports[1]),
+            peer_url,
+            founding,
+            process: None,
+        });
+        Ok(self.members.len() - 1)
+    }
+
+    /// Has one more member join through member `through`, and waits until it has its vote. Returns
+    /// which it is.
+    ///
+    /// # Errors
+    /// When it cannot be started or has no vote within `limit`.
+    pub async fn join(&mut self, through: usize, limit: Duration) -> anyhow::Result<usize> {
+        let url = self.members[through].peer_url.clone();
+        let i = self.seat(Founding::Join(url)).await?;
+        self.launch(i)?;
+        self.votes(i, through, limit).await?;
+        Ok(i)
+    }
+
+    async fn votes(&self, i: usize, through: usize, limit: Duration) -> anyhow::Result<()> {
+        let name = &self.members[i].name;
+        let what = format!("{name} has its vote");
+        let voted = eventually(&what, limit, || async {
+            let members = self.list(through).await.ok()?;
+            let own = members.iter().find(|member| member.name == *name)?;
+            (!own.is_learner).then_some(())
+        });
+        voted.await.with_context(|| self.said(i))
+    }
+
+    /// The members as member `through` lists them, linearizably.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn list(&self, through: usize) -> anyhow::Result<Vec<ListedMember>> {
+        let mut client = ClusterClient::connect(self.endpoint(through).to_owned()).await?;
+        let mut request = tonic::Request::new(MemberListRequest { linearizable: true });
+        request.set_timeout(CALL_LIMIT);
+        Ok(client.member_list(request).await?.into_inner().members)
+    }
+
+    /// Removes member `i` through member `through`, and waits until its process has ended by itself.
+    ///
+    /// # Errors
+    /// When it is not removed, or does not end, within 30 s.
+    pub async fn remove(&mut self, i: usize, through: usize) -> anyhow::Result<ExitStatus> {
+        let name = self.members[i].name.clone();
+        let members = self.list(through).await?;
+        let listed = members.iter().find(|member| member.name == name);
+        let id = listed.context("no such member")?.id;
+        let mut client = ClusterClient::connect(self.endpoint(through).to_owned()).await?;
+        let mut request = tonic::Request::new(MemberRemoveRequest { id });
+        request.set_timeout(CALL_LIMIT);
+        let removed = client.member_remove(request).await;
+        removed.with_context(|| format!("remove {name}"))?;
+        self.ends(i).await
+    }
+
+    /// Waits until the process of member `i` has ended by itself.
+    ///
+    /// # Errors
+    /// When it does not run, or not end within 30 s.
+    pub async fn ends(&mut self, i: usize) -> anyhow::Result<ExitStatus> {
+        let process = self.members[i].process.as_mut();
+        let ended = process.context("it does not run")?.wait(LIMIT).await;
+        let status = ended.with_context(|| self.said(i))?;
+        self.gone(i);
+        Ok(status)
+    }
+
+    /// SIGTERM for member `i`, and waits until it has ended.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end within 30 s.
+    pub async fn terminate(&mut self, i: usize) -> anyhow::Result<ExitStatus> {
+        let process = self.members[i].process.as_mut();
+        let status = process
+            .context("it does not run")?
+            .terminate(LIMIT)
+            .await
+            .with_context(|| self.said(i))?;
+        self.gone(i);
+        Ok(status)
+    }
+
+    /// Forgets the process of member `i`, and returns it.
+    fn gone(&mut self, i: usize) -> Option<Process> {
+        if let Some(network) = &self.network {
+            network.set_process(i, None);
+        }
+        self.members[i].process.take()
+    }
+
+    /// The last of what member `i` has printed.
+    #[must_use]
+    pub fn said(&self, i: usize) -> String {
+        let name = &self.members[i].name;
+        let log = self.folder.path().join(format!("{name}.log"));
+        let said = std::fs::read_to_string(log).unwrap_or_default();
+        let lines: Vec<&str> = said.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(40)..];
+        format!("{name} said:\n{}", tail.join("\n"))
+    }
+
+    /// The links between the members.
+    ///
+    /// # Panics
+    /// When it was started without a network that can be cut.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        self.network
+            .as_ref()
+            .expect("a cluster started with a network")
     }
 
     /// The number of members, running or not.
@@ -114,13 +290,20 @@ impl ProcessCluster {
             .arg(self.data_dir(i))
             .args(["--listen-client-urls", &member.client_url])
             .args(["--advertise-client-urls", &member.client_url])
-            .args(["--listen-peer-urls", &member.peer_url])
+            .args(["--listen-peer-urls", &member.listen_peer_url])
             .args(["--initial-advertise-peer-urls", &member.peer_url])
-            .args(["--initial-cluster", &self.initial])
-            .args(["--initial-cluster-state", "new"])
-            .args(["--initial-cluster-token", "harness"])
-            .args(&self.arguments);
+            .args(["--initial-cluster-token", "harness"]);
+        match &member.founding {
+            Founding::Initial(members) => command
+                .args(["--initial-cluster", members])
+                .args(["--initial-cluster-state", "new"]),
+            Founding::Join(url) => command.args(["--join", url]),
+        };
+        command.args(&self.arguments);
         let process = Process::start(&member.name, command, self.folder.path())?;
+        if let Some(network) = &self.network {
+            network.set_process(i, Some(process.pid()));
+        }
         self.members[i].process = Some(process);
         Ok(())
     }
@@ -131,14 +314,7 @@ impl ProcessCluster {
     /// When it does not within `limit`.
     pub async fn serves(&self, i: usize, limit: Duration) -> anyhow::Result<()> {
         let served = serves(self.endpoint(i), limit).await;
-        served.with_context(|| {
-            let said = self.members[i]
-                .process
-                .as_ref()
-                .map(Process::output)
-                .unwrap_or_default();
-            format!("{} said:\n{said}", self.members[i].name)
-        })
+        served.with_context(|| self.said(i))
     }
 
     /// SIGKILL for member `i`.
@@ -146,8 +322,7 @@ impl ProcessCluster {
     /// # Errors
     /// When it does not run.
     pub fn kill(&mut self, i: usize) -> anyhow::Result<()> {
-        let mut process = self.members[i].process.take().context("it does not run")?;
-        process.kill()
+        self.gone(i).context("it does not run")?.kill()
     }
 
     /// Member `i`'s own view: leader, term, applied index.
@@ -193,5 +368,35 @@ impl ProcessCluster {
         let mut client = MaintenanceClient::connect(self.endpoint(i).to_owned()).await?;
         let request = HashKvRequest { revision };
         Ok(client.hash_kv(request).await?.into_inner())
+    }
+
+    /// Which members run.
+    #[must_use]
+    pub fn running(&self) -> Vec<usize> {
+        let all = 0..self.size();
+        all.filter(|i| self.members[*i].process.is_some()).collect()
+    }
+
+    /// Waits until the members that run have the same key space, and checks that it is the same at
+    /// one revision on each.
+    ///
+    /// # Errors
+    /// When one does not serve within 30 s, or differs.
+    pub async fn agrees(&self) -> anyhow::Result<()> {
+        let running = self.running();
+        for i in &running {
+            self.serves(*i, LIMIT).await?;
+        }
+        let first = *running.first().context("none runs")?;
+        let header = self.status(first).await?.header;
+        let revision = header.map_or(0, |header| header.revision);
+        let expected = self.hash_kv(first, revision).await?.hash;
+        for i in &running[1..] {
+            self.serves(*i, LIMIT).await?;
+            let hash = self.hash_kv(*i, revision).await?.hash;
+            let name = &self.members[*i].name;
+            anyhow::ensure!(hash == expected, "{name} differs at revision {revision}");
+        }
+        Ok(())
     }
 }

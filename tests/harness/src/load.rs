@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use quorate_proto::etcdserverpb::PutRequest;
 use quorate_proto::etcdserverpb::kv_client::KvClient;
-use quorate_proto::etcdserverpb::{PutRequest, RangeRequest};
-use quorate_proto::range::{KeyRange, successor};
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::keys::read_all;
 
 /// How long a writer waits for one member before it turns to the next.
 const CALL_LIMIT: Duration = Duration::from_secs(8);
@@ -20,8 +21,6 @@ const CONNECT_LIMIT: Duration = Duration::from_millis(500);
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Below it, all keys of loads.
 const PREFIX: &str = "load/";
-/// Keys read at a time when verifying.
-const PAGE: i64 = 1_000;
 
 /// What was acknowledged.
 #[derive(Debug, Default)]
@@ -131,7 +130,8 @@ impl Report {
     /// # Errors
     /// When one is missing or has another value.
     pub async fn verify(&self, endpoint: &str) -> anyhow::Result<()> {
-        let found = Self::read_all(endpoint).await?;
+        let found = read_all(endpoint, PREFIX).await?.into_iter();
+        let found: BTreeMap<Bytes, Bytes> = found.map(|pair| (pair.key, pair.value)).collect();
         for (key, value) in &self.pairs {
             let found = found.get(key.as_bytes());
             anyhow::ensure!(
@@ -140,33 +140,6 @@ impl Report {
             );
         }
         Ok(())
-    }
-
-    /// Everything that loads wrote, page by page at one revision.
-    async fn read_all(endpoint: &str) -> anyhow::Result<BTreeMap<Bytes, Bytes>> {
-        let mut client = KvClient::connect(endpoint.to_owned())
-            .await?
-            .max_decoding_message_size(usize::MAX);
-        let (start, end) = KeyRange::prefix(Bytes::from_static(PREFIX.as_bytes())).to_wire();
-        let mut request = RangeRequest {
-            key: start,
-            range_end: end,
-            limit: PAGE,
-            ..RangeRequest::default()
-        };
-        let mut all = BTreeMap::new();
-        loop {
-            let answer = client.range(request.clone()).await?.into_inner();
-            if request.revision == 0 {
-                request.revision = answer.header.map_or(0, |header| header.revision);
-            }
-            let last = answer.kvs.last().map(|pair| pair.key.clone());
-            all.extend(answer.kvs.into_iter().map(|pair| (pair.key, pair.value)));
-            match last {
-                Some(last) if answer.more => request.key = successor(&last),
-                _ => return Ok(all),
-            }
-        }
     }
 }
 
