@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_counter_under_a_lock_is_exact_although_holders_are_paused() -> anyhow::Result<()> {
-    let cluster = ProcessCluster::start(Path::new(env!("CARGO_BIN_EXE_quorate")), 3, &[]).await?;
+    let cluster = ProcessCluster::start(&crate::program(), 3, &[]).await?;
     let logs = tempfile::tempdir()?;
     let mut workers = (0..WORKERS)
         .map(|worker| start_worker(worker, &cluster.endpoints(), logs.path()))
