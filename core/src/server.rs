@@ -1,7 +1,10 @@
 //! Listeners: accepts client connections and routes them to gRPC services and HTTP routes, both
 //! HTTP/2 and HTTP/1.1 on one port. Used by the binary and by tests.
 
+mod front;
 mod words;
+
+pub use front::FrontBuilder;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -17,7 +20,7 @@ use crate::api;
 use crate::api::grpc::Traffic;
 use crate::api::http::gateway::{ROUTES, Route};
 use crate::api::http::origin::Access;
-use crate::config::url_authority;
+use crate::config::{Limits, url_authority};
 use crate::node::Node;
 use crate::tasks::Tasks;
 
@@ -78,6 +81,11 @@ impl Server {
             gateway: ROUTES.to_vec(),
             tasks,
         }
+    }
+
+    /// A server of gRPC services and HTTP routes that are not a member's, that listens nowhere yet.
+    pub fn front(limits: Limits) -> FrontBuilder {
+        FrontBuilder::new(limits)
     }
 
     /// The bound addresses, in the order they were given.
@@ -145,34 +153,10 @@ impl ServerBuilder {
     /// # Errors
     /// An address that is malformed or cannot be bound; nothing listens then.
     pub async fn start(mut self) -> io::Result<Server> {
-        let mut listeners = Vec::new();
-        for url in &self.urls {
-            let address = url_authority(url).ok_or_else(|| {
-                let text = format!("client URL {url:?} is not of the form http://host:port");
-                io::Error::new(io::ErrorKind::InvalidInput, text)
-            })?;
-            let listener = tokio::net::TcpListener::bind(address)
-                .await
-                .map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))?;
-            listeners.push(listener);
-        }
+        let bound = bind(&self.urls).await?;
         let router = self.router()?;
-        for listener in self.listeners {
-            listener.set_nonblocking(true)?;
-            listeners.push(tokio::net::TcpListener::from_std(listener)?);
-        }
-        let addrs = listeners
-            .iter()
-            .map(tokio::net::TcpListener::local_addr)
-            .collect::<io::Result<_>>()?;
-        let tasks = self.tasks;
         let limits = self.node.limits();
-        let gate = accept::Gate::new(limits.max_connections);
-        let manners = manners(limits.max_concurrent_streams);
-        for listener in listeners {
-            accept::run(listener, router.clone(), gate.clone(), manners, &tasks);
-        }
-        Ok(Server { addrs, tasks })
+        serve(bound, self.listeners, router, limits, self.tasks)
     }
 
     /// Everything that is served, in one.
@@ -194,4 +178,44 @@ impl ServerBuilder {
         let plain = std::mem::take(&mut self.routes).merge(gateway);
         Ok(words::to_grpc_alone(services).merge(plain.layer(guard)))
     }
+}
+
+/// Binds `http://host:port` URLs.
+async fn bind(urls: &[String]) -> io::Result<Vec<tokio::net::TcpListener>> {
+    let mut listeners = Vec::new();
+    for url in urls {
+        let address = url_authority(url).ok_or_else(|| {
+            let text = format!("client URL {url:?} is not of the form http://host:port");
+            io::Error::new(io::ErrorKind::InvalidInput, text)
+        })?;
+        let listener = tokio::net::TcpListener::bind(address)
+            .await
+            .map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// Serves `router` on all of these listeners, within `limits`.
+fn serve(
+    mut listeners: Vec<tokio::net::TcpListener>,
+    given: Vec<TcpListener>,
+    router: Router,
+    limits: &Limits,
+    tasks: Tasks,
+) -> io::Result<Server> {
+    for listener in given {
+        listener.set_nonblocking(true)?;
+        listeners.push(tokio::net::TcpListener::from_std(listener)?);
+    }
+    let addrs = listeners
+        .iter()
+        .map(tokio::net::TcpListener::local_addr)
+        .collect::<io::Result<_>>()?;
+    let gate = accept::Gate::new(limits.max_connections);
+    let manners = manners(limits.max_concurrent_streams);
+    for listener in listeners {
+        accept::run(listener, router.clone(), gate.clone(), manners, &tasks);
+    }
+    Ok(Server { addrs, tasks })
 }

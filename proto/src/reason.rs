@@ -188,6 +188,9 @@ catalogue! {
     TimeoutLeaderTransfer = (Unknown, Timeout, "etcdserver: request timed out, leader transfer took too long"),
     /// The member did not catch up in time to answer a read; nothing was written.
     TimeoutWaitApplied = (Unavailable, Unavailable, "etcdserver: request timed out, waiting for the applied index took too long"),
+    /// A proxy reached no member, and nothing was sent. The words are those after which Go's client sends
+    /// a write again.
+    NoConnection = (Unavailable, Unavailable, "there is no connection available"),
     /// Too few members are connected for a change of membership.
     Unhealthy = (Unavailable, Unavailable, "etcdserver: unhealthy cluster"),
     /// Members disagree about the data.

@@ -1,5 +1,5 @@
 //! The methods of the API by their gRPC paths, read from its descriptors. Used to check the gateway's
-//! routes and to name what is counted.
+//! routes, to name what is counted, and by whoever passes calls on.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -10,13 +10,13 @@ use quorate_proto::FILE_DESCRIPTOR_SET;
 
 /// One method of a gRPC service.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Method {
+pub struct Method {
     /// Package and service.
-    pub(crate) service: String,
+    pub service: String,
     /// Name within the service.
-    pub(crate) name: String,
+    pub name: String,
     /// `unary`, or which sides stream, in the words of etcd's metrics.
-    pub(crate) kind: &'static str,
+    pub kind: &'static str,
 }
 
 static METHODS: LazyLock<HashMap<String, Method>> = LazyLock::new(|| {
@@ -28,8 +28,10 @@ static METHODS: LazyLock<HashMap<String, Method>> = LazyLock::new(|| {
     files.flat_map(in_file).collect()
 });
 
-/// All methods of the API by path: `/package.Service/Method`.
-pub(crate) fn methods() -> &'static HashMap<String, Method> {
+/// All methods of the API by path, `/package.Service/Method`, those of members among each other and of
+/// gRPC's health service included.
+#[must_use]
+pub fn methods() -> &'static HashMap<String, Method> {
     &METHODS
 }
 

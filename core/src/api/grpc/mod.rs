@@ -20,12 +20,11 @@ pub use health::Health;
 pub use kv::Kv;
 pub use lease::Lease;
 pub use maintenance::Maintenance;
+pub use methods::{Method, methods};
 pub use watch::Watch;
 
 pub(crate) use deadline::{HEADER as TIMEOUT, keep as keep_deadline};
 pub(crate) use leader::require as require_leader;
-#[cfg(test)]
-pub(crate) use methods::methods;
 pub(crate) use reflection::add_reflection;
 pub(crate) use traffic::{Traffic, count};
 

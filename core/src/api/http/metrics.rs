@@ -10,6 +10,7 @@ use std::fmt;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -48,16 +49,28 @@ pub(super) async fn metrics(State(scraped): State<Scraped>, asked: HeaderMap) ->
             return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
         }
     };
+    let member = Box::new(Member { seen });
+    told(&asked, member, scraped.traffic).await
+}
+
+/// A route that answers scrapes of what is no member: what `look` finds, the calls in `traffic`, and
+/// the process.
+pub(crate) fn of_others<L>(look: L, traffic: Traffic) -> MethodRouter
+where
+    L: Fn() -> Box<dyn Collector> + Clone + Send + Sync + 'static,
+{
+    get(async move |asked: HeaderMap| told(&asked, look(), traffic).await)
+}
+
+/// What one thing has to say, with the calls it carried and its process.
+async fn told(asked: &HeaderMap, thing: Box<dyn Collector>, traffic: Traffic) -> Response {
     let process = process::look().await;
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Scrape {
-        seen,
-        traffic: scraped.traffic,
-        process,
-    }));
+    registry.register_collector(thing);
+    registry.register_collector(Box::new(Server { traffic, process }));
     let mut body = String::new();
     match text::encode(&mut body, &registry) {
-        Ok(()) if takes_open_metrics(&asked) => {
+        Ok(()) if takes_open_metrics(asked) => {
             ([(header::CONTENT_TYPE, OPEN_METRICS)], body).into_response()
         }
         Ok(()) => ([(header::CONTENT_TYPE, PLAIN)], plain(&body)).into_response(),
@@ -92,22 +105,34 @@ fn plain(open: &str) -> String {
     plain
 }
 
+/// What is a member's own.
 #[derive(Debug)]
-struct Scrape {
+struct Member {
     seen: Observed,
+}
+
+/// What every server has.
+#[derive(Debug)]
+struct Server {
     traffic: Traffic,
     process: Option<Process>,
 }
 
-impl Collector for Scrape {
+impl Collector for Server {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        calls::encode(&mut encoder, &self.traffic)?;
+        match &self.process {
+            Some(process) => process.encode(&mut encoder),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Collector for Member {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         of_the_member(&mut encoder, &self.seen)?;
         of_the_store(&mut encoder, &self.seen)?;
         of_the_peers(&mut encoder, &self.seen)?;
-        calls::encode(&mut encoder, &self.traffic)?;
-        if let Some(process) = &self.process {
-            process.encode(&mut encoder)?;
-        }
         let version = [("server_version", ETCD_VERSION)];
         let info = encoder.encode_descriptor(
             "etcd_server_version",

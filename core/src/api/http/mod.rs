@@ -6,6 +6,8 @@ mod health;
 mod metrics;
 pub mod origin;
 
+pub(crate) use metrics::of_others as metrics_of_others;
+
 use axum::Router;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
