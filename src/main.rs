@@ -10,6 +10,7 @@ mod demo;
 mod dev;
 mod files;
 mod logging;
+mod proxy;
 mod server;
 mod services;
 mod signals;

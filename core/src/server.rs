@@ -156,7 +156,7 @@ impl ServerBuilder {
         let bound = bind(&self.urls).await?;
         let router = self.router()?;
         let limits = self.node.limits();
-        serve(bound, self.listeners, router, limits, self.tasks)
+        serve(bound, self.listeners, &router, limits, self.tasks)
     }
 
     /// Everything that is served, in one.
@@ -200,7 +200,7 @@ async fn bind(urls: &[String]) -> io::Result<Vec<tokio::net::TcpListener>> {
 fn serve(
     mut listeners: Vec<tokio::net::TcpListener>,
     given: Vec<TcpListener>,
-    router: Router,
+    router: &Router,
     limits: &Limits,
     tasks: Tasks,
 ) -> io::Result<Server> {

@@ -17,6 +17,7 @@ pub mod epoch;
 mod generated;
 mod kind;
 pub mod limits;
+mod pieces;
 pub mod range;
 pub mod reason;
 pub mod txn;

@@ -10,7 +10,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub(crate) use server::ServerArgs;
 
-use crate::{bench, demo, dev, server as serve};
+use crate::{bench, demo, dev, proxy, server as serve};
 
 /// Coordination for services: a replicated key-value store that speaks the etcd v3 API, and
 /// recipes on it.
@@ -25,6 +25,8 @@ struct Cli {
 enum Command {
     /// Run a member of a cluster, or a single node. Flags are etcd's.
     Server(Box<ServerArgs>),
+    /// Pass clients' calls on to a cluster, sharing their watches and keep-alives.
+    Proxy(Box<proxy::ProxyArgs>),
     /// Run a single node with its data in memory, for trying out.
     Dev(dev::DevArgs),
     /// Hash a folder with several workers while a worker and the leading member are killed, and
@@ -48,6 +50,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         .build()?;
     let code = match cli.command {
         Command::Server(args) => runtime.block_on(serve::run(*args)),
+        Command::Proxy(args) => runtime.block_on(proxy::run(*args)),
         Command::Dev(args) => runtime.block_on(dev::run(args)),
         Command::Demo(args) => runtime.block_on(demo::run(args)),
         Command::Bench(args) => runtime.block_on(bench::run(*args)),

@@ -8,7 +8,6 @@ use std::pin::Pin;
 
 use futures::StreamExt;
 use futures::stream::{AbortHandle, Abortable, BoxStream, SelectAll};
-use prost::Message;
 use quorate_proto::etcdserverpb::watch_create_request::FilterType;
 use quorate_proto::etcdserverpb::{WatchCreateRequest, WatchResponse};
 use quorate_proto::limits::GRPC_OVERHEAD_BYTES;
@@ -314,7 +313,7 @@ impl WatchSession {
                 };
                 if fragment {
                     let limit = self.node.limits().max_request_bytes + GRPC_OVERHEAD_BYTES;
-                    self.ready.extend(fragments(answer, limit));
+                    self.ready.extend(answer.into_pieces(limit));
                 } else {
                     self.ready.push_back(answer);
                 }
@@ -397,40 +396,8 @@ impl WatchSession {
     }
 }
 
-/// Cuts an answer above `limit` bytes into several, all but the last marked; one event is never cut.
-fn fragments(answer: WatchResponse, limit: usize) -> Vec<WatchResponse> {
-    if answer.events.len() < 2 || answer.encoded_len() < limit {
-        return vec![answer];
-    }
-    let WatchResponse { events, .. } = answer;
-    let head = WatchResponse {
-        events: Vec::new(),
-        fragment: true,
-        ..answer
-    };
-    let head_bytes = head.encoded_len();
-    let (mut pieces, mut piece, mut bytes) = (Vec::new(), head.clone(), head_bytes);
-    for event in events {
-        // Tag and length of a repeated field take at most 6 bytes here.
-        let event_bytes = event.encoded_len() + 6;
-        if !piece.events.is_empty() && bytes + event_bytes >= limit {
-            pieces.push(std::mem::replace(&mut piece, head.clone()));
-            bytes = head_bytes;
-        }
-        bytes += event_bytes;
-        piece.events.push(event);
-    }
-    pieces.push(WatchResponse {
-        fragment: false,
-        ..piece
-    });
-    pieces
-}
-
 #[cfg(test)]
 mod tests {
-    use quorate_proto::mvccpb::{Event, KeyValue};
-
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
@@ -457,33 +424,5 @@ mod tests {
             .expect("all said where they stand");
         assert_eq!((answer.watch_id, answer.header.unwrap().revision), (-1, 7));
         node.shutdown().await;
-    }
-
-    #[test]
-    fn a_large_answer_is_cut_between_events_and_only_the_last_piece_is_not_marked() {
-        let event = |byte: u8| Event {
-            kv: Some(KeyValue {
-                value: vec![byte; 100].into(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let answer = WatchResponse {
-            watch_id: 7,
-            events: (0..10).map(event).collect(),
-            ..Default::default()
-        };
-        let pieces = fragments(answer.clone(), 350);
-        assert!(pieces.len() > 3);
-        let marks: Vec<bool> = pieces.iter().map(|piece| piece.fragment).collect();
-        assert!(!marks[marks.len() - 1] && marks[..marks.len() - 1].iter().all(|&mark| mark));
-        assert!(
-            pieces
-                .iter()
-                .all(|piece| piece.encoded_len() < 350 && piece.watch_id == 7)
-        );
-        let joined: Vec<Event> = pieces.into_iter().flat_map(|piece| piece.events).collect();
-        assert_eq!(joined, answer.events);
-        assert_eq!(fragments(answer.clone(), 1_000_000), [answer]);
     }
 }

@@ -117,7 +117,7 @@ impl FrontBuilder {
     pub async fn start(mut self) -> io::Result<Server> {
         let bound = bind(&self.urls).await?;
         let router = self.router()?;
-        serve(bound, self.listeners, router, &self.limits, self.tasks)
+        serve(bound, self.listeners, &router, &self.limits, self.tasks)
     }
 
     fn router(&mut self) -> io::Result<Router> {
