@@ -16,7 +16,7 @@ use crate::storage::kv::Direction;
 /// The line of etcd whose buckets these are.
 pub const SCHEMA_VERSION: &str = "3.5.0";
 /// Mark of a deletion, after its revision.
-const TOMBSTONE: u8 = b't';
+pub(super) const TOMBSTONE: u8 = b't';
 /// Revision of the auth store before anything was changed in it.
 const FIRST_AUTH_REVISION: u64 = 1;
 /// What etcd notes of a member that was removed.
@@ -50,13 +50,13 @@ struct ConfStateJson {
 
 /// A lease as etcd stores it.
 #[derive(Clone, PartialEq, Message)]
-struct StoredLease {
+pub(super) struct StoredLease {
     #[prost(int64, tag = "1")]
-    id: i64,
+    pub(super) id: i64,
     #[prost(int64, tag = "2")]
-    ttl: i64,
+    pub(super) ttl: i64,
     #[prost(int64, tag = "3")]
-    remaining_ttl: i64,
+    pub(super) remaining_ttl: i64,
 }
 
 /// Writes all buckets.

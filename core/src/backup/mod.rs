@@ -1,5 +1,7 @@
 //! The state as a file that etcd understands: the bbolt database of an etcd member, as `etcdctl
-//! snapshot save` takes it. Used by `node`, whose caller sends it and adds the checksum.
+//! snapshot save` takes it. Used by `node`, whose caller sends it and adds the checksum. And back: a
+//! store from such a file ([`restore()`]), be it quorate's or etcd's, and what it holds in a few numbers
+//! ([`BackupStatus`]).
 //!
 //! The file is written in one go from one read view, without a file of ours in between and in bounded
 //! memory. Its first pages name its last ones, so the view is gone through twice: [`Backup::plan`]
@@ -9,12 +11,20 @@
 //! What is in it, and what etcd makes of it, is in `docs/formats.md`.
 
 mod buckets;
+mod restore;
 mod revisions;
+mod source;
+mod status;
 
+#[cfg(test)]
+mod restore_tests;
 #[cfg(test)]
 mod tests;
 
 pub use buckets::SCHEMA_VERSION;
+pub use restore::{Restored, restore};
+pub use source::{Source, SourceError};
+pub use status::BackupStatus;
 
 use std::fmt;
 use std::sync::Arc;

@@ -20,7 +20,7 @@ use crate::storage::kv::{Kv, MemKv};
 /// The items of one bucket.
 type Items = Vec<(Vec<u8>, Vec<u8>)>;
 
-fn backup(kv: &MemKv, sort_bytes: usize) -> Backup {
+pub(super) fn backup(kv: &MemKv, sort_bytes: usize) -> Backup {
     Backup {
         view: kv.view(),
         members: Vec::new(),
@@ -31,7 +31,7 @@ fn backup(kv: &MemKv, sort_bytes: usize) -> Backup {
 }
 
 /// The file, with its pieces checked.
-fn file(backup: &Backup) -> Vec<u8> {
+pub(super) fn file(backup: &Backup) -> Vec<u8> {
     let layout = backup.plan().unwrap();
     let mut pieces: Vec<Bytes> = Vec::new();
     backup
@@ -68,7 +68,7 @@ fn revision_of(key: &[u8]) -> (Revision, bool) {
 }
 
 /// Random transactions of several operations, over few keys.
-fn grow(kv: &MemKv, random: &mut StdRng, transactions: usize) {
+pub(super) fn grow(kv: &MemKv, random: &mut StdRng, transactions: usize) {
     let mut overlay = Overlay::new(kv.view());
     for _ in 0..transactions {
         let mut txn = overlay.begin().unwrap();
@@ -88,7 +88,7 @@ fn grow(kv: &MemKv, random: &mut StdRng, transactions: usize) {
 }
 
 /// Compacts, and removes some of what may be removed: a backup must not depend on how much.
-fn compact(kv: &MemKv, revision: i64, steps: usize) {
+pub(super) fn compact(kv: &MemKv, revision: i64, steps: usize) {
     let mut overlay = Overlay::new(kv.view());
     compaction::schedule(&mut overlay, revision);
     kv.commit(overlay.into_batch()).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! `apply` writes through an [`Overlay`] and its [`WriteTxn`]s; reads ([`range`]), the watch hub
 //! ([`history`]), the corruption check ([`hash`]) and the compactor ([`compaction`]) take any
-//! [`View`](crate::storage::kv::View).
+//! [`View`](crate::storage::kv::View). [`import`] fills an empty store.
 //!
 //! What always holds, for current revision `now` and compact revision `c`:
 //! - A pair is in `keys` from its put until it is replaced or deleted, and in `versions` from then
@@ -21,6 +21,7 @@ pub mod compaction;
 mod event;
 pub mod hash;
 pub mod history;
+pub mod import;
 pub mod meta;
 mod overlay;
 mod read;
