@@ -492,6 +492,18 @@ fn cluster_id(sorted_ids: impl Iterator<Item = u64>, token: &str) -> u64 {
     first_id(hash)
 }
 
+/// The id of a cluster that was restored from a backup: the first 8 bytes of SHA-256 over the id that
+/// its settings give, the SHA-256 of the backup and how much revisions were raised. Another one than
+/// that of the cluster the backup is of, so that their members refuse each other.
+pub(crate) fn restored_cluster_id(derived: u64, sha256: &[u8; 32], bump_revision: i64) -> u64 {
+    let mut hash = Sha256::new();
+    hash.update(b"quorate restored cluster\0");
+    hash.update(derived.to_be_bytes());
+    hash.update(sha256);
+    hash.update(bump_revision.to_be_bytes());
+    first_id(hash)
+}
+
 fn first_id(hash: Sha256) -> u64 {
     let digest = hash.finalize();
     let mut first = [0_u8; 8];

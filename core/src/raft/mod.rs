@@ -7,9 +7,12 @@
 //! ```
 //!
 //! - `log` and `state_machine` are what openraft stores through; `machine` owns the state.
-//! - `start` decides whether a log and a state belong together; `rebuild` takes a peer's state if not; `retention` how much log is kept.
+//! - `start` decides whether a log and a state belong together, `rebuild` takes a peer's state if not;
+//!   `retention` says how much log is kept.
+//! - `restored` is how a restored cluster begins, `survivor` how one does that was forced.
 //! - `network` and `handler` are the two ends of a message between members; `wire` is its form.
-//! - `membership` changes who takes part. `leadership` says who leads; `pending` what became of this member's own proposals.
+//! - `membership` changes who takes part, `leadership` says who leads, `pending` what became of this
+//!   member's own proposals.
 
 mod alone;
 pub mod codec;
@@ -24,6 +27,7 @@ mod membership;
 mod network;
 mod pending;
 mod rebuild;
+mod restored;
 mod retention;
 mod settings;
 pub mod snapshot;
@@ -44,4 +48,5 @@ pub use membership::{Change, RaftMember, members_in};
 pub use pending::{Completion, Pending, Ticket};
 pub use rebuild::{Unusable, take_state, usable};
 pub use survivor::{is_alone, make_alone};
+pub use restored::{RESTORED_AT, restored_marks};
 pub use types::Peer;

@@ -8,6 +8,7 @@ mod lone;
 mod membership;
 mod rebuild;
 mod restart;
+mod restore;
 mod snapshot;
 mod turmoil;
 mod watching;

@@ -10,7 +10,7 @@ use super::*;
 use crate::node::Snapshot;
 use crate::storage::bbolt::reader;
 
-async fn collect(mut snapshot: Snapshot) -> Vec<u8> {
+pub(super) async fn collect(mut snapshot: Snapshot) -> Vec<u8> {
     let (mut stream, mut remaining) = (Vec::new(), Vec::new());
     while let Some(piece) = snapshot.next().await.unwrap() {
         stream.extend_from_slice(&piece.blob);
