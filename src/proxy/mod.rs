@@ -167,13 +167,13 @@ impl Proxy {
             front = front.listen(url);
         }
         // So that what the members are is known to the first client.
-        let mut cluster = None;
-        refresh::once(&pool, &mut cluster, config.refresh.is_some()).await;
+        let mut seen = refresh::Seen::default();
+        refresh::once(&pool, &mut seen, config.refresh.is_some()).await;
         let server = front.start().await.context("cannot listen for clients")?;
         let tasks = Tasks::new();
         tasks.spawn(
             "refresh endpoints",
-            refresh::run(pool, config.refresh, cluster),
+            refresh::run(pool, config.refresh, seen),
         );
         Ok(Self { server, tasks })
     }

@@ -18,13 +18,21 @@ use super::endpoints::{Facts, Lane, Pool, Server};
 const LIMIT: Duration = Duration::from_secs(3);
 /// How soon after a failure the members are asked for, and how often at most.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// How often they are asked for while not all of them have told their addresses.
+const UNTIL_COMPLETE: Duration = Duration::from_secs(3);
 
 /// Refreshes every `interval`, within half of it and all of it, and after failures; for ever.
-pub(super) async fn run(pool: Pool, interval: Option<Duration>, mut cluster: Option<u64>) {
+pub(super) async fn run(pool: Pool, interval: Option<Duration>, mut seen: Seen) {
     loop {
         let next = async {
             match interval {
-                Some(interval) => tokio::time::sleep(pool.jittered(interval)).await,
+                Some(interval) if seen.is_complete => {
+                    tokio::time::sleep(pool.jittered(interval)).await;
+                }
+                Some(interval) => {
+                    let pause = interval.min(UNTIL_COMPLETE);
+                    tokio::time::sleep(pool.jittered(pause)).await;
+                }
                 None => std::future::pending().await,
             }
         };
@@ -32,29 +40,41 @@ pub(super) async fn run(pool: Pool, interval: Option<Duration>, mut cluster: Opt
             () = next => {}
             () = pool.some_failed() => tokio::time::sleep(AFTER_FAILURE).await,
         }
-        once(&pool, &mut cluster, interval.is_some()).await;
+        once(&pool, &mut seen, interval.is_some()).await;
     }
 }
 
-/// Asks for the members, if they are to be `followed`, and all endpoints for what they are. `cluster` is
-/// the one that was seen before.
-pub(super) async fn once(pool: &Pool, cluster: &mut Option<u64>, followed: bool) {
+/// What was seen before.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    cluster: Option<u64>,
+    /// Whether all members had told their addresses.
+    is_complete: bool,
+}
+
+/// Asks for the members, if they are to be `followed`, and all endpoints for what they are.
+pub(super) async fn once(pool: &Pool, seen: &mut Seen, followed: bool) {
     if followed {
+        seen.is_complete = false;
         match tokio::time::timeout(LIMIT, members(pool)).await {
-            Ok(Ok(urls)) => match pool.become_these(&urls) {
-                Ok(true) => tracing::info!(?urls, "the members have changed"),
-                Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "a member cannot be used as an endpoint"),
-            },
+            Ok(Ok((urls, is_complete))) => {
+                seen.is_complete = is_complete;
+                match pool.become_these(&urls) {
+                    Ok(true) => tracing::info!(?urls, "the members have changed"),
+                    Ok(false) => {}
+                    Err(error) => tracing::warn!(%error, "a member cannot be used as an endpoint"),
+                }
+            }
             Ok(Err(status)) => tracing::debug!(%status, "the members could not be listed"),
             Err(_) => tracing::debug!("the members could not be listed in time"),
         }
     }
-    look_at_all(pool, cluster).await;
+    look_at_all(pool, &mut seen.cluster).await;
 }
 
-/// Client URLs of all members that vote and have started.
-async fn members(pool: &Pool) -> Result<Vec<String>, Status> {
+/// Client URLs of all members that vote, and whether all of them have some: one that has not started has
+/// none.
+async fn members(pool: &Pool) -> Result<(Vec<String>, bool), Status> {
     let listed = calls::call(pool, Effect::Reads, async |server: Arc<Server>| {
         let mut client = ClusterClient::new(server.channel(Lane::Calls));
         let request = MemberListRequest {
@@ -64,9 +84,14 @@ async fn members(pool: &Pool) -> Result<Vec<String>, Status> {
     });
     let members = listed.await?.into_inner().members;
     let voters = members.into_iter().filter(|member| !member.is_learner);
-    let urls = voters.flat_map(|member| member.client_ur_ls);
-    // Whatever else a member offers to its clients, such as a socket, is of no use here.
-    Ok(urls.filter(|url| url_authority(url).is_some()).collect())
+    let (mut urls, mut is_complete) = (Vec::new(), true);
+    for voter in voters {
+        is_complete &= !voter.client_ur_ls.is_empty();
+        // Whatever else a member offers to its clients, such as a socket, is of no use here.
+        let usable = voter.client_ur_ls.into_iter();
+        urls.extend(usable.filter(|url| url_authority(url).is_some()));
+    }
+    Ok((urls, is_complete))
 }
 
 async fn look_at_all(pool: &Pool, cluster: &mut Option<u64>) {

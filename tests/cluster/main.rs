@@ -1,5 +1,5 @@
 //! Clusters of member processes under load, with members killed, paused, cut off, restarted, added
-//! and removed.
+//! and removed, also behind a proxy.
 
 mod catch_up;
 mod cuts;
@@ -7,6 +7,7 @@ mod leader_kill;
 mod lock_safety;
 mod membership;
 mod pauses;
+mod proxy;
 mod rolling_restart;
 
 use std::path::PathBuf;

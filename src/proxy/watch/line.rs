@@ -19,13 +19,14 @@ pub(super) const NO_WATCH: i64 = -1;
 #[derive(Debug, Default)]
 pub(super) struct Line {
     watches: BTreeMap<i64, Watch>,
-    /// Watches whose creation is not answered yet, in the order asked, which is that of their numbers;
-    /// some may be removed by now.
+    /// The watches by the ids that the member knows: a watch that is asked for again gets another one.
+    by_id: BTreeMap<i64, i64>,
+    /// Ids whose creation is not answered yet, in the order asked; some may be removed by now.
     pending: VecDeque<i64>,
     /// Not sent yet. Only creates of watches that are there, cancels of watches that were sent, and one
     /// request for progress: bounded by the watches.
     requests: VecDeque<WatchRequest>,
-    /// Watches whose creation is among them.
+    /// Ids whose creation is among them.
     unsent: BTreeSet<i64>,
     /// Requests for progress on this stream: made, and answered.
     progress_asked: u64,
@@ -34,6 +35,7 @@ pub(super) struct Line {
     progress_unsent: bool,
     is_open: bool,
     last_number: i64,
+    last_id: i64,
 }
 
 #[derive(Debug)]
@@ -41,6 +43,10 @@ struct Watch {
     spec: Spec,
     /// The first revision that was not told yet; `None` until a watch from now on knows when that was.
     next: Option<i64>,
+    /// Whether everything before that was told: otherwise it is where the watch was asked to begin.
+    is_told: bool,
+    /// The id that the member knows it by, while the stream is open.
+    id: i64,
     /// The last request for progress that was sent before the watch was known to have begun: the answers
     /// to later ones are about this watch too.
     begun_after: Option<u64>,
@@ -97,37 +103,67 @@ impl Line {
 
     /// Adds a watch from revision `start` on; `None` means from now. Returns its number.
     pub(super) fn add(&mut self, spec: Spec, start: Option<i64>) -> i64 {
+        self.insert(spec, start, false)
+    }
+
+    /// Adds a watch that goes on at revision `next`, where another one of the same stands.
+    pub(super) fn add_told(&mut self, spec: Spec, next: i64) -> i64 {
+        self.insert(spec, Some(next), true)
+    }
+
+    fn insert(&mut self, spec: Spec, next: Option<i64>, is_told: bool) -> i64 {
         self.last_number += 1;
         let number = self.last_number;
         let watch = Watch {
             spec,
-            next: start,
+            next,
+            is_told,
+            id: NO_WATCH,
             begun_after: None,
             held: Vec::new(),
         };
-        if self.is_open {
-            self.pending.push_back(number);
-            self.unsent.insert(number);
-            self.requests.push_back(watch.request(number));
-        }
+        let start = watch.start();
         self.watches.insert(number, watch);
+        if self.is_open {
+            self.ask(number, start);
+        }
         number
+    }
+
+    /// Asks for a watch from revision `start` on.
+    fn ask(&mut self, number: i64, start: i64) {
+        let Some(watch) = self.watches.get_mut(&number) else {
+            return;
+        };
+        self.by_id.remove(&watch.id);
+        self.last_id += 1;
+        watch.id = self.last_id;
+        watch.begun_after = None;
+        watch.held.clear();
+        self.by_id.insert(watch.id, number);
+        self.pending.push_back(watch.id);
+        self.unsent.insert(watch.id);
+        self.requests.push_back(watch.spec.request(watch.id, start));
     }
 
     /// Ends a watch. Nothing more is heard of it.
     pub(super) fn remove(&mut self, number: i64) {
-        if self.watches.remove(&number).is_none() || !self.is_open {
+        let Some(watch) = self.watches.remove(&number) else {
+            return;
+        };
+        if !self.is_open {
             return;
         }
-        if self.unsent.remove(&number) {
-            self.pending.retain(|pending| *pending != number);
+        self.by_id.remove(&watch.id);
+        if self.unsent.remove(&watch.id) {
+            self.pending.retain(|pending| *pending != watch.id);
             self.requests.retain(|request| {
                 !matches!(&request.request_union, Some(RequestUnion::CreateRequest(create))
-                    if create.watch_id == number)
+                    if create.watch_id == watch.id)
             });
             return;
         }
-        let cancel = WatchCancelRequest { watch_id: number };
+        let cancel = WatchCancelRequest { watch_id: watch.id };
         self.requests.push_back(WatchRequest {
             request_union: Some(RequestUnion::CancelRequest(cancel)),
         });
@@ -179,16 +215,20 @@ impl Line {
     pub(super) fn open(&mut self) {
         self.close();
         self.is_open = true;
-        for (number, watch) in &self.watches {
-            self.pending.push_back(*number);
-            self.unsent.insert(*number);
-            self.requests.push_back(watch.request(*number));
+        let all: Vec<(i64, i64)> = self
+            .watches
+            .iter()
+            .map(|(number, watch)| (*number, watch.start()))
+            .collect();
+        for (number, start) in all {
+            self.ask(number, start);
         }
     }
 
     /// The stream is gone, and what it had not told in full with it.
     pub(super) fn close(&mut self) {
         self.is_open = false;
+        self.by_id.clear();
         self.pending.clear();
         self.requests.clear();
         self.unsent.clear();
@@ -196,7 +236,7 @@ impl Line {
         self.progress_unsent = false;
         for watch in self.watches.values_mut() {
             watch.held.clear();
-            watch.begun_after = None;
+            (watch.id, watch.begun_after) = (NO_WATCH, None);
         }
     }
 
@@ -207,12 +247,13 @@ impl Line {
 
     /// Whether the creation of a watch was not sent yet.
     pub(super) fn is_unsent(&self, number: i64) -> bool {
-        !self.is_open || self.unsent.contains(&number)
+        let watch = self.watches.get(&number);
+        !self.is_open || watch.is_some_and(|watch| self.unsent.contains(&watch.id))
     }
 
     /// All watches that the answer of this number is about were told everything up to `revision`, by the
     /// word of a server that answers requests for progress in order.
-    pub(super) fn is_told(&mut self, revision: i64, answer: u64) {
+    pub(super) fn told(&mut self, revision: i64, answer: u64) {
         for watch in self.watches.values_mut() {
             if watch.held.is_empty() && watch.is_covered(answer) {
                 watch.pass(revision + 1);
@@ -233,9 +274,11 @@ impl Line {
             return self.created(response, heard);
         }
         let header = response.header.unwrap_or_default();
-        let number = response.watch_id;
-        let Some(watch) = self.watches.get_mut(&number) else {
-            if number == NO_WATCH && !response.canceled && response.events.is_empty() {
+        let number = self.by_id.get(&response.watch_id).copied();
+        let watch = number.and_then(|number| Some((number, self.watches.get_mut(&number)?)));
+        let Some((number, watch)) = watch else {
+            let is_of_all = response.watch_id == NO_WATCH;
+            if is_of_all && !response.canceled && response.events.is_empty() {
                 self.progress_heard = self.progress_asked.min(self.progress_heard + 1);
                 let number = self.progress_heard;
                 heard.push(Heard::InSync { header, number });
@@ -244,8 +287,7 @@ impl Line {
             return Ok(());
         };
         if response.canceled {
-            self.watches.remove(&number);
-            heard.push(Heard::Ended { number, response });
+            self.canceled(number, response, heard);
             return Ok(());
         }
         let is_empty = response.events.is_empty() && watch.held.is_empty() && !response.fragment;
@@ -267,23 +309,41 @@ impl Line {
         Ok(())
     }
 
+    fn canceled(&mut self, number: i64, response: WatchResponse, heard: &mut Vec<Heard>) {
+        let next = self.next(number).unwrap_or_default();
+        let compacted = response.compact_revision;
+        let watch = self.watches.get(&number);
+        if (1..=next).contains(&compacted) && watch.is_some_and(|watch| watch.is_told) {
+            // Only what was told already, and what it was asked to overlap with, is compacted.
+            self.ask(number, next);
+            return;
+        }
+        self.by_id.remove(&response.watch_id);
+        self.watches.remove(&number);
+        heard.push(Heard::Ended { number, response });
+    }
+
     fn created(&mut self, response: WatchResponse, heard: &mut Vec<Heard>) -> Result<(), Confused> {
         let last_progress = self.progress_asked - u64::from(self.progress_unsent);
-        // Creations are answered in the order asked. A refusal may come without its number.
-        let number = self.pending.pop_front().ok_or(Confused)?;
-        if response.watch_id != number && !response.canceled {
+        // Creations are answered in the order asked. A refusal may come without its id.
+        let id = self.pending.pop_front().ok_or(Confused)?;
+        if response.watch_id != id && !response.canceled {
             return Err(Confused);
         }
-        let Some(watch) = self.watches.get_mut(&number) else {
+        let number = self.by_id.get(&id).copied();
+        let watch = number.and_then(|number| Some((number, self.watches.get_mut(&number)?)));
+        let Some((number, watch)) = watch else {
             return Ok(());
         };
         if response.canceled {
+            self.by_id.remove(&id);
             self.watches.remove(&number);
             heard.push(Heard::Refused { number, response });
             return Ok(());
         }
         let header = response.header.unwrap_or_default();
         watch.next.get_or_insert(header.revision + 1);
+        watch.is_told = true;
         watch.begun_after = Some(last_progress);
         heard.push(Heard::Created { number, header });
         Ok(())
@@ -291,8 +351,15 @@ impl Line {
 }
 
 impl Watch {
-    fn request(&self, number: i64) -> WatchRequest {
-        self.spec.request(number, self.next.unwrap_or_default())
+    /// Where to ask for it. One that goes on overlaps by the revision before, which is there: members
+    /// answer no request for progress before they have reached the revision that each watch was asked to
+    /// begin at.
+    fn start(&self) -> i64 {
+        match self.next {
+            Some(next) if self.is_told => (next - 1).max(1),
+            Some(start) => start,
+            None => 0,
+        }
     }
 
     fn is_covered(&self, answer: u64) -> bool {
@@ -440,14 +507,43 @@ mod tests {
         hear(&mut line, events(one, &[5, 6, 7], true));
         line.close();
         line.open();
-        // The third never heard when its "now" was, so it still is now.
-        assert_eq!(starts(&mut line), [(one, 7), (two, 3), (three, 0)]);
-        hear(&mut line, created(one, 2));
+        // The first goes on, one revision before. The third never heard when its "now" was, so it still
+        // is now.
+        assert_eq!(starts(&mut line), [(4, 6), (5, 3), (6, 0)]);
+        hear(&mut line, created(4, 2));
         // What was told already is passed over.
         assert_eq!(
-            told(&hear(&mut line, events(one, &[6, 7], false))),
+            told(&hear(&mut line, events(4, &[6, 7], false))),
             [(7, vec![7])]
         );
+    }
+
+    #[test]
+    fn only_a_compaction_of_what_was_not_told_ends_a_watch() {
+        let mut line = Line::default();
+        line.open();
+        let (told, exact) = (line.add_told(spec("a"), 7), line.add(spec("b"), Some(7)));
+        assert_eq!(starts(&mut line), [(1, 6), (2, 7)]);
+        let compacted = |id, at| WatchResponse {
+            watch_id: id,
+            canceled: true,
+            compact_revision: at,
+            ..Default::default()
+        };
+        hear(&mut line, created(1, 9));
+        assert_eq!(hear(&mut line, compacted(1, 7)), []);
+        assert_eq!(starts(&mut line), [(3, 7)]);
+        hear(&mut line, created(2, 9));
+        hear(&mut line, created(3, 9));
+        for (id, number) in [(2, exact), (3, told)] {
+            let response = compacted(id, 8);
+            let ended = Heard::Ended {
+                number,
+                response: response.clone(),
+            };
+            assert_eq!(hear(&mut line, response), [ended]);
+        }
+        assert!(line.is_empty());
     }
 
     #[test]
@@ -485,12 +581,14 @@ mod tests {
         line.open();
         let (one, two) = (line.add(spec("a"), None), line.add(spec("b"), None));
         line.remove(one);
-        assert_eq!(starts(&mut line), [(two, 0)]);
+        assert_eq!(starts(&mut line), [(2, 0)]);
         line.remove(two);
         let cancel = line.request().and_then(|request| request.request_union);
-        assert!(matches!(cancel, Some(RequestUnion::CancelRequest(_))));
+        assert!(
+            matches!(cancel, Some(RequestUnion::CancelRequest(cancel)) if cancel.watch_id == 2)
+        );
         // Its answer is on its way.
-        assert_eq!(hear(&mut line, created(two, 1)), []);
+        assert_eq!(hear(&mut line, created(2, 1)), []);
     }
 
     #[test]
@@ -523,14 +621,14 @@ mod tests {
             _ => panic!("{heard:?}"),
         };
         let (revision, number) = answer(&hear(&mut line, in_sync(30)));
-        line.is_told(revision, number);
+        line.told(revision, number);
         assert_eq!(
             (number, line.next(watch), line.next(other)),
             (1, Some(31), Some(3))
         );
         assert_eq!(line.ask_progress(), 2);
         let (revision, number) = answer(&hear(&mut line, in_sync(40)));
-        line.is_told(revision, number);
+        line.told(revision, number);
         assert_eq!((number, line.next(other)), (2, Some(41)));
     }
 }

@@ -356,7 +356,7 @@ impl Shared {
             }
             Heard::InSync { header, number } => {
                 if is_ordered {
-                    self.line.is_told(header.revision, number);
+                    self.line.told(header.revision, number);
                 }
                 self.in_sync(header, number);
             }
@@ -386,7 +386,11 @@ impl Shared {
     }
 
     fn begin(&mut self, spec: &Spec, start: Option<i64>) -> i64 {
-        let number = self.line.add(spec.clone(), start);
+        let spec_of_line = spec.clone();
+        let number = match start {
+            Some(next) => self.line.add_told(spec_of_line, next),
+            None => self.line.add(spec_of_line, None),
+        };
         self.by_spec.insert(spec.clone(), number);
         let watch = Watch {
             spec: spec.clone(),

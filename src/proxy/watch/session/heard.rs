@@ -131,7 +131,7 @@ impl Session {
                 self.hear_of(header);
                 self.line_in_sync(number, header.revision);
                 if is_ordered {
-                    self.line.is_told(header.revision, number);
+                    self.line.told(header.revision, number);
                     let lines = self.alone.keys().copied();
                     let covered = lines.filter(|line| self.line.is_covered(*line, number));
                     let covered: Vec<i64> = covered.collect();

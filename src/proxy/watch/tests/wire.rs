@@ -18,7 +18,7 @@ pub(super) struct Wire {
     at: i64,
     watches: BTreeMap<i64, Watch>,
     answers: VecDeque<WatchResponse>,
-    /// Whether it answers requests for progress in order, and only when all is told.
+    /// Whether it answers requests for progress in order, and only when all is told and begun.
     is_ordered: bool,
     lags: bool,
 }
@@ -26,6 +26,8 @@ pub(super) struct Wire {
 #[derive(Debug)]
 struct Watch {
     request: WatchCreateRequest,
+    /// Where it was asked to begin, or 0.
+    start: i64,
     next: i64,
 }
 
@@ -88,7 +90,8 @@ impl Wire {
                 }
             }
             RequestUnion::ProgressRequest(_) => {
-                let in_sync = self.watches.values().all(|watch| watch.next > self.at);
+                let in_sync = |watch: &Watch| watch.next > self.at && watch.start <= self.at;
+                let in_sync = self.watches.values().all(in_sync);
                 if in_sync || !self.is_ordered {
                     self.answers.push_back(self.answer(NO_WATCH));
                 }
@@ -115,7 +118,12 @@ impl Wire {
             });
             return;
         }
-        self.watches.insert(id, Watch { request, next });
+        let watch = Watch {
+            start: request.start_revision,
+            request,
+            next,
+        };
+        self.watches.insert(id, watch);
     }
 
     /// One watch tells some of what it has, or that it has nothing. Returns whether there was anything.
