@@ -2,6 +2,7 @@
 //! and removed, also behind a proxy.
 
 mod catch_up;
+mod crash_points;
 mod cuts;
 mod leader_kill;
 mod lock_safety;

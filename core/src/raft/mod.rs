@@ -47,6 +47,6 @@ pub use machine::AppliedPoint;
 pub use membership::{Change, RaftMember, members_in};
 pub use pending::{Completion, Pending, Ticket};
 pub use rebuild::{Unusable, take_state, usable};
-pub use survivor::{is_alone, make_alone};
 pub use restored::{RESTORED_AT, restored_marks};
+pub use survivor::{is_alone, make_alone};
 pub use types::Peer;

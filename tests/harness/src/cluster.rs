@@ -280,6 +280,14 @@ impl ProcessCluster {
     /// # Errors
     /// When it runs already or cannot be started.
     pub fn launch(&mut self, i: usize) -> anyhow::Result<()> {
+        self.launch_with(i, &[])
+    }
+
+    /// As [`ProcessCluster::launch`], with `environment` for this process.
+    ///
+    /// # Errors
+    /// As [`ProcessCluster::launch`].
+    pub fn launch_with(&mut self, i: usize, environment: &[(&str, &str)]) -> anyhow::Result<()> {
         let member = &self.members[i];
         anyhow::ensure!(member.process.is_none(), "{} runs already", member.name);
         let mut command = Command::new(&self.program);
@@ -300,6 +308,7 @@ impl ProcessCluster {
             Founding::Join(url) => command.args(["--join", url]),
         };
         command.args(&self.arguments);
+        command.envs(environment.iter().copied());
         let process = Process::start(&member.name, command, self.folder.path())?;
         if let Some(network) = &self.network {
             network.set_process(i, Some(process.pid()));
