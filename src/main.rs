@@ -14,6 +14,7 @@ mod proxy;
 mod server;
 mod services;
 mod signals;
+mod snapshot;
 
 /// What one thread decodes another one applies and a third one frees: the system's allocator spends
 /// more on that than the work itself takes.

@@ -1,5 +1,6 @@
 //! The command line: what there is to say, and which part of the program it goes to.
 
+pub(crate) mod initial_cluster;
 mod limits;
 mod server;
 
@@ -10,7 +11,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub(crate) use server::ServerArgs;
 
-use crate::{bench, demo, dev, proxy, server as serve};
+use crate::{bench, demo, dev, proxy, server as serve, snapshot};
 
 /// Coordination for services: a replicated key-value store that speaks the etcd v3 API, and
 /// recipes on it.
@@ -29,6 +30,9 @@ enum Command {
     Proxy(Box<proxy::ProxyArgs>),
     /// Run a single node with its data in memory, for trying out.
     Dev(dev::DevArgs),
+    /// Save a member's data to a file, look into such a file, make a new cluster from it.
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     /// Hash a folder with several workers while a worker and the leading member are killed, and
     /// check the result.
     Demo(demo::DemoArgs),
@@ -52,6 +56,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Server(args) => runtime.block_on(serve::run(*args)),
         Command::Proxy(args) => runtime.block_on(proxy::run(*args)),
         Command::Dev(args) => runtime.block_on(dev::run(args)),
+        Command::Snapshot(command) => runtime.block_on(snapshot::run(command)),
         Command::Demo(args) => runtime.block_on(demo::run(args)),
         Command::Bench(args) => runtime.block_on(bench::run(*args)),
         Command::DemoWorker(args) => runtime.block_on(demo::work(args)),

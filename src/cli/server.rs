@@ -6,10 +6,9 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use quorate::core::api::http::origin::Access;
-use quorate::core::config::{
-    AutoCompaction, ClusterConfig, ClusterState, Config, Data, InitialMember,
-};
+use quorate::core::config::{AutoCompaction, ClusterConfig, ClusterState, Config, Data};
 
+use super::initial_cluster;
 use super::limits::LimitArgs;
 
 /// What history is kept by without being asked.
@@ -340,7 +339,11 @@ impl ServerArgs {
             data: Data::Folder(folder.unwrap_or_else(|| format!("{}.quorate", self.name).into())),
             token: self.initial_cluster_token.clone(),
             cluster: Some(ClusterConfig {
-                members: self.members()?,
+                members: initial_cluster::members(
+                    &self.name,
+                    self.initial_cluster.as_deref(),
+                    &self.initial_advertise_peer_urls,
+                )?,
                 state: match (&self.join, self.initial_cluster_state) {
                     (Some(url), _) => ClusterState::Join(url.clone()),
                     (None, InitialState::New) => ClusterState::New,
@@ -365,53 +368,6 @@ impl ServerArgs {
         };
         self.limits.set(&mut config);
         Ok(config)
-    }
-
-    fn members(&self) -> anyhow::Result<Vec<InitialMember>> {
-        let Some(list) = &self.initial_cluster else {
-            return Ok(vec![InitialMember {
-                name: self.name.clone(),
-                peer_urls: self.initial_advertise_peer_urls.clone(),
-            }]);
-        };
-        let mut members: Vec<InitialMember> = Vec::new();
-        for item in list
-            .split(',')
-            .map(str::trim)
-            .filter(|item| !item.is_empty())
-        {
-            let (name, url) = item
-                .split_once('=')
-                .with_context(|| format!("--initial-cluster: `{item}` is not name=url"))?;
-            match members.iter_mut().find(|member| member.name == name) {
-                Some(member) => member.peer_urls.push(url.to_owned()),
-                None => members.push(InitialMember {
-                    name: name.to_owned(),
-                    peer_urls: vec![url.to_owned()],
-                }),
-            }
-        }
-        let own = members
-            .iter()
-            .find(|member| member.name == self.name)
-            .with_context(|| {
-                format!(
-                    "--initial-cluster does not list this member, --name {}",
-                    self.name
-                )
-            })?;
-        let mut advertised = self.initial_advertise_peer_urls.clone();
-        let mut listed = own.peer_urls.clone();
-        advertised.sort();
-        listed.sort();
-        ensure!(
-            advertised == listed,
-            "--initial-cluster gives {} as {}, --initial-advertise-peer-urls as {}",
-            self.name,
-            listed.join(","),
-            advertised.join(",")
-        );
-        Ok(members)
     }
 
     fn auto_compaction(&self) -> anyhow::Result<AutoCompaction> {

@@ -77,7 +77,7 @@ pub fn restore(
         let taken = match item.change {
             Change::None => Ok(()),
             Change::Put(pair) => import.put(item.revision, pair),
-            Change::Delete(key) => import.delete(item.revision, key),
+            Change::Delete(key) => import.delete(item.revision, &key),
         };
         taken.map_err(|error| not_taken(source, error))?;
     }

@@ -259,8 +259,11 @@ fn a_damaged_file_without_a_checksum_is_refused_or_restores_a_sound_store() {
     assert!(told > 500 && sound > 100);
 }
 
+/// A key and its value.
+type Pair = (Vec<u8>, Vec<u8>);
+
 /// A file made of these buckets beside an empty `key`, unless that is among them.
-fn made_of(buckets: &[(&str, &[(Vec<u8>, Vec<u8>)])]) -> Vec<u8> {
+fn made_of(buckets: &[(&str, &[Pair])]) -> Vec<u8> {
     let mut buckets = buckets.to_vec();
     if !buckets.iter().any(|(name, _)| *name == "key") {
         buckets.push(("key", &[]));
@@ -284,7 +287,7 @@ fn revision_key(main: i64, sub: i64) -> Vec<u8> {
 }
 
 /// A put of key `k`: its revision, create revision and version.
-fn put(main: i64, create_revision: i64, version: i64) -> (Vec<u8>, Vec<u8>) {
+fn put(main: i64, create_revision: i64, version: i64) -> Pair {
     let pair = KeyValue {
         key: "k".into(),
         value: main.to_string().into(),
@@ -296,7 +299,7 @@ fn put(main: i64, create_revision: i64, version: i64) -> (Vec<u8>, Vec<u8>) {
     (revision_key(main, 0), pair.encode_to_vec())
 }
 
-fn tombstone(main: i64, key: &'static str) -> (Vec<u8>, Vec<u8>) {
+fn tombstone(main: i64, key: &'static str) -> Pair {
     let pair = KeyValue {
         key: key.into(),
         ..KeyValue::default()
@@ -306,7 +309,7 @@ fn tombstone(main: i64, key: &'static str) -> (Vec<u8>, Vec<u8>) {
     (stored, pair.encode_to_vec())
 }
 
-fn compacted_at(main: i64) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn compacted_at(main: i64) -> Vec<Pair> {
     vec![(b"scheduledCompactRev".to_vec(), revision_key(main, 0))]
 }
 

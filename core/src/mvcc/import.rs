@@ -123,7 +123,7 @@ impl Import {
         }
         self.attach(&key, old.as_ref().map_or(0, |old| old.lease), lease);
         self.set(codec::key_key(&key), Some(pair.encode()));
-        self.end(revision, key, old, false)
+        self.end(revision, &key, old, false)
     }
 
     /// Takes a deletion.
@@ -131,14 +131,14 @@ impl Import {
     /// # Errors
     ///
     /// There is nothing to delete; storage failures.
-    pub fn delete(&mut self, revision: Revision, key: Bytes) -> Result<(), ImportError> {
+    pub fn delete(&mut self, revision: Revision, key: &Bytes) -> Result<(), ImportError> {
         self.follow(revision)?;
-        let old = self.current(&key)?;
+        let old = self.current(key)?;
         match &old {
             Some(old) => {
                 self.pairs -= 1;
-                self.attach(&key, old.lease, 0);
-                self.set(codec::key_key(&key), None);
+                self.attach(key, old.lease, 0);
+                self.set(codec::key_key(key), None);
             }
             None if revision.main > self.whole_after => {
                 let what = "a deletion of a key that is not there".to_owned();
@@ -217,7 +217,7 @@ impl Import {
     fn end(
         &mut self,
         revision: Revision,
-        key: Bytes,
+        key: &Bytes,
         old: Option<Pair>,
         deleted: bool,
     ) -> Result<(), ImportError> {
@@ -225,7 +225,7 @@ impl Import {
             let record = EventRecord {
                 deleted,
                 replaced: old.as_ref().map(|old| old.mod_revision),
-                previous: self.previous(revision, &key, old.as_ref())?,
+                previous: self.previous(revision, key, old.as_ref())?,
                 key: key.clone(),
             };
             self.set(codec::event_key(revision), Some(record.encode()));
@@ -238,7 +238,7 @@ impl Import {
                     pair,
                     end: revision,
                 };
-                self.set(codec::version_key(&key, began), Some(past.encode()));
+                self.set(codec::version_key(key, began), Some(past.encode()));
             }
         }
         if self.bytes >= BATCH_BYTES || self.changes >= BATCH_CHANGES_MAX {

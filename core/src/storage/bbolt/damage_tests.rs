@@ -26,7 +26,8 @@ fn file_of(buckets: &[Expected]) -> Vec<u8> {
 /// Buckets with and without a tree, one of them three levels deep, and a value of many pages.
 fn sample(count: u32) -> Vec<Expected> {
     let items = |count: u32, length: usize| {
-        let items = (0..count).map(|i| (i.to_be_bytes().to_vec(), vec![i as u8; length]));
+        let items =
+            (0..count).map(|i| (i.to_be_bytes().to_vec(), vec![i.to_be_bytes()[3]; length]));
         items.collect::<Vec<_>>()
     };
     let long_keys = (0..count).map(|i| ([&i.to_be_bytes()[..], &[7; 900]].concat(), vec![1]));
