@@ -85,13 +85,14 @@ fn size(bytes: u64) -> String {
         whole *= 1_000;
         unit += 1;
     }
-    // Rounded to tenths.
+    // Rounded to tenths, then to even where no tenths are shown: so do they.
     let tenths = (u128::from(bytes) * 10 + u128::from(whole) / 2) / u128::from(whole);
+    let (units, rest) = (tenths / 10, tenths % 10);
     if tenths < 100 {
-        format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
-    } else {
-        format!("{} {}", (tenths + 5) / 10, UNITS[unit])
+        return format!("{units}.{rest} {}", UNITS[unit]);
     }
+    let is_up = rest > 5 || (rest == 5 && units % 2 == 1);
+    format!("{} {}", units + u128::from(is_up), UNITS[unit])
 }
 
 #[cfg(test)]
@@ -107,6 +108,7 @@ mod tests {
             (999, "999 B"),
             (1_000, "1.0 kB"),
             (20_480, "20 kB"),
+            (21_504, "22 kB"),
             (24_576, "25 kB"),
             (2_146_304, "2.1 MB"),
             (82_854_982, "83 MB"),
