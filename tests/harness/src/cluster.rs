@@ -1,5 +1,6 @@
 //! Clusters of member processes: the released program itself, over loopback, with data on disk.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -275,6 +276,27 @@ impl ProcessCluster {
         self.members[i].process.as_mut()
     }
 
+    /// The flags that say who member `i` is, where its data is, and with whom it founds the cluster:
+    /// what starting a member and restoring it have in common.
+    #[must_use]
+    pub fn identity(&self, i: usize) -> Vec<OsString> {
+        let member = &self.members[i];
+        let mut flags: Vec<OsString> = vec![
+            "--name".into(),
+            (&member.name).into(),
+            "--data-dir".into(),
+            self.data_dir(i).into(),
+            "--initial-advertise-peer-urls".into(),
+            (&member.peer_url).into(),
+            "--initial-cluster-token".into(),
+            "harness".into(),
+        ];
+        if let Founding::Initial(members) = &member.founding {
+            flags.extend(["--initial-cluster".into(), members.into()]);
+        }
+        flags
+    }
+
     /// Starts the process of member `i`, without waiting for it to serve.
     ///
     /// # Errors
@@ -293,18 +315,12 @@ impl ProcessCluster {
         let mut command = Command::new(&self.program);
         command
             .arg("server")
-            .args(["--name", &member.name])
-            .arg("--data-dir")
-            .arg(self.data_dir(i))
+            .args(self.identity(i))
             .args(["--listen-client-urls", &member.client_url])
             .args(["--advertise-client-urls", &member.client_url])
-            .args(["--listen-peer-urls", &member.listen_peer_url])
-            .args(["--initial-advertise-peer-urls", &member.peer_url])
-            .args(["--initial-cluster-token", "harness"]);
+            .args(["--listen-peer-urls", &member.listen_peer_url]);
         match &member.founding {
-            Founding::Initial(members) => command
-                .args(["--initial-cluster", members])
-                .args(["--initial-cluster-state", "new"]),
+            Founding::Initial(_) => command.args(["--initial-cluster-state", "new"]),
             Founding::Join(url) => command.args(["--join", url]),
         };
         command.args(&self.arguments);
