@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use futures::FutureExt as _;
 use quorate::core::clock::{self, Instant};
 use quorate::core::config::url_authority;
 use rand::rngs::SmallRng;
@@ -22,6 +23,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// that probe more often than every 5 s, or while they are idle.
 const PING_INTERVAL: Duration = Duration::from_secs(6);
 const PING_LIMIT: Duration = Duration::from_secs(2);
+/// How long a connection is silent before the machine behind it is probed, for those not in use.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 /// How long an endpoint is left alone after its first failure, and at most.
 const REST_FIRST: Duration = Duration::from_millis(100);
 const REST_MAX: Duration = Duration::from_secs(5);
@@ -228,6 +231,11 @@ impl Pool {
         self.0.failed.notified().await;
     }
 
+    /// Takes note that an endpoint has failed, so that it is not told again.
+    pub(super) fn failures_are_known(&self) {
+        self.some_failed().now_or_never();
+    }
+
     /// Whether some endpoint can be used, and each change of that.
     pub(super) fn is_live(&self) -> watch::Receiver<bool> {
         self.0.is_live.subscribe()
@@ -300,6 +308,7 @@ impl Server {
                 .keep_alive_timeout(PING_LIMIT)
                 .keep_alive_while_idle(false)
                 .tcp_nodelay(true)
+                .tcp_keepalive(Some(TCP_KEEPALIVE))
                 .initial_stream_window_size(call_bytes)
                 .initial_connection_window_size(connection_bytes)
                 .connect_lazy();

@@ -35,6 +35,9 @@ const KEEP_ALIVES_IN_FLIGHT: usize = 256;
 /// How long a keep-alive waits for its answer, over all members: as long as a member waits for a
 /// leader.
 const RENEW_LIMIT: Duration = Duration::from_secs(7);
+/// How long a member may be silent while keep-alives wait, before another one is asked: leases are short,
+/// and asking twice does no harm.
+const SILENCE_MAX: Duration = Duration::from_millis(1_500);
 
 /// Keep-alives of all clients. Cheap to clone; all clones share.
 #[derive(Debug, Clone)]
@@ -187,6 +190,8 @@ async fn run(
     mut upstream: Upstream<LeaseKeepAliveRequest, LeaseKeepAliveResponse>,
     counts: Arc<Counts>,
 ) {
+    // Since when the member owes an answer.
+    let mut silent_since: Option<clock::Instant> = None;
     loop {
         let (is_idle, due) = {
             let mut renewals = common.lock();
@@ -194,6 +199,7 @@ async fn run(
                 && let Some(id) = renewals.take_due(clock::now())
             {
                 counts.sent.fetch_add(1, Relaxed);
+                silent_since.get_or_insert_with(clock::now);
                 upstream.send(LeaseKeepAliveRequest { id });
             }
             // Without room it waits for that, not for the time.
@@ -207,11 +213,25 @@ async fn run(
             happened = upstream.next(), if !is_idle || upstream.is_begun() => {
                 let mut renewals = common.lock();
                 match happened {
-                    Happened::Opening | Happened::Broken => renewals.ask_again(clock::now()),
+                    Happened::Opening | Happened::Broken => {
+                        renewals.ask_again(clock::now());
+                        silent_since = None;
+                    }
                     Happened::HasRoom => {}
-                    Happened::Answer(answer) => renewals.hear(&answer, clock::now()),
-                    Happened::Ended(status) => renewals.end(&status),
+                    Happened::Answer(answer) => {
+                        renewals.hear(&answer, clock::now());
+                        silent_since = renewals.is_asked().then(clock::now);
+                    }
+                    Happened::Ended(status) => {
+                        renewals.end(&status);
+                        silent_since = None;
+                    }
                 }
+            }
+            () = sleep_until(silent_since.map(|since| since + SILENCE_MAX)) => {
+                silent_since = None;
+                upstream.give_up("no answer to a keep-alive in time");
+                common.lock().ask_again(clock::now());
             }
             () = common.wake.notified() => {}
             () = sleep_until(due) => {}

@@ -58,7 +58,7 @@ const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
 /// Answers, and their bytes, that wait for one client before its watchers fall behind.
 const ROOM: watch::Room = watch::Room {
     answers: 1_024,
-    bytes: 8 * 1024 * 1024,
+    bytes: 4 * 1024 * 1024,
 };
 /// How long the background work may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(1);

@@ -51,6 +51,8 @@ const READS: [&str; 17] = [
     "/v3electionpb.Election/Leader",
     "/v3electionpb.Election/Observe",
 ];
+/// Methods that wait for their turn. They end when the proxy does.
+const WAITS: [&str; 2] = ["/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign"];
 const TXN: &str = "/etcdserverpb.KV/Txn";
 /// Services that are the proxy's own, or not for clients.
 const NOT_PASSED: [&str; 2] = ["grpc.health.v1.", "quorate."];
@@ -124,7 +126,12 @@ impl Passing {
             let mut client = client(&server, Lane::Calls).await?;
             client.unary(request.copy(), path.clone(), Unread).await
         });
-        answer.await.map(without_connection)
+        let waits = WAITS.contains(&path.path());
+        let answer = tokio::select! {
+            answer = answer => answer?,
+            () = self.serving.cancelled(), if waits => return Err(Reason::Stopped.into()),
+        };
+        Ok(without_connection(answer))
     }
 
     /// Makes a call whose answer streams. It may go to another member until the first message came.
@@ -269,8 +276,8 @@ mod tests {
 
     #[test]
     fn reads_are_known_and_transactions_are_looked_into() {
-        for read in READS {
-            assert!(methods().contains_key(read), "{read}");
+        for known in READS.into_iter().chain(WAITS).chain([TXN]) {
+            assert!(methods().contains_key(known), "{known}");
         }
         let txn = |op: request_op::Request| {
             let txn = TxnRequest {

@@ -41,6 +41,8 @@ pub(super) async fn run(pool: Pool, interval: Option<Duration>, mut seen: Seen) 
             () = pool.some_failed() => tokio::time::sleep(AFTER_FAILURE).await,
         }
         once(&pool, &mut seen, interval.is_some()).await;
+        // Whatever failed just now was looked at.
+        pool.failures_are_known();
     }
 }
 

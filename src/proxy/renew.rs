@@ -22,6 +22,8 @@ pub(super) struct Renewals {
     leases: HashMap<i64, Lease>,
     /// Leases to be asked for, by when.
     due: VecDeque<(Instant, i64)>,
+    /// Leases that were asked for and not answered.
+    under_way: usize,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +49,11 @@ impl Renewals {
         self.leases.is_empty()
     }
 
+    /// Whether some lease was asked for and not answered.
+    pub(super) fn is_asked(&self) -> bool {
+        self.under_way > 0
+    }
+
     /// When the next lease is to be asked for.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.due.front().map(|(at, _)| *at)
@@ -63,6 +70,7 @@ impl Renewals {
             lease.asked = std::mem::take(&mut lease.waiting);
             lease.asked.retain(|tell| !tell.is_closed());
             if !lease.asked.is_empty() {
+                self.under_way += 1;
                 return Some(id);
             }
             self.leases.remove(&id);
@@ -75,6 +83,7 @@ impl Renewals {
         let Some(lease) = self.leases.get_mut(&answer.id) else {
             return;
         };
+        self.under_way -= usize::from(!lease.asked.is_empty());
         for tell in lease.asked.drain(..) {
             // Whoever left does not want to know.
             let _ = tell.send(Ok(*answer));
@@ -90,6 +99,7 @@ impl Renewals {
     /// does no harm.
     pub(super) fn ask_again(&mut self, now: Instant) {
         self.due.clear();
+        self.under_way = 0;
         for (id, lease) in &mut self.leases {
             lease.waiting.append(&mut lease.asked);
             lease.is_due = true;
@@ -100,6 +110,7 @@ impl Renewals {
     /// Tells all who wait that it cannot be done.
     pub(super) fn end(&mut self, status: &Status) {
         self.due.clear();
+        self.under_way = 0;
         for (_, lease) in self.leases.drain() {
             for tell in lease.asked.into_iter().chain(lease.waiting) {
                 let _ = tell.send(Err(status.clone()));
@@ -164,6 +175,7 @@ mod tests {
         assert_eq!(renewals.take_due(later + WINDOW), None, "one at a time");
         renewals.hear(&answer(1, 9), later);
         assert_eq!((ttl(&mut early), ttl(&mut late)), (Some(9), None));
+        assert!(!renewals.is_asked());
         assert_eq!(renewals.take_due(later + WINDOW), Some(1));
         renewals.hear(&answer(1, 7), later);
         assert_eq!(ttl(&mut late), Some(7));

@@ -52,7 +52,7 @@ async fn a_client_that_does_not_read_delays_nobody_and_loses_nothing() -> anyhow
     let growth = resident_mib(&mut proxy)?.saturating_sub(before);
     let behind = "quorate_proxy_watchers_behind_total";
     let behind = metrics::metric(proxy.endpoint(), behind).await?;
-    let total = PUTS * VALUE_BYTES >> 20;
+    let total = (PUTS * VALUE_BYTES) >> 20;
     println!("{total} MiB written, memory grew by {growth} MiB, {behind} watchers fell behind");
     assert!(growth <= GROWTH_MAX_MIB, "memory grew by {growth} MiB");
     assert!(behind >= SLOW as f64);
