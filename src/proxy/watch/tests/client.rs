@@ -27,6 +27,8 @@ pub(super) struct Client {
     /// Sessions' numbers of those whose "now" is being found out.
     doubts: Vec<u64>,
     pub(super) progress: Vec<i64>,
+    /// Revisions of the store when progress was asked for and not answered.
+    progress_asked: VecDeque<i64>,
     /// How likely it is to read when it may.
     pub(super) reads: f64,
     /// Whether the model's members are such that what is said of progress and of now can be relied on.
@@ -54,6 +56,7 @@ impl Client {
             over: BTreeSet::new(),
             doubts: Vec::new(),
             progress: Vec::new(),
+            progress_asked: VecDeque::new(),
             reads: 0.9,
             is_strict: !lags,
             is_ordered,
@@ -102,7 +105,8 @@ impl Client {
         }
     }
 
-    pub(super) fn ask_progress(&mut self) {
+    pub(super) fn ask_progress(&mut self, log: &Log) {
+        self.progress_asked.push_back(log.revision());
         let progress = WatchProgressRequest {};
         self.session
             .ask(union(RequestUnion::ProgressRequest(progress)));
@@ -188,6 +192,15 @@ impl Client {
             return;
         }
         self.progress.push(revision);
+        if self.is_strict {
+            // The answer is to a request that was made before it, not after.
+            let asked = self.progress_asked.front().copied().unwrap_or_default();
+            assert!(
+                revision >= asked,
+                "progress to {revision}, asked at {asked}"
+            );
+            self.progress_asked.retain(|asked| *asked > revision);
+        }
         if self.is_ordered {
             for watcher in self.watchers.values() {
                 assert_eq!(

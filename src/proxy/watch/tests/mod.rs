@@ -3,6 +3,7 @@
 
 mod client;
 mod model;
+mod progress;
 mod wire;
 
 use std::sync::Arc;

@@ -16,7 +16,7 @@ use crate::proxy::watch::trunk::Common;
 const CLIENTS: usize = 5;
 const STEPS: usize = 3_000;
 const RUNS: u64 = 60;
-const LIMITS: Limits = Limits {
+pub(super) const LIMITS: Limits = Limits {
     watchers: 6,
     piece_bytes: 150,
     room: Room {
@@ -34,6 +34,8 @@ struct World {
     is_ordered: bool,
     lags: bool,
     sessions: u64,
+    /// How often progress is asked for.
+    asks: f64,
 }
 
 impl World {
@@ -47,6 +49,7 @@ impl World {
             is_ordered,
             lags,
             sessions: 0,
+            asks: [0.01, 0.1][usize::from(seed % 2 == 0)],
         };
         for _ in 0..CLIENTS {
             world.join();
@@ -65,6 +68,9 @@ impl World {
         let Self { random, log, .. } = self;
         let at = random.random_range(0..self.clients.len());
         let client = &mut self.clients[at];
+        if random.random_bool(self.asks) {
+            client.ask_progress(log);
+        }
         match random.random_range(0..1000) {
             0..150 => {
                 let keys = ["a", "b", "bb", "c", "d"];
@@ -78,8 +84,7 @@ impl World {
             }
             150..190 => client.create(log, random),
             190..205 => client.cancel(random),
-            205..215 => client.ask_progress(),
-            215..220 => {
+            205..220 => {
                 self.clients.remove(at);
                 self.join();
             }
@@ -197,7 +202,7 @@ impl World {
         assert_eq!(self.common.lock().watches(), self.trunk.watches());
         for client in &mut self.clients {
             client.progress.clear();
-            client.ask_progress();
+            client.ask_progress(&self.log);
         }
         self.settle();
         for client in &self.clients {
