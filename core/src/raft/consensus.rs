@@ -26,7 +26,7 @@ use crate::raft::log::{self, Log};
 use crate::raft::machine::{AppliedPoint, Failure, Machine, Parts, report};
 use crate::raft::network::Network;
 use crate::raft::pending::Pending;
-use crate::raft::retention::{Limits, Retention};
+use crate::raft::retention::{Limits, Retention, Transfers};
 use crate::raft::settings;
 use crate::raft::snapshot::{SnapshotData, installed_in};
 use crate::raft::start::{Decision, check};
@@ -167,8 +167,9 @@ impl Consensus {
             election_timeout: options.election_timeout,
         };
         let (stores, mode) = (options.stores.clone(), options.apply_on);
-        let network = Network::new(transport.clone(), timings, mode);
-        let consensus = Self::start_on(options, network).await?;
+        let transfers = Transfers::default();
+        let network = Network::new(transport.clone(), timings, mode, transfers.clone());
+        let consensus = Self::start_with(options, network, transfers).await?;
         let streams_up = transport.streams_up();
         consensus.inner.tasks.spawn(
             "resume replication",
@@ -186,6 +187,15 @@ impl Consensus {
 
     /// [`Consensus::start`] over any network.
     pub(crate) async fn start_on<N>(options: Options, network: N) -> Result<Self>
+    where
+        N: RaftNetworkFactory<TypeConfig>,
+        N::Network: NetSnapshot<TypeConfig, SnapshotData = SnapshotData>,
+    {
+        Self::start_with(options, network, Transfers::default()).await
+    }
+
+    /// `transfers` are those that `network` makes.
+    async fn start_with<N>(options: Options, network: N, transfers: Transfers) -> Result<Self>
     where
         N: RaftNetworkFactory<TypeConfig>,
         N::Network: NetSnapshot<TypeConfig, SnapshotData = SnapshotData>,
@@ -233,6 +243,7 @@ impl Consensus {
                 catch_up_entries: options.catch_up_entries,
                 log_bytes_max: LOG_BYTES_MAX,
             },
+            transfers: transfers.clone(),
             election_timeout: options.election_timeout,
         };
         let (published, leadership) = watch::channel(Leadership::default());

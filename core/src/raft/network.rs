@@ -30,6 +30,7 @@ use quorate_proto::peer::request::Kind as Asked;
 use quorate_proto::peer::response::Kind as Answered;
 
 use crate::peer::{AppendSession, Peer, PeerError, Timings, Transport};
+use crate::raft::retention::Transfers;
 use crate::raft::snapshot::SnapshotData;
 use crate::raft::state_machine::RaftSnapshot;
 use crate::raft::types::{self, TypeConfig, Vote};
@@ -45,16 +46,24 @@ pub(super) struct Network {
     transport: Transport,
     timings: Timings,
     mode: WriterMode,
+    transfers: Transfers,
 }
 
 impl Network {
-    /// Clients over `transport`; `mode` says whether reading a snapshot may use other threads.
+    /// Clients over `transport`; `mode` says whether reading a snapshot may use other threads, and
+    /// `transfers` is told of those that are sent.
     #[must_use]
-    pub(super) fn new(transport: Transport, timings: Timings, mode: WriterMode) -> Self {
+    pub(super) fn new(
+        transport: Transport,
+        timings: Timings,
+        mode: WriterMode,
+        transfers: Transfers,
+    ) -> Self {
         Self {
             transport,
             timings,
             mode,
+            transfers,
         }
     }
 
@@ -295,6 +304,8 @@ impl NetSnapshot<TypeConfig> for Client {
             StreamingError::from(error)
         };
         let peer = self.peer().map_err(failed)?;
+        let index = snapshot.meta.last_log_id.map_or(0, |id| id.index);
+        let _sending = self.network.transfers.begin(self.target, index);
         let sending = async {
             let mut header = wire::header(&snapshot.meta, Some(&vote));
             if let Some(name) = snapshot.snapshot.name() {

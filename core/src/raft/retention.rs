@@ -1,6 +1,8 @@
 //! How much of the log is kept: enough for followers that lag, and no more than the disk should
 //! hold. One task, started by `consensus`, which makes the state durable and then purges.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use openraft::Instant as _;
@@ -32,6 +34,60 @@ pub(super) struct Limits {
     pub(super) log_bytes_max: u64,
 }
 
+/// The snapshots on their way to members, by member: the index each ends at, and whether it is still
+/// being sent. Cheap to clone; told by `network`. What such a member needs next must not go
+/// meanwhile, or the snapshot is outdated when it is there, and so is the next.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Transfers {
+    under_way: Arc<Mutex<BTreeMap<u64, Transfer>>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Transfer {
+    index: u64,
+    is_over: bool,
+}
+
+/// A snapshot that is being sent, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Sending {
+    transfers: Transfers,
+    target: u64,
+}
+
+impl Transfers {
+    /// A snapshot up to `index` is on its way to `target`.
+    pub(super) fn begin(&self, target: u64, index: u64) -> Sending {
+        let is_over = false;
+        self.lock().insert(target, Transfer { index, is_over });
+        let transfers = self.clone();
+        Sending { transfers, target }
+    }
+
+    /// Up to which index the log may go for those who receive one, and for those who have received
+    /// one as long as they `lag` behind what is kept anyway.
+    fn needed(&self, lags: impl Fn(u64) -> bool) -> Option<u64> {
+        let mut under_way = self.lock();
+        under_way.retain(|target, transfer| !transfer.is_over || lags(*target));
+        under_way.values().map(|transfer| transfer.index).min()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Transfer>> {
+        // Every section leaves the map whole.
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if let Some(transfer) = self.transfers.lock().get_mut(&self.target) {
+            transfer.is_over = true;
+        }
+    }
+}
+
 /// What there is.
 #[derive(Debug, Clone, Copy)]
 struct Held {
@@ -43,6 +99,8 @@ struct Held {
     log_bytes: u64,
     /// The lowest index known to be on a follower that is alive and within the catch-up window.
     slowest: Option<u64>,
+    /// Where the oldest snapshot ends that is on its way, or whose receiver lags behind the window.
+    sent: Option<u64>,
 }
 
 impl Limits {
@@ -52,13 +110,12 @@ impl Limits {
         let window = held.applied.checked_sub(self.catch_up_entries);
         let upto = if held.log_bytes > self.log_bytes_max {
             // Twice too much: not even a slow follower holds the disk hostage.
-            let slowest = held
-                .slowest
-                .filter(|_| held.log_bytes <= 2 * self.log_bytes_max);
+            let slowest = held.slowest.into_iter().chain(held.sent).min();
+            let slowest = slowest.filter(|_| held.log_bytes <= 2 * self.log_bytes_max);
             let wanted = slowest.unwrap_or(held.applied).min(held.applied);
             return (wanted >= first).then_some(wanted);
         } else {
-            window?
+            window?.min(held.sent.unwrap_or(u64::MAX))
         };
         // Purging costs a sync of the state: only do it for a good part of the window.
         let batch = (self.catch_up_entries / 10).max(1);
@@ -74,6 +131,7 @@ pub(super) struct Retention {
     pub(super) stores: Stores,
     pub(super) wal: Wal,
     pub(super) limits: Limits,
+    pub(super) transfers: Transfers,
     pub(super) election_timeout: Duration,
 }
 
@@ -126,7 +184,7 @@ impl Retention {
         let metrics = metrics.borrow_watched();
         let applied = metrics.last_applied.map_or(0, |id| id.index);
         let oldest = applied.saturating_sub(self.limits.catch_up_entries);
-        let slowest = metrics
+        let alive = metrics
             .replication
             .iter()
             .flatten()
@@ -134,13 +192,17 @@ impl Retention {
                 let matched = matched.map_or(0, |id| id.index);
                 let heard = metrics.heartbeat.as_ref()?.get(id)?.as_ref()?;
                 let is_alive = heard.elapsed() < self.election_timeout * 10;
-                (is_alive && matched >= oldest).then_some(matched)
+                is_alive.then_some((*id, matched))
             });
+        let alive: BTreeMap<u64, u64> = alive.collect();
+        let slowest = alive.values().copied().filter(|matched| *matched >= oldest);
+        let lags = |target| alive.get(&target).is_some_and(|matched| *matched < oldest);
         Held {
             purged: metrics.purged.map(|id| id.index),
             applied,
             log_bytes: self.wal.disk_bytes(),
             slowest: slowest.min(),
+            sent: self.transfers.needed(lags),
         }
     }
 
@@ -175,7 +237,28 @@ mod tests {
             applied,
             log_bytes,
             slowest,
+            sent: None,
         }
+    }
+
+    #[test]
+    fn what_comes_after_a_snapshot_on_its_way_is_kept() {
+        let transfers = Transfers::default();
+        let held = |applied, log_bytes, lags: bool| Held {
+            sent: transfers.needed(|_| lags),
+            ..held(Some(9), applied, log_bytes, None)
+        };
+        let sending = transfers.begin(2, 50);
+        assert_eq!(LIMITS.purge_upto(held(500, 10, false)), Some(50));
+        assert_eq!(LIMITS.purge_upto(held(500, 1_001, false)), Some(50));
+        assert_eq!(LIMITS.purge_upto(held(500, 2_001, false)), Some(500));
+        drop(sending);
+        assert_eq!(LIMITS.purge_upto(held(500, 10, true)), Some(50));
+        assert_eq!(LIMITS.purge_upto(held(500, 10, false)), Some(400));
+        let other = transfers.begin(3, 60);
+        let again = transfers.begin(2, 490);
+        assert_eq!(LIMITS.purge_upto(held(500, 10, false)), Some(60));
+        drop((other, again));
     }
 
     #[test]

@@ -447,7 +447,8 @@ async fn a_member_that_lacks_what_it_acknowledged_is_noticed() {
         election_timeout: ELECTION,
     };
     let transport = Transport::new(local, timings, &Tasks::new());
-    let mut network = Network::new(transport, timings, WriterMode::Thread);
+    let transfers = Transfers::default();
+    let mut network = Network::new(transport, timings, WriterMode::Thread, transfers);
     let client = network.new_client(2, &types::Peer::default()).await;
     let at = |index| types::LogId::new(types::CommittedLeaderId::new(1), index);
     let answers = [
