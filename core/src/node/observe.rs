@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::Node;
 use crate::clock::Instant;
 use crate::error::Result;
-use crate::peer::PeerStatus;
+use crate::peer::{PeerStatus, TransferCounts, Transport};
 
 /// The leaders a member has known since its start.
 #[derive(Debug, Clone, Copy, Default)]
@@ -20,6 +20,10 @@ pub(super) struct Leaders {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Observed {
+    /// This member's id.
+    pub member_id: u64,
+    /// Whether it has no vote.
+    pub is_learner: bool,
     /// The current term.
     pub term: u64,
     /// The leader, if one is known and heard of.
@@ -56,6 +60,10 @@ pub struct Observed {
     pub quota_bytes: u64,
     /// Alarms that stand.
     pub alarms: usize,
+    /// Snapshots received from the leader, since the start.
+    pub snapshots_received: TransferCounts,
+    /// Whether the state is being replaced by one.
+    pub is_installing: bool,
     /// The connections to the peers.
     pub peers: Vec<PeerStatus>,
 }
@@ -71,7 +79,11 @@ impl Node {
         let known = self.leadership();
         let (puts, deletes) = shared.reader.written();
         let raft = shared.consensus.status();
+        let transport = shared.transport.as_ref();
+        let received = transport.map(Transport::snapshots_received);
         Ok(Observed {
+            member_id: shared.member_id,
+            is_learner: self.is_learner(),
             term: known.term,
             leader: known.leader,
             is_leader: known.leader == Some(shared.member_id),
@@ -90,6 +102,8 @@ impl Node {
             disk_bytes,
             quota_bytes: shared.quota_bytes,
             alarms: shared.reader.alarms().len(),
+            snapshots_received: received.unwrap_or_default(),
+            is_installing: raft.is_installing,
             peers: self.peers(),
         })
     }

@@ -23,6 +23,7 @@ mod error;
 mod handler;
 mod transport;
 
+mod counts;
 mod handshake;
 mod status;
 
@@ -47,6 +48,7 @@ mod tests;
 pub use connector::{
     CONNECTION_WINDOW_BYTES, Connection, Dial, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES,
 };
+pub use counts::{RoundTrips, TransferCounts};
 pub use error::PeerError;
 pub use handler::{Appends, Chunks, Handler, Replies, RequestHandler};
 pub use handshake::{Local, PROTOCOL_VERSION};

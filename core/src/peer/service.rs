@@ -19,6 +19,7 @@ use tracing::debug;
 
 use super::PeerError;
 use super::connector::to_status;
+use super::counts::{TransferCounts, Transfers};
 use super::dispatch::{Dispatch, failed, refusal};
 use super::handshake::{Contact, Gate};
 use super::incoming::Incoming;
@@ -55,6 +56,7 @@ struct Shared {
     streams: Streams,
     unary: Arc<Semaphore>,
     receiving: Semaphore,
+    received: Arc<Transfers>,
     joining: Semaphore,
     serving: Arc<Semaphore>,
 }
@@ -75,6 +77,7 @@ impl PeerService {
                 streams: Streams::default(),
                 unary: Arc::new(Semaphore::new(UNARY_MAX)),
                 receiving: Semaphore::new(SNAPSHOTS_MAX),
+                received: Arc::default(),
                 joining: Semaphore::new(JOINING_MAX),
                 serving: Arc::new(Semaphore::new(SNAPSHOTS_MAX)),
             }),
@@ -84,6 +87,10 @@ impl PeerService {
     /// Whether a stream of the member `id` is open.
     pub(super) fn has_stream(&self, id: u64) -> bool {
         self.shared.streams.lock().contains_key(&id)
+    }
+
+    pub(super) fn snapshots_received(&self) -> TransferCounts {
+        self.shared.received.counts()
     }
 
     /// Ends the stream of the member `id` if it would not be admitted any more.
@@ -214,8 +221,10 @@ impl Peer for PeerService {
             .try_acquire()
             .map_err(|_| to_status(&PeerError::Full("snapshots")))?;
         let handler = self.raft()?;
+        let transfer = self.shared.received.begin();
         let received = handler.snapshot(from, header, chunks).await;
         let mut reply = received.map_err(|error| to_status(&error))?;
+        transfer.succeeded();
         reply.handshake = Some(self.handshake(from));
         Ok(Response::new(reply))
     }

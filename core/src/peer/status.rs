@@ -2,12 +2,13 @@
 //! State changes are logged here, each once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
+use super::counts::{RoundTrips, TransferCounts, Transfers};
 use crate::clock::{self, Instant};
 
 /// Whether the outgoing stream to a peer is up.
@@ -34,12 +35,18 @@ pub struct PeerStatus {
     pub incoming: bool,
     /// Round trip of the latest ping over the stream.
     pub rtt: Option<Duration>,
+    /// All round trips of pings, since the peer was added.
+    pub round_trips: RoundTrips,
     /// Appends and requests sent and not answered.
     pub in_flight: usize,
     /// Messages refused because a buffer was full, since the peer was added.
     pub dropped: u64,
     /// How often the outgoing stream came up, since the peer was added.
     pub connects: u64,
+    /// How often it went down again.
+    pub disconnects: u64,
+    /// Snapshots sent to it, since the peer was added.
+    pub snapshots: TransferCounts,
     /// Why the stream is, or last was, down.
     pub last_error: Option<String>,
     /// The incarnation the peer showed in its latest handshake.
@@ -52,6 +59,7 @@ pub struct PeerStatus {
 struct State {
     activity: Activity,
     rtt: Option<Duration>,
+    round_trips: RoundTrips,
     last_error: Option<String>,
 }
 
@@ -62,6 +70,8 @@ pub(super) struct StatusCell {
     state: Mutex<State>,
     dropped: AtomicU64,
     connects: AtomicU64,
+    disconnects: AtomicU64,
+    snapshots: Arc<Transfers>,
 }
 
 impl StatusCell {
@@ -71,10 +81,13 @@ impl StatusCell {
             state: Mutex::new(State {
                 activity: Activity::Inactive(clock::now()),
                 rtt: None,
+                round_trips: RoundTrips::default(),
                 last_error: None,
             }),
             dropped: AtomicU64::new(0),
             connects: AtomicU64::new(0),
+            disconnects: AtomicU64::new(0),
+            snapshots: Arc::default(),
         }
     }
 
@@ -89,6 +102,7 @@ impl StatusCell {
         let mut state = self.lock();
         let was_up = matches!(state.activity, Activity::Active(_));
         if was_up {
+            self.disconnects.fetch_add(1, Ordering::Relaxed);
             state.activity = Activity::Inactive(clock::now());
             state.rtt = None;
         }
@@ -101,7 +115,14 @@ impl StatusCell {
     }
 
     pub(super) fn round_trip(&self, rtt: Duration) {
-        self.lock().rtt = Some(rtt);
+        let mut state = self.lock();
+        state.rtt = Some(rtt);
+        state.round_trips.add(rtt);
+    }
+
+    /// What counts the snapshots sent.
+    pub(super) fn snapshots(&self) -> &Arc<Transfers> {
+        &self.snapshots
     }
 
     /// Counts a refused message.
@@ -115,9 +136,12 @@ impl StatusCell {
         let state = self.lock();
         status.activity = state.activity;
         status.rtt = state.rtt;
+        status.round_trips.clone_from(&state.round_trips);
         status.last_error.clone_from(&state.last_error);
         status.dropped = self.dropped.load(Ordering::Relaxed);
         status.connects = self.connects.load(Ordering::Relaxed);
+        status.disconnects = self.disconnects.load(Ordering::Relaxed);
+        status.snapshots = self.snapshots.counts();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::PeerError;
 use super::connector::{Connector, Dial, MESSAGE_BYTES_MAX, call_error};
+use super::counts::{RoundTrips, TransferCounts};
 use super::dispatch::Dispatch;
 use super::handler::{Chunks, Handler, RequestHandler};
 use super::handshake::{Gate, Local};
@@ -228,9 +229,12 @@ impl Transport {
                 activity: Activity::Inactive(clock::now()),
                 incoming: shared.service.has_stream(inner.id),
                 rtt: None,
+                round_trips: RoundTrips::default(),
                 in_flight: inner.link.load().as_ref().map_or(0, |l| l.in_flight()),
                 dropped: 0,
                 connects: 0,
+                disconnects: 0,
+                snapshots: TransferCounts::default(),
                 last_error: None,
                 incarnation: contact.map(|contact| contact.incarnation),
                 boot: contact.map(|contact| contact.boot),
@@ -239,6 +243,12 @@ impl Transport {
             status
         };
         peers.iter().map(status).collect()
+    }
+
+    /// Snapshots received from any peer, since the start.
+    #[must_use]
+    pub fn snapshots_received(&self) -> TransferCounts {
+        self.shared.service.snapshots_received()
     }
 
     /// Ends all streams and lets go of the handlers. Nothing is sent or accepted any more.
@@ -413,7 +423,10 @@ impl Peer {
         chunks: Chunks,
     ) -> Result<pb::SnapshotReply, PeerError> {
         self.usable()?;
-        self.inner.pipeline.send_snapshot(header, chunks).await
+        let transfer = self.inner.status.snapshots().begin();
+        let reply = self.inner.pipeline.send_snapshot(header, chunks).await?;
+        transfer.succeeded();
+        Ok(reply)
     }
 
     /// Asks the peer for a snapshot at or past `at_least_index`, over a connection of its own.

@@ -122,6 +122,8 @@ pub struct Status {
     pub committed_index: u64,
     /// The last index applied here.
     pub applied_index: u64,
+    /// Whether the state is being replaced by a snapshot.
+    pub is_installing: bool,
 }
 
 /// One member's consensus. Cheap to clone; all clones are the same.
@@ -462,6 +464,7 @@ impl Consensus {
             last_index: metrics.last_log_index.unwrap_or(0),
             committed_index: metrics.local_committed.map_or(0, |id| id.index),
             applied_index: self.inner.applied.borrow().id.map_or(0, |id| id.index),
+            is_installing: self.inner.machine.is_installing(),
         }
     }
 

@@ -2,6 +2,7 @@
 //! one thread of their own. Used by `state_machine`, which turns openraft's calls into jobs.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -70,6 +71,7 @@ pub(super) struct Parts {
 pub(super) struct Machine {
     jobs: Jobs,
     applied: watch::Receiver<AppliedPoint>,
+    installing: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Clone)]
@@ -98,7 +100,9 @@ impl Machine {
             parts,
             published,
             pinned: None,
+            installing: Arc::default(),
         };
+        let installing = Arc::clone(&worker.installing);
         let jobs = match mode {
             WriterMode::Caller => Jobs::Caller(Arc::new(Mutex::new(Some(worker)))),
             WriterMode::Thread => {
@@ -116,12 +120,21 @@ impl Machine {
                 Jobs::Thread(sender)
             }
         };
-        Ok(Self { jobs, applied })
+        Ok(Self {
+            jobs,
+            applied,
+            installing,
+        })
     }
 
     /// How far the log is applied.
     pub(super) fn applied(&self) -> watch::Receiver<AppliedPoint> {
         self.applied.clone()
+    }
+
+    /// Whether the state is being replaced by a snapshot.
+    pub(super) fn is_installing(&self) -> bool {
+        self.installing.load(Ordering::Relaxed)
     }
 
     /// Runs `job` on the thread and waits for what it gives. Once given, it runs even if nobody
@@ -182,6 +195,7 @@ pub(super) struct Worker {
     published: watch::Sender<AppliedPoint>,
     /// What was last given to be sent, so that a retry gets the same.
     pinned: Option<Pinned>,
+    installing: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Clone)]
@@ -267,6 +281,13 @@ impl Worker {
 
     /// Replaces the state. What was pinned before stays readable to those who have it.
     pub(super) fn install(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
+        self.installing.store(true, Ordering::Relaxed);
+        let replaced = self.replace(meta, data);
+        self.installing.store(false, Ordering::Relaxed);
+        replaced
+    }
+
+    fn replace(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
         let Some(last) = meta.last_log_id.map(|id| codec::entry_id(&id)) else {
             return Err(io::Error::other("a snapshot of nothing"));
         };

@@ -3,6 +3,7 @@
 //! counted here.
 
 mod calls;
+mod peers;
 mod process;
 
 use std::fmt;
@@ -20,7 +21,6 @@ use prometheus_client::registry::Registry;
 use self::process::Process;
 use crate::api::grpc::Traffic;
 use crate::node::{ETCD_VERSION, Node, Observed};
-use crate::peer::Activity;
 
 /// What the format is called.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -132,7 +132,7 @@ impl Collector for Member {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         of_the_member(&mut encoder, &self.seen)?;
         of_the_store(&mut encoder, &self.seen)?;
-        of_the_peers(&mut encoder, &self.seen)?;
+        peers::encode(&mut encoder, &self.seen)?;
         let version = [("server_version", ETCD_VERSION)];
         let info = encoder.encode_descriptor(
             "etcd_server_version",
@@ -146,6 +146,20 @@ impl Collector for Member {
 
 fn of_the_member(encoder: &mut DescriptorEncoder, seen: &Observed) -> fmt::Result {
     let flag = u64::from;
+    let own = peers::name(seen.member_id);
+    let id = encoder.encode_descriptor(
+        "etcd_server_id",
+        "This member's id, 1 for its label",
+        None,
+        prometheus_client::metrics::MetricType::Gauge,
+    )?;
+    labelled(id, &[("server_id", own.as_str())], 1)?;
+    gauge(
+        encoder,
+        "etcd_server_is_learner",
+        "Whether this member has no vote",
+        flag(seen.is_learner),
+    )?;
     gauge(
         encoder,
         "etcd_server_has_leader",
@@ -260,39 +274,6 @@ fn of_the_store(encoder: &mut DescriptorEncoder, seen: &Observed) -> fmt::Result
         "Size above which writes are refused",
         seen.quota_bytes,
     )
-}
-
-fn of_the_peers(encoder: &mut DescriptorEncoder, seen: &Observed) -> fmt::Result {
-    let names: Vec<String> = seen
-        .peers
-        .iter()
-        .map(|peer| format!("{:x}", peer.id))
-        .collect();
-    let mut family = encoder.encode_descriptor(
-        "quorate_peer_stream_up",
-        "Whether the stream to a peer is up",
-        None,
-        prometheus_client::metrics::MetricType::Gauge,
-    )?;
-    for (peer, name) in seen.peers.iter().zip(&names) {
-        let is_up = matches!(peer.activity, Activity::Active(_));
-        let labels = [("To", name.as_str())];
-        ConstGauge::new(u64::from(is_up)).encode(family.encode_family(&labels)?)?;
-    }
-    let mut family = encoder.encode_descriptor(
-        "quorate_peer_round_trip_seconds",
-        "Round trip of the latest probe of a peer",
-        None,
-        prometheus_client::metrics::MetricType::Gauge,
-    )?;
-    for (peer, name) in seen.peers.iter().zip(&names) {
-        let Some(round_trip) = peer.rtt else {
-            continue;
-        };
-        let labels = [("To", name.as_str())];
-        ConstGauge::new(round_trip.as_secs_f64()).encode(family.encode_family(&labels)?)?;
-    }
-    Ok(())
 }
 
 fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: u64) -> fmt::Result {

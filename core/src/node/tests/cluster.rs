@@ -261,6 +261,15 @@ async fn a_member_beyond_the_catch_up_window_gets_a_snapshot() {
         values(&cluster.node(follower).range(early).await.unwrap()),
         ["x"]
     );
+    let received = cluster.node(follower).observe().await.unwrap();
+    assert!(received.snapshots_received.succeeded >= 1, "{received:?}");
+    assert!(!received.is_installing);
+    eventually("the sender hears that it arrived", || async {
+        let peers = cluster.node(leader).peers();
+        let mut sent = peers.iter().map(|peer| peer.snapshots);
+        sent.any(|sent| sent.succeeded >= 1 && sent.under_way == 0)
+    })
+    .await;
     cluster.shutdown().await;
 }
 
