@@ -6,6 +6,7 @@ use mimalloc::MiMalloc;
 
 mod bench;
 mod cli;
+mod ctl;
 mod demo;
 mod dev;
 mod files;

@@ -7,11 +7,12 @@ mod server;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub(crate) use server::ServerArgs;
 
-use crate::{bench, demo, dev, proxy, server as serve, snapshot};
+use crate::{bench, ctl, demo, dev, proxy, server as serve, snapshot};
 
 /// Coordination for services: a replicated key-value store that speaks the etcd v3 API, and
 /// recipes on it.
@@ -20,6 +21,8 @@ use crate::{bench, demo, dev, proxy, server as serve, snapshot};
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    outer: ctl::OuterArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -41,6 +44,8 @@ enum Command {
     /// One worker of `quorate demo`.
     #[command(hide = true)]
     DemoWorker(demo::WorkerArgs),
+    #[command(flatten)]
+    Cluster(ctl::Command),
 }
 
 /// Parses the command line and does what it says.
@@ -49,6 +54,12 @@ enum Command {
 /// What the command could not do.
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse_from(with_etcd_environment(std::env::args_os().collect()));
+    if cli.outer.0.any() && !matches!(cli.command, Command::Cluster(_)) {
+        let text = "this command takes no flags of the cluster commands";
+        Cli::command()
+            .error(ErrorKind::ArgumentConflict, text)
+            .exit();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -60,6 +71,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Demo(args) => runtime.block_on(demo::run(args)),
         Command::Bench(args) => runtime.block_on(bench::run(*args)),
         Command::DemoWorker(args) => runtime.block_on(demo::work(args)),
+        Command::Cluster(command) => Ok(runtime.block_on(ctl::run(command, cli.outer))),
     };
     // Each command has waited for what matters. A thread that still reads standard input would
     // hold up the end until somebody types.
