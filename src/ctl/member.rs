@@ -80,7 +80,7 @@ pub(super) async fn run(args: MemberArgs, outer: GlobalArgs) -> Result<(), Failu
             let (answer, _) = client
                 .call(what, Call::Write, async |channel| {
                     let mut client = ClusterClient::new(channel);
-                    Ok(client.member_remove(request.clone()).await?.into_inner())
+                    Ok(client.member_remove(request).await?.into_inner())
                 })
                 .await?;
             changed(
@@ -117,7 +117,7 @@ pub(super) async fn run(args: MemberArgs, outer: GlobalArgs) -> Result<(), Failu
             let (answer, _) = client
                 .call(what, Call::Write, async |channel| {
                     let mut client = ClusterClient::new(channel);
-                    Ok(client.member_promote(request.clone()).await?.into_inner())
+                    Ok(client.member_promote(request).await?.into_inner())
                 })
                 .await?;
             changed(

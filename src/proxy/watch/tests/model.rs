@@ -49,7 +49,7 @@ impl World {
             is_ordered,
             lags,
             sessions: 0,
-            asks: [0.01, 0.1][usize::from(seed % 2 == 0)],
+            asks: [0.01, 0.1][usize::from(seed.is_multiple_of(2))],
         };
         for _ in 0..CLIENTS {
             world.join();
