@@ -53,9 +53,14 @@ impl Generator {
             None if self.chance(65) => AlarmType::Nospace,
             None => AlarmType::Corrupt,
         };
+        // One whose own data is said to differ answers no reads, where etcd's does.
+        let member_id = match kind {
+            AlarmType::Corrupt => 77,
+            _ => self.one_of(&[OWN_MEMBER, OWN_MEMBER, 77]),
+        };
         Op::Alarm(AlarmRequest {
             action: AlarmAction::Activate.into(),
-            member_id: self.one_of(&[OWN_MEMBER, OWN_MEMBER, 77]),
+            member_id,
             alarm: kind.into(),
         })
     }
