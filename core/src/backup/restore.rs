@@ -18,7 +18,7 @@ use crate::apply::{epoch_in, lease_record, restored_mark};
 use crate::lease::Lease;
 use crate::mvcc::import::{Import, ImportError};
 use crate::mvcc::{Error, Revision, meta};
-use crate::storage::bbolt::Bucket;
+use crate::storage::bbolt::{Bucket, ReadAt};
 use crate::storage::kv::Kv;
 
 /// Bytes of a revision in a key of bucket `key`, and of `meta`.
@@ -46,8 +46,8 @@ pub struct Restored {
 /// # Errors
 ///
 /// [`SourceError`]. The store is to be thrown away then.
-pub fn restore(
-    source: &Source,
+pub fn restore<S: ReadAt>(
+    source: &Source<S>,
     kv: &Arc<dyn Kv>,
     bump: Option<i64>,
 ) -> Result<Restored, SourceError> {
@@ -109,7 +109,7 @@ pub fn restore(
     })
 }
 
-fn not_taken(source: &Source, error: ImportError) -> SourceError {
+fn not_taken<S: ReadAt>(source: &Source<S>, error: ImportError) -> SourceError {
     match error {
         ImportError::Storage(error) => error.into(),
         ImportError::Inconsistent { .. } => source.content("key", error.to_string()),
@@ -117,7 +117,7 @@ fn not_taken(source: &Source, error: ImportError) -> SourceError {
 }
 
 /// One more must be possible.
-fn check_epoch(source: &Source, kv: &Arc<dyn Kv>) -> Result<(), SourceError> {
+fn check_epoch<S: ReadAt>(source: &Source<S>, kv: &Arc<dyn Kv>) -> Result<(), SourceError> {
     match epoch_in(&*kv.view()) {
         Ok(u64::MAX) => Err(source.unsupported(
             "the epoch of its fencing tokens is the largest possible, so that no later token can be \
@@ -130,8 +130,8 @@ fn check_epoch(source: &Source, kv: &Arc<dyn Kv>) -> Result<(), SourceError> {
 }
 
 /// An etcd whose users are left out is open to everyone.
-fn refuse_users<'a>(
-    source: &Source,
+fn refuse_users<'a, S: ReadAt>(
+    source: &Source<S>,
     bucket: &impl Fn(&str) -> Option<&'a Bucket>,
 ) -> Result<(), SourceError> {
     for name in ["auth", "authUsers", "authRoles"] {
@@ -155,7 +155,7 @@ fn refuse_users<'a>(
 
 /// The revision that history was last asked to be compacted at, whether that was finished or not: from
 /// there on everything is there.
-fn compact_revision(source: &Source, meta: &Bucket) -> Result<i64, SourceError> {
+fn compact_revision<S: ReadAt>(source: &Source<S>, meta: &Bucket) -> Result<i64, SourceError> {
     let mut compacted = meta::NEVER_COMPACTED;
     for pair in source.pairs("meta", meta) {
         let (key, value) = pair?;
@@ -170,7 +170,7 @@ fn compact_revision(source: &Source, meta: &Bucket) -> Result<i64, SourceError> 
     Ok(compacted)
 }
 
-fn leases(source: &Source, bucket: &Bucket) -> Result<Vec<Lease>, SourceError> {
+fn leases<S: ReadAt>(source: &Source<S>, bucket: &Bucket) -> Result<Vec<Lease>, SourceError> {
     let leases = source.pairs("lease", bucket).map(|pair| {
         let (key, value) = pair?;
         let lease = lease_of(&key, &value);

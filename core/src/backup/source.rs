@@ -100,9 +100,9 @@ pub enum SourceError {
 
 /// A backup file, opened.
 #[derive(Debug)]
-pub struct Source {
+pub struct Source<S = File> {
     path: PathBuf,
-    database: Database<File>,
+    database: Database<S>,
     sha256: [u8; 32],
 }
 
@@ -120,6 +120,44 @@ impl Source {
         };
         let file = File::open(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
+        Self::check(path, file, length, may_lack_checksum)
+    }
+
+    /// Opens a file without looking at its checksum. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or is not a bbolt database.
+    pub fn open_unchecked(path: &Path) -> Result<Database<File>, SourceError> {
+        let io = |source: io::Error| SourceError::Io {
+            path: path.to_owned(),
+            source: Arc::new(source),
+        };
+        let file = File::open(path).map_err(io)?;
+        let length = file.metadata().map_err(io)?.len();
+        Database::open(file, length).map_err(|source| SourceError::Database {
+            path: path.to_owned(),
+            source,
+        })
+    }
+}
+
+impl<S: ReadAt> Source<S> {
+    /// As [`Source::open`], for the `length` bytes of `file`, which goes by the name `path` in errors.
+    ///
+    /// # Errors
+    ///
+    /// As [`Source::open`].
+    pub fn check(
+        path: &Path,
+        file: S,
+        length: u64,
+        may_lack_checksum: bool,
+    ) -> Result<Self, SourceError> {
+        let io = |source: io::Error| SourceError::Io {
+            path: path.to_owned(),
+            source: Arc::new(source),
+        };
         let has_checksum = length % SECTOR_BYTES == SHA256_BYTES;
         let body = if has_checksum {
             length - SHA256_BYTES
@@ -139,7 +177,7 @@ impl Source {
         let sha256 = sha256_of(&file, body).map_err(io)?;
         if has_checksum {
             let mut told = [0; 32];
-            ReadAt::read_exact_at(&file, body, &mut told).map_err(io)?;
+            file.read_exact_at(body, &mut told).map_err(io)?;
             if told != sha256 {
                 return Err(SourceError::Checksum {
                     path: path.to_owned(),
@@ -152,24 +190,6 @@ impl Source {
             path: path.to_owned(),
             database: Database::open(file, body).map_err(damaged)?,
             sha256,
-        })
-    }
-
-    /// Opens a file without looking at its checksum. Blocks.
-    ///
-    /// # Errors
-    ///
-    /// It cannot be read, or is not a bbolt database.
-    pub fn open_unchecked(path: &Path) -> Result<Database<File>, SourceError> {
-        let io = |source: io::Error| SourceError::Io {
-            path: path.to_owned(),
-            source: Arc::new(source),
-        };
-        let file = File::open(path).map_err(io)?;
-        let length = file.metadata().map_err(io)?.len();
-        Database::open(file, length).map_err(|source| SourceError::Database {
-            path: path.to_owned(),
-            source,
         })
     }
 
@@ -203,7 +223,7 @@ impl Source {
     }
 
     /// The pairs of a bucket, in order.
-    pub(super) fn pairs<'a>(&'a self, name: &'a str, bucket: &Bucket) -> Pairs<'a> {
+    pub(super) fn pairs<'a>(&'a self, name: &'a str, bucket: &Bucket) -> Pairs<'a, S> {
         Pairs {
             source: self,
             name,
@@ -235,13 +255,13 @@ impl Source {
 }
 
 /// The pairs of a bucket.
-pub(super) struct Pairs<'a> {
-    source: &'a Source,
+pub(super) struct Pairs<'a, S> {
+    source: &'a Source<S>,
     name: &'a str,
-    items: Items<'a, File>,
+    items: Items<'a, S>,
 }
 
-impl Iterator for Pairs<'_> {
+impl<S: ReadAt> Iterator for Pairs<'_, S> {
     type Item = Result<(Bytes, Bytes), SourceError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -254,13 +274,13 @@ impl Iterator for Pairs<'_> {
 }
 
 /// The SHA-256 of the first `length` bytes.
-fn sha256_of(file: &File, length: u64) -> io::Result<[u8; 32]> {
+fn sha256_of(file: &impl ReadAt, length: u64) -> io::Result<[u8; 32]> {
     let mut digest = Sha256::new();
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut at = 0;
     while at < length {
         let wanted = usize::try_from(length - at).map_or(CHUNK_BYTES, |left| left.min(CHUNK_BYTES));
-        ReadAt::read_exact_at(file, at, &mut chunk[..wanted])?;
+        file.read_exact_at(at, &mut chunk[..wanted])?;
         digest.update(&chunk[..wanted]);
         at += wanted as u64;
     }

@@ -5,12 +5,14 @@
 //! - [`requests`]: client requests, checked and executed
 //! - [`log_records`]: the raft log's files, damaged or made up
 //! - [`snapshot_frames`]: a snapshot on its way in
+//! - [`backup_files`]: a backup that is restored
 //! - [`peer_messages`]: what other members send
 //! - [`stored_records`]: keys and records of the state
 //! - [`gateway_json`]: requests as JSON
 
 mod input;
 
+pub mod backup_files;
 pub mod gateway_json;
 pub mod log_records;
 pub mod peer_messages;
@@ -24,10 +26,11 @@ pub use input::Input;
 pub type Target = fn(&[u8]);
 
 /// All targets by name, which is also that of the binary in `fuzz/` and of the folder of its seeds.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("requests", requests::run),
     ("log_records", log_records::run),
     ("snapshot_frames", snapshot_frames::run),
+    ("backup_files", backup_files::run),
     ("peer_messages", peer_messages::run),
     ("stored_records", stored_records::run),
     ("gateway_json", gateway_json::run),

@@ -117,4 +117,4 @@ macro_rules! targets {
     };
 }
 
-targets! { requests log_records snapshot_frames peer_messages stored_records gateway_json }
+targets! { requests log_records snapshot_frames backup_files peer_messages stored_records gateway_json }
