@@ -4,5 +4,6 @@ mod differential;
 mod etcdctl;
 mod gateway;
 mod gateway_doc;
+mod restore;
 mod services;
 mod snapshot;

@@ -27,26 +27,26 @@ use serde_json::Value;
 use tonic::Code;
 use tonic::transport::Channel;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// Keys in the histories.
 const KEYS: u64 = 40;
 /// Ends a watch: written after everything that is compared.
 const MARKER: &str = "~ the end";
 
 /// A release of etcd with its tools.
-struct Release {
-    server: PathBuf,
-    ctl: PathBuf,
+pub(super) struct Release {
+    pub(super) server: PathBuf,
+    pub(super) ctl: PathBuf,
     /// What restores: `etcdutl` where there is one.
-    restorer: PathBuf,
+    pub(super) restorer: PathBuf,
     /// Items of bucket `meta` that it does not have and the 3.5 line, which quorate follows, has: the
     /// term and the raft membership.
     missing_items: u64,
     /// Whether it finds leases below 0 again: 3.5.1 does not, not even its own after a restart.
-    keeps_negative_leases: bool,
+    pub(super) keeps_negative_leases: bool,
 }
 
-fn releases() -> Vec<Release> {
+pub(super) fn releases() -> Vec<Release> {
     let mut found = Vec::new();
     if let Some(server) = etcd::installed() {
         found.push(Release {
@@ -71,7 +71,7 @@ fn releases() -> Vec<Release> {
 
 /// One step of a history.
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     /// Nothing, one or several changes as one transaction.
     Change(Vec<RequestOp>),
     Grant(i64),
@@ -90,14 +90,14 @@ impl Random {
 }
 
 /// A random history. Its last change is a deletion.
-fn history(release: &Release, seed: u64, steps: usize) -> Vec<Step> {
+pub(super) fn history(negative_leases: bool, seed: u64, steps: usize) -> Vec<Step> {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut leases = vec![0];
     let mut history = Vec::new();
     for _ in 0..steps {
         if random.below(20) == 0 {
             let id = i64::try_from(random.below(1 << 40)).expect("below 2^40") + 1;
-            let id = if release.keeps_negative_leases && random.below(2) == 0 {
+            let id = if negative_leases && random.below(2) == 0 {
                 -id
             } else {
                 id
@@ -133,10 +133,10 @@ fn history(release: &Release, seed: u64, steps: usize) -> Vec<Step> {
 }
 
 /// The clients of one server.
-struct Clients {
-    kv: KvClient<Channel>,
+pub(super) struct Clients {
+    pub(super) kv: KvClient<Channel>,
     lease: LeaseClient<Channel>,
-    watch: WatchClient<Channel>,
+    pub(super) watch: WatchClient<Channel>,
 }
 
 fn revision(header: Option<ResponseHeader>) -> anyhow::Result<i64> {
@@ -144,7 +144,7 @@ fn revision(header: Option<ResponseHeader>) -> anyhow::Result<i64> {
 }
 
 impl Clients {
-    async fn connect(endpoint: &str) -> anyhow::Result<Self> {
+    pub(super) async fn connect(endpoint: &str) -> anyhow::Result<Self> {
         let channel = Channel::from_shared(endpoint.to_owned())?.connect().await?;
         Ok(Self {
             kv: KvClient::new(channel.clone()),
@@ -154,7 +154,7 @@ impl Clients {
     }
 
     /// Takes a step, and tells the revision after it.
-    async fn take(&mut self, step: Step) -> anyhow::Result<i64> {
+    pub(super) async fn take(&mut self, step: Step) -> anyhow::Result<i64> {
         match step {
             Step::Grant(id) => {
                 let request = LeaseGrantRequest { ttl: 3_000, id };
@@ -168,7 +168,7 @@ impl Clients {
         }
     }
 
-    async fn compact(&mut self, revision: i64) -> anyhow::Result<()> {
+    pub(super) async fn compact(&mut self, revision: i64) -> anyhow::Result<()> {
         let request = CompactionRequest {
             revision,
             physical: true,
@@ -178,7 +178,7 @@ impl Clients {
     }
 
     /// Everything at a revision, and the revision of now.
-    async fn all_at(&mut self, at: i64) -> Result<(i64, Vec<KeyValue>), tonic::Status> {
+    pub(super) async fn all_at(&mut self, at: i64) -> Result<(i64, Vec<KeyValue>), tonic::Status> {
         let request = RangeRequest {
             key: "\0".into(),
             range_end: "\0".into(),
@@ -190,7 +190,7 @@ impl Clients {
     }
 
     /// All events from a revision up to the marker, whose revision is told as well.
-    async fn events_from(&mut self, first: i64) -> anyhow::Result<(i64, Vec<Event>)> {
+    pub(super) async fn events_from(&mut self, first: i64) -> anyhow::Result<(i64, Vec<Event>)> {
         let marked = self.kv.put(txn::put(MARKER, "")).await?.into_inner();
         let marked = revision(marked.header)?;
         let create = WatchCreateRequest {
@@ -225,7 +225,9 @@ impl Clients {
     }
 
     /// Every lease by id: as granted, and its keys.
-    async fn leases(&mut self) -> anyhow::Result<BTreeMap<i64, (i64, Vec<bytes::Bytes>)>> {
+    pub(super) async fn leases(
+        &mut self,
+    ) -> anyhow::Result<BTreeMap<i64, (i64, Vec<bytes::Bytes>)>> {
         let listed = self
             .lease
             .lease_leases(LeaseLeasesRequest {})
@@ -246,13 +248,13 @@ impl Clients {
 }
 
 /// One request, and no end of the stream after it.
-fn endless(request: WatchRequest) -> impl futures::Stream<Item = WatchRequest> {
+pub(super) fn endless(request: WatchRequest) -> impl futures::Stream<Item = WatchRequest> {
     use futures::StreamExt as _;
     futures::stream::iter([request]).chain(futures::stream::pending())
 }
 
 /// `etcdctl snapshot save`, and what `snapshot status` says of the file.
-fn saved(ctl: &Path, endpoint: &str, file: &Path) -> anyhow::Result<Value> {
+pub(super) fn saved(ctl: &Path, endpoint: &str, file: &Path) -> anyhow::Result<Value> {
     let run = |arguments: &[&str]| {
         let mut command = Command::new(ctl);
         command.env("ETCDCTL_API", "3");
@@ -335,7 +337,8 @@ async fn leaves_for(release: &Release, history_of: &History) -> anyhow::Result<(
     let mut ours = Clients::connect(quorate.endpoint(0)).await?;
     let mut theirs = Clients::connect(etcd.endpoint()).await?;
 
-    let mut steps = history(release, history_of.seed, history_of.steps);
+    let negative_leases = release.keeps_negative_leases;
+    let mut steps = history(negative_leases, history_of.seed, history_of.steps);
     if !history_of.ends_in_deletion {
         // Compact at a put: all releases keep the same then.
         let put = Step::Change(vec![txn::put("compacted", "here").into()]);
