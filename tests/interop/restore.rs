@@ -57,6 +57,7 @@ fn address(url: &str) -> &str {
     url.trim_start_matches("http://")
 }
 
+#[expect(clippy::disallowed_methods, reason = "epochs are compared with it")]
 fn wall_millis() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
@@ -417,4 +418,56 @@ async fn a_damaged_file_is_refused_and_nothing_is_there_afterwards() -> anyhow::
     anyhow::ensure!(told.contains("not empty"), "{told}");
     assert_eq!(std::fs::read(data_dir.join("precious"))?, b"x");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_is_killed_leaves_nothing_or_all_of_it() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("snapshot.db");
+    let mut cluster = ProcessCluster::start(&program(), 1, &[]).await?;
+    let mut clients = Clients::connect(cluster.endpoint(0)).await?;
+    for step in history(true, 14, 60) {
+        clients.take(step).await?;
+    }
+    let endpoint = cluster.endpoint(0);
+    let save = [OsStr::new("save"), file.as_os_str()].into_iter();
+    passes(save.chain(["--endpoints", endpoint].map(OsStr::new)))?;
+    cluster.kill(0)?;
+
+    let data_dir = cluster.data_dir(0);
+    let (mut nothing, mut all) = (0, 0);
+    for delay in (0..400).step_by(8) {
+        if data_dir.exists() {
+            std::fs::remove_dir_all(&data_dir)?;
+        }
+        let mut restoring = Command::new(program())
+            .args(["snapshot", "restore"])
+            .arg(&file)
+            .args(cluster.identity(0))
+            .stdout(std::process::Stdio::null())
+            .spawn()?;
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        restoring.kill()?;
+        restoring.wait()?;
+        if !data_dir.exists() {
+            nothing += 1;
+            continue;
+        }
+        all += 1;
+        for part in ["IDENTITY", "CURRENT", "wal", "kv-1"] {
+            anyhow::ensure!(
+                data_dir.join(part).exists(),
+                "after {delay} ms without {part}"
+            );
+        }
+    }
+    println!("{nothing} times nothing, {all} times all of it");
+    anyhow::ensure!(nothing > 0, "it was never killed in time");
+    // What is left beside it is in nobody's way.
+    if data_dir.exists() {
+        std::fs::remove_dir_all(&data_dir)?;
+    }
+    restore(&file, &cluster, 0, &[])?;
+    cluster.launch(0)?;
+    cluster.serves(0, PATIENCE).await
 }
