@@ -8,7 +8,7 @@
 //! - [`calls`] makes a call at one member after the other, [`upstream`] keeps a long one up.
 //! - [`pass`] passes calls on as they are; [`cluster`], [`lease`] (with [`renew`]) and [`watch`] are the
 //!   ones that are more than passed on.
-//! - [`health`] and [`metrics`] are about the proxy itself.
+//! - [`latest`] is where the store stands, for what the proxy says itself; [`health`] and [`metrics`] are about the proxy itself.
 
 mod args;
 mod caller;
@@ -17,6 +17,7 @@ mod cluster;
 mod endpoints;
 mod fate;
 mod health;
+mod latest;
 mod lease;
 mod messages;
 mod metrics;
@@ -47,6 +48,7 @@ use tracing::info;
 pub(crate) use self::args::ProxyArgs;
 use self::cluster::{MEMBER_LIST, MemberList};
 use self::endpoints::Pool;
+use self::latest::Latest;
 use self::lease::{KEEP_ALIVE, KeepAlives};
 use self::metrics::Scrape;
 use self::pass::Passing;
@@ -119,14 +121,20 @@ impl Proxy {
         let front = Server::front(limits);
         let serving = front.serving().clone();
         let message_bytes_max = limits.max_request_bytes + GRPC_OVERHEAD_BYTES;
-        let passing = Passing::new(pool.clone(), message_bytes_max, serving.clone());
+        let latest = Latest::default();
+        let passing = Passing::new(
+            pool.clone(),
+            latest.clone(),
+            message_bytes_max,
+            serving.clone(),
+        );
         let keep_alives = KeepAlives::new(pool.clone(), passing.clone(), serving.clone());
         let watch_limits = watch::Limits {
             watchers: limits.max_watchers_per_stream,
             piece_bytes: message_bytes_max,
             room: ROOM,
         };
-        let watches = Watches::new(pool.clone(), watch_limits, serving.clone());
+        let watches = Watches::new(pool.clone(), latest, watch_limits, serving.clone());
         let name = rustix::system::uname()
             .nodename()
             .to_string_lossy()

@@ -29,6 +29,7 @@ use super::ANSWER_BYTES_MAX;
 use super::calls::{self, Effect};
 use super::endpoints::{Lane, Pool, Server};
 use super::fate::Fate;
+use super::latest::Latest;
 use super::messages::Unread;
 
 /// Methods that change nothing, whatever they are sent.
@@ -72,6 +73,7 @@ const OF_THE_CONNECTION: [&str; 8] = [
 #[derive(Debug, Clone)]
 pub(super) struct Passing {
     pool: Pool,
+    latest: Latest,
     message_bytes_max: usize,
     serving: Tasks,
 }
@@ -79,11 +81,17 @@ pub(super) struct Passing {
 type Messages = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
 impl Passing {
-    /// Passes calls on to `pool`, with requests up to `message_bytes_max`. Answers that stream end when
-    /// `serving` is cancelled.
-    pub(super) fn new(pool: Pool, message_bytes_max: usize, serving: Tasks) -> Self {
+    /// Passes calls on to `pool`, with requests up to `message_bytes_max`; `latest` hears of the answers.
+    /// Calls that last end when `serving` is cancelled.
+    pub(super) fn new(
+        pool: Pool,
+        latest: Latest,
+        message_bytes_max: usize,
+        serving: Tasks,
+    ) -> Self {
         Self {
             pool,
+            latest,
             message_bytes_max,
             serving,
         }
@@ -131,6 +139,7 @@ impl Passing {
             answer = answer => answer?,
             () = self.serving.cancelled(), if waits => return Err(Reason::Stopped.into()),
         };
+        self.latest.hear_answer(answer.get_ref());
         Ok(without_connection(answer))
     }
 

@@ -22,6 +22,7 @@ use super::shared::Counts;
 use super::trunk::{self, Trunk};
 use crate::proxy::caller::{ByCaller, Caller};
 use crate::proxy::endpoints::{Lane, Pool};
+use crate::proxy::latest::Latest;
 use crate::proxy::upstream::{Happened, Upstream};
 
 /// Requests of one stream that wait for their answers; more wait in the connection.
@@ -38,6 +39,7 @@ pub(in crate::proxy) struct Watches(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     pool: Pool,
+    latest: Latest,
     limits: Limits,
     serving: Tasks,
     trunks: ByCaller<Trunk>,
@@ -74,10 +76,16 @@ struct Call {
 }
 
 impl Watches {
-    /// The service; its calls end when `serving` is cancelled.
-    pub(in crate::proxy) fn new(pool: Pool, limits: Limits, serving: Tasks) -> Self {
+    /// The service; `latest` hears of the answers, and its calls end when `serving` is cancelled.
+    pub(in crate::proxy) fn new(
+        pool: Pool,
+        latest: Latest,
+        limits: Limits,
+        serving: Tasks,
+    ) -> Self {
         Self(Arc::new(Inner {
             pool,
+            latest,
             limits,
             serving,
             trunks: ByCaller::default(),
@@ -104,6 +112,7 @@ impl Watches {
     fn call(&self, caller: &Caller, requests: Streaming<WatchRequest>) -> Call {
         let Inner {
             pool,
+            latest,
             limits,
             serving,
             trunks,
@@ -111,7 +120,7 @@ impl Watches {
             last_session,
         } = &*self.0;
         let trunk = trunks.get(caller, |caller| {
-            Trunk::new(pool, caller, Arc::clone(counts), serving)
+            Trunk::new(pool, caller, (latest, counts), serving)
         });
         let number = last_session.fetch_add(1, Relaxed) + 1;
         Call {

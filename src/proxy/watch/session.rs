@@ -59,8 +59,6 @@ pub(super) struct Session {
     doubts: Vec<Doubt>,
     roll: Option<Roll>,
     last_call: u64,
-    /// The header with the highest revision so far.
-    newest: ResponseHeader,
     heard: Vec<Heard>,
 }
 
@@ -152,7 +150,6 @@ impl Session {
             doubts: Vec::new(),
             roll: None,
             last_call: 0,
-            newest: ResponseHeader::default(),
             heard: Vec::new(),
         }
     }
@@ -260,6 +257,8 @@ impl Session {
         response: WatchResponse,
         is_ordered: bool,
     ) -> Result<(), Confused> {
+        let header = response.header.unwrap_or_default();
+        self.common.latest().hear(header);
         let mut heard = std::mem::take(&mut self.heard);
         let fine = self.line.hear(response, &mut heard);
         for heard in heard.drain(..) {

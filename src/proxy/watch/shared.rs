@@ -11,6 +11,7 @@ use tonic::Status;
 use super::line::{Confused, Heard, Line};
 use super::outbox::{Batch, End, Item, Outbox};
 use super::spec::Spec;
+use crate::proxy::latest::Latest;
 
 /// A watcher: its session, and its number there.
 pub(super) type Who = (u64, u64);
@@ -31,6 +32,7 @@ pub(super) struct Shared {
     by_spec: HashMap<Spec, i64>,
     watches: HashMap<i64, Watch>,
     asking: Vec<Asking>,
+    latest: Latest,
     counts: Arc<Counts>,
     /// Kept between answers for its memory.
     heard: Vec<Heard>,
@@ -91,12 +93,13 @@ pub(super) enum Entered {
 
 impl Shared {
     /// No watches yet.
-    pub(super) fn new(counts: Arc<Counts>) -> Self {
+    pub(super) fn new(latest: Latest, counts: Arc<Counts>) -> Self {
         Self {
             line: Line::default(),
             by_spec: HashMap::new(),
             watches: HashMap::new(),
             asking: Vec::new(),
+            latest,
             counts,
             heard: Vec::new(),
         }
@@ -314,6 +317,7 @@ impl Shared {
         response: WatchResponse,
         is_ordered: bool,
     ) -> Result<(), Confused> {
+        self.latest.hear(response.header.unwrap_or_default());
         let mut heard = std::mem::take(&mut self.heard);
         let fine = self.line.hear(response, &mut heard);
         for heard in heard.drain(..) {

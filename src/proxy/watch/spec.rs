@@ -1,6 +1,7 @@
 //! What a watcher watches: watchers of the same may share one upstream watch.
 
 use bytes::Bytes;
+use quorate::proto::KeyRange;
 use quorate::proto::etcdserverpb::watch_create_request::FilterType;
 use quorate::proto::etcdserverpb::watch_request::RequestUnion;
 use quorate::proto::etcdserverpb::{WatchCreateRequest, WatchRequest};
@@ -26,6 +27,11 @@ impl Spec {
             puts: tells(FilterType::Noput),
             deletes: tells(FilterType::Nodelete),
         }
+    }
+
+    /// Whether no key can be in it.
+    pub(super) fn is_empty(&self) -> bool {
+        KeyRange::from_wire(self.first_key(), self.range_end.clone()).is_empty()
     }
 
     /// The first key, which whoever may watch the range may read.
@@ -64,6 +70,20 @@ impl Spec {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_without_keys_are_known() {
+        let is_empty = |key: &'static str, range_end: &'static str| {
+            let request = WatchCreateRequest {
+                key: key.into(),
+                range_end: range_end.into(),
+                ..Default::default()
+            };
+            Spec::of(&request).is_empty()
+        };
+        assert!(is_empty("b", "a") && is_empty("a", "a"));
+        assert!(!is_empty("a", "b") && !is_empty("", "") && !is_empty("a", "\0"));
+    }
 
     #[test]
     fn what_is_watched_does_not_depend_on_from_when_and_in_which_pieces() {

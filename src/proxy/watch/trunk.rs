@@ -17,6 +17,7 @@ use super::shared::{Counts, Shared};
 use crate::proxy::ANSWER_BYTES_MAX;
 use crate::proxy::caller::Caller;
 use crate::proxy::endpoints::{Lane, Pool};
+use crate::proxy::latest::Latest;
 use crate::proxy::upstream::{Happened, Messages, Upstream};
 
 /// After this long without an answer, progress is asked for again.
@@ -30,6 +31,7 @@ const TICKS_OF_PROGRESS: u32 = 30;
 pub(super) struct Common {
     shared: Mutex<Shared>,
     wake: Notify,
+    latest: Latest,
 }
 
 /// The shared watches of one caller. Dropping it ends them.
@@ -42,11 +44,17 @@ pub(super) struct Trunk {
 
 impl Common {
     /// Without watches.
-    pub(super) fn new(counts: Arc<Counts>) -> Self {
+    pub(super) fn new(latest: Latest, counts: Arc<Counts>) -> Self {
         Self {
-            shared: Mutex::new(Shared::new(counts)),
+            shared: Mutex::new(Shared::new(latest.clone(), counts)),
             wake: Notify::new(),
+            latest,
         }
+    }
+
+    /// Where the store stands, as far as was told.
+    pub(super) fn latest(&self) -> &Latest {
+        &self.latest
     }
 
     /// The shared watches. Whoever changes them calls [`Common::wake`] afterwards.
@@ -62,8 +70,14 @@ impl Common {
 
 impl Trunk {
     /// Begins without watches; a call is opened with the first.
-    pub(super) fn new(pool: &Pool, caller: &Caller, counts: Arc<Counts>, tasks: &Tasks) -> Self {
-        let (common, tasks) = (Arc::new(Common::new(counts)), tasks.child());
+    pub(super) fn new(
+        pool: &Pool,
+        caller: &Caller,
+        (latest, counts): (&Latest, &Arc<Counts>),
+        tasks: &Tasks,
+    ) -> Self {
+        let common = Common::new(latest.clone(), Arc::clone(counts));
+        let (common, tasks) = (Arc::new(common), tasks.child());
         let upstream = Upstream::new(pool.clone(), caller.clone(), Lane::Calls, begin);
         tasks.spawn("shared watches", run(Arc::clone(&common), upstream));
         Self {

@@ -7,14 +7,9 @@ use super::{Roll, Session, State};
 use crate::proxy::watch::line::NO_WATCH;
 
 impl Session {
-    pub(super) fn hear_of(&mut self, header: ResponseHeader) {
-        if header.revision >= self.newest.revision {
-            self.newest = header;
-        }
-    }
-
     pub(super) fn answer_created(&mut self, id: i64, header: ResponseHeader) {
-        self.hear_of(header);
+        // It may be that of a read, which no watch has heard.
+        self.common.latest().hear(header);
         self.ready.push_back(WatchResponse {
             header: Some(header),
             watch_id: id,
@@ -142,7 +137,7 @@ impl Session {
         self.roll = None;
         let header = ResponseHeader {
             revision: shared.min(alone),
-            ..self.newest
+            ..self.common.latest().header()
         };
         self.ready.push_back(WatchResponse {
             header: Some(header),

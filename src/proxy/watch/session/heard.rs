@@ -20,13 +20,11 @@ impl Session {
                 from,
                 batch,
             } => {
-                self.hear_of(batch.header);
                 if self.is_shared(number) {
                     self.answer_events(number, batch.header, batch.since(from).to_vec());
                 }
             }
             Item::Progress { number, header } => {
-                self.hear_of(header);
                 if self.is_shared(number) {
                     self.answer_progress(number, header);
                 }
@@ -38,7 +36,6 @@ impl Session {
             }
             Item::Ended { number, end } => self.ended(number, end),
             Item::InSync { call, header } => {
-                self.hear_of(header);
                 self.shared_in_sync(call, header.revision);
             }
         }
@@ -92,7 +89,6 @@ impl Session {
     pub(super) fn hear_one(&mut self, heard: Heard, is_ordered: bool) {
         match heard {
             Heard::Created { number, header } => {
-                self.hear_of(header);
                 let is_told = self.line.next(number) > Some(header.revision);
                 self.began(number, header);
                 self.settle(number, is_told.then_some(header.revision));
@@ -103,7 +99,6 @@ impl Session {
                 from: _,
                 events,
             } => {
-                self.hear_of(header);
                 let is_last = events.last().map(revision) >= Some(header.revision);
                 if let Some(watcher) = self.alone.get(&number).copied() {
                     self.answer_events(watcher, header, events);
@@ -111,7 +106,6 @@ impl Session {
                 self.settle(number, is_last.then_some(header.revision));
             }
             Heard::Progress { number, header } => {
-                self.hear_of(header);
                 if let Some(watcher) = self.alone.get(&number).copied() {
                     self.answer_progress(watcher, header);
                 }
@@ -128,7 +122,6 @@ impl Session {
                 }
             }
             Heard::InSync { header, number } => {
-                self.hear_of(header);
                 self.line_in_sync(number, header.revision);
                 if is_ordered {
                     self.line.told(header.revision, number);

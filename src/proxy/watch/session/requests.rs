@@ -13,6 +13,8 @@ impl Session {
         let spec = Spec::of(request);
         let reason = if self.ids.len() >= self.limits.watchers {
             Some(Reason::TooManyWatchers)
+        } else if spec.is_empty() {
+            Some(Reason::WatchRangeEmpty)
         } else if request.watch_id != 0 && self.ids.contains_key(&request.watch_id) {
             Some(Reason::WatchIdInUse)
         } else {
@@ -121,8 +123,9 @@ impl Session {
         let now = match &mut watcher.state {
             State::Refused(response) => {
                 let mut response = std::mem::take(response);
-                // The revision of a refusal made here is the latest that was heard of.
-                response.header.get_or_insert(self.newest);
+                // Of a refusal made here.
+                let latest = self.common.latest();
+                response.header.get_or_insert_with(|| latest.header());
                 response.watch_id = if response.watch_id == NO_WATCH {
                     NO_WATCH
                 } else {
@@ -217,7 +220,7 @@ impl Session {
         };
         self.call_roll_again();
         self.ready.push_back(WatchResponse {
-            header: Some(self.newest),
+            header: Some(self.common.latest().header()),
             watch_id: watcher.id,
             canceled: true,
             ..Default::default()

@@ -78,5 +78,8 @@ fn header(revision: i64) -> ResponseHeader {
 }
 
 fn common() -> Arc<super::trunk::Common> {
-    Arc::new(super::trunk::Common::new(Arc::default()))
+    Arc::new(super::trunk::Common::new(
+        crate::proxy::latest::Latest::default(),
+        Arc::default(),
+    ))
 }
