@@ -198,6 +198,7 @@ async fn assemble(
             reads: Rounds::new(limits.max_pending),
             keep_alives: Rounds::new(limits.max_pending),
             forwarded: forward::Forwarded::default(),
+            changing: Semaphore::new(1),
             sending: tokio::sync::watch::Sender::default(),
             read_places: Arc::new(Semaphore::new(limits.max_pending)),
             disk_reads: Arc::new(Semaphore::new(read::READS_IN_FLIGHT)),

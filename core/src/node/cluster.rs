@@ -38,7 +38,7 @@ impl Node {
     /// All members, by id, as this member knows them.
     pub(super) fn known_members(&self) -> Vec<Member> {
         let said = self.shared.reader.members();
-        let members = self.shared.consensus.members().into_iter();
+        let members = self.members().into_iter();
         let described = members.map(|(id, member)| {
             let own = said.iter().find(|said| said.id == id);
             Member {
@@ -142,6 +142,13 @@ pub(super) async fn heed_removal(node: Node) {
 }
 
 impl Node {
+    /// The membership as of the last applied entry, or what consensus was started with. Whoever has
+    /// waited for an entry to be applied finds what it changed, which consensus itself tells later.
+    pub(super) fn members(&self) -> BTreeMap<u64, RaftMember> {
+        let applied = self.applied_members();
+        applied.unwrap_or_else(|| self.shared.consensus.members())
+    }
+
     /// The membership as of the last applied entry, by id; `None` before the first.
     fn applied_members(&self) -> Option<BTreeMap<u64, RaftMember>> {
         let membership = self.shared.reader.membership()?;

@@ -121,7 +121,7 @@ impl Node {
     pub(super) async fn admit(&self, peer_urls: Vec<String>) -> Result<u64> {
         check_peer_urls(&peer_urls)?;
         self.read_barrier().await?;
-        let members = self.shared.consensus.members();
+        let members = self.members();
         let same = members
             .iter()
             .find(|(_, member)| sorted(&member.peer.peer_urls) == sorted(&peer_urls));
@@ -209,10 +209,13 @@ impl Node {
     /// The refusal; [`Reason::NotLeader`] and [`Reason::ProposalDropped`] mean that another attempt
     /// may go through.
     pub(super) async fn change_as_leader(&self, kind: &Kind) -> Result<u64> {
+        // What is checked here must still be so when the change is made.
+        let permit = self.shared.changing.acquire().await;
+        let _permit = permit.map_err(|_| Error::from(Reason::Stopped))?;
         // All that was decided before shows, and this member still leads.
         let index = self.shared.reads.join(()).await?;
         self.shared.consensus.wait_applied(index).await?;
-        let members = self.shared.consensus.members();
+        let members = self.members();
         let change = match kind {
             Kind::Add(addition) => match self.addition(&members, addition)? {
                 Some(change) => change,
@@ -347,11 +350,13 @@ impl Node {
         Ok(Change::Remove(id))
     }
 
-    /// Whether a member has ever taken part.
+    /// Whether a member has ever taken part: it runs now, or has said who it is.
     fn has_started(&self, id: u64) -> bool {
         let said = self.shared.reader.members();
-        said.iter()
-            .any(|said| said.id == id && !said.incarnation.is_empty())
+        let has_spoken = said
+            .iter()
+            .any(|said| said.id == id && !said.incarnation.is_empty());
+        has_spoken || self.is_connected(id)
     }
 
     fn is_connected(&self, id: u64) -> bool {
@@ -371,7 +376,7 @@ pub(super) async fn give_votes(node: Node) {
         if node.leadership().leader != Some(node.member_id()) {
             continue;
         }
-        let members = node.shared.consensus.members();
+        let members = node.members();
         let next = members
             .iter()
             .find(|(_, member)| !member.is_voter && member.peer.wants_vote);

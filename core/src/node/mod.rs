@@ -105,6 +105,8 @@ struct Shared {
     reads: rounds::Rounds<(), u64>,
     keep_alives: rounds::Rounds<i64, i64>,
     forwarded: forward::Forwarded,
+    /// One permit: who changes the membership.
+    changing: Semaphore,
     sending: tokio::sync::watch::Sender<departure::Sending>,
     /// As many as reads may wait or be under way.
     read_places: Arc<Semaphore>,
@@ -254,6 +256,7 @@ impl Node {
         shared.proposals.close();
         shared.reads.close();
         shared.keep_alives.close();
+        shared.changing.close();
         if !shared.tasks.stop(STOP_LIMIT).await {
             tracing::warn!("some tasks of the node did not stop in time");
         }

@@ -145,8 +145,6 @@ struct Inner {
     leadership: watch::Receiver<Leadership>,
     failure: Failure,
     proposals: Semaphore,
-    /// One permit: who changes the membership.
-    changing: Semaphore,
     retention: Retention,
     transport: Option<Transport>,
     tasks: Tasks,
@@ -277,7 +275,6 @@ impl Consensus {
                 failure,
                 pending: options.pending,
                 proposals: Semaphore::new(PROPOSED_UNITS_MAX),
-                changing: Semaphore::new(1),
                 retention: retention(&raft),
                 transport: options.transport,
                 machine,
@@ -546,7 +543,6 @@ impl Consensus {
     /// The transport stops with it.
     pub async fn shutdown(&self) {
         self.inner.proposals.close();
-        self.inner.changing.close();
         if let Some(transport) = &self.inner.transport {
             // It holds the handler, which holds openraft.
             transport.stop();
@@ -570,11 +566,6 @@ impl Consensus {
     /// there was a reason before.
     pub fn fail(&self, cause: Error) {
         report(&self.inner.failure, cause);
-    }
-
-    /// Who changes the membership holds its permit.
-    pub(super) fn changing(&self) -> &Semaphore {
-        &self.inner.changing
     }
 
     /// openraft itself, for the handler of the peers' messages and for tests.

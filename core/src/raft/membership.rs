@@ -82,8 +82,8 @@ impl Consensus {
         Some(metrics.last_log_index?.saturating_sub(matched.index))
     }
 
-    /// Makes a change as the leader, and returns once it is committed and applied here. Changes wait
-    /// for each other. The caller sets the deadline.
+    /// Makes a change as the leader, and returns once it is committed and applied here. The caller sets
+    /// the deadline, and makes one change at a time.
     ///
     /// # Errors
     ///
@@ -95,8 +95,6 @@ impl Consensus {
     ///
     /// Dropping the future forgets the outcome, not the change.
     pub async fn change_membership(&self, change: &Change) -> Result<()> {
-        let permit = self.changing().acquire().await;
-        let _permit = permit.map_err(|_| Error::from(Reason::Stopped))?;
         let effective = self
             .raft()
             .with_raft_state(|state| state.membership_state.effective().clone());

@@ -161,6 +161,28 @@ async fn a_learner_stays_one_until_it_is_promoted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn changes_at_once_are_each_checked_against_those_before() {
+    let ([_a, _b], [first, second]) = two().await;
+    for _ in 0..10 {
+        let seats = [Seat::new("c"), Seat::new("d")];
+        let [one, other] = [seats[0].add(true), seats[1].add(true)];
+        let (one, other) = tokio::join!(first.member_add(one), second.member_add(other));
+        let (added, refused) = match (one, other) {
+            (Ok(added), Err(refused)) | (Err(refused), Ok(added)) => (added, refused),
+            both => panic!("only one learner may be there: {both:?}"),
+        };
+        assert_eq!(refused.reason(), Reason::TooManyLearners);
+        let id = added.member.expect("it is in its own answer").id;
+        assert_eq!(added.members.len(), 3);
+        let removed = second.member_remove(remove(id)).await.unwrap();
+        assert_eq!(removed.members.len(), 2, "it is gone in its own answer");
+    }
+    for node in [second, first] {
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_removed_member_stops_and_does_not_come_back() {
     let ([a, _b], [first, second]) = two().await;
     let (mut c, third) = third(&a, &first).await;
