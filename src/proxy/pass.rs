@@ -193,15 +193,18 @@ fn until_stopped(
     Box::pin(messages.take_until(stop).chain(stopped))
 }
 
+/// The path of a call. One without would not have been routed here; a member knows no method of none.
+fn path_of(request: &axum::extract::Request) -> PathAndQuery {
+    let path = request.uri().path_and_query();
+    path.cloned()
+        .unwrap_or_else(|| PathAndQuery::from_static("/"))
+}
+
 async fn unary(
     State(passing): State<Arc<Passing>>,
     request: axum::extract::Request,
 ) -> HttpResponse {
-    let Some(path) = request.uri().path_and_query().cloned() else {
-        return Status::unimplemented("")
-            .into_http::<tonic::body::Body>()
-            .map(axum::body::Body::new);
-    };
+    let path = path_of(&request);
     let service = service_fn(|request| {
         let (passing, path) = (&passing, &path);
         async move { passing.unary(path, request).await }
@@ -214,11 +217,7 @@ async fn streaming(
     State(passing): State<Arc<Passing>>,
     request: axum::extract::Request,
 ) -> HttpResponse {
-    let Some(path) = request.uri().path_and_query().cloned() else {
-        return Status::unimplemented("")
-            .into_http::<tonic::body::Body>()
-            .map(axum::body::Body::new);
-    };
+    let path = path_of(&request);
     let service = service_fn(|request| {
         let (passing, path) = (&passing, &path);
         async move { passing.streaming(path, request).await }
