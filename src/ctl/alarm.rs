@@ -58,11 +58,7 @@ pub(super) async fn run(args: AlarmArgs, outer: GlobalArgs) -> Result<(), Failur
             let rows: Vec<_> = alarms.iter().map(row).collect();
             output::print(&boxed(&["MEMBER ID", "ALARM"], &rows))
         }
-        // etcdctl prints no header here.
-        Style::EtcdJson => print_json(&EtcdAlarms::from(&AlarmResponse {
-            header: None,
-            alarms: alarms.clone(),
-        })),
+        Style::EtcdJson => print_json(&EtcdAlarms::from(&answer)),
         Style::Json => print_json(&AlarmsView {
             alarms: alarms.iter().map(AlarmView::from).collect(),
         }),

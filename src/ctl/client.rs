@@ -163,6 +163,14 @@ pub(crate) struct Reached {
     pub(crate) round_trip: Duration,
 }
 
+impl Reached {
+    /// Whose endpoint it is, by its own word.
+    pub(crate) fn member_id(&self) -> Option<u64> {
+        let status = self.status.as_ref().ok()?;
+        Some(status.header.as_ref()?.member_id)
+    }
+}
+
 /// Whether a call may be made again at another endpoint when it is not known to have failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Call {
@@ -288,10 +296,7 @@ impl Client {
             None => self.unreachable(why),
             Some(status) => match self.quorum_lost(what).await {
                 Some(failure) => failure,
-                None => {
-                    let exit = Failure::refused(what, "", &status).exit();
-                    Failure::new(exit, what).because(why)
-                }
+                None => Failure::refused_by_all(what, &status).because(why),
             },
         })
     }

@@ -68,7 +68,7 @@ pub(super) async fn run(args: DefragArgs, outer: GlobalArgs) -> Result<(), Failu
         (0, _) => Ok(()),
         (_, false) => Err(client.unreachable(why)),
         (failed, true) => {
-            let what = format!("{failed} of {} members not defragmented", endpoints.len());
+            let what = format!("not defragmented: {failed} of {} members", endpoints.len());
             Err(Failure::new(Exit::Failed, what).because(why))
         }
     }

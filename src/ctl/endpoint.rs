@@ -70,7 +70,7 @@ pub(super) async fn run(args: EndpointArgs, outer: GlobalArgs) -> Result<(), Fai
         EndpointCommand::Status { which } => {
             let asked = ask(&client, &which, async |reached| reached.status).await?;
             asked.print(style, statuses)?;
-            asked.outcome(&client, "did not tell their status")
+            asked.outcome(&client, "the status could not be told")
         }
         EndpointCommand::Health { which } => {
             let limit = client.command_timeout();
@@ -79,7 +79,7 @@ pub(super) async fn run(args: EndpointArgs, outer: GlobalArgs) -> Result<(), Fai
             });
             let asked = asked.await?;
             asked.print_health(style)?;
-            asked.outcome(&client, "are unhealthy")
+            asked.outcome(&client, "unhealthy")
         }
         EndpointCommand::HashKv { which, rev } => {
             let limit = client.long_command_timeout();
@@ -90,7 +90,7 @@ pub(super) async fn run(args: EndpointArgs, outer: GlobalArgs) -> Result<(), Fai
             });
             let asked = asked.await?;
             asked.print(style, hashes)?;
-            asked.outcome(&client, "did not hash their keys")
+            asked.outcome(&client, "the keys could not be hashed")
         }
     }
 }
@@ -172,7 +172,7 @@ impl<T> Asked<T> {
             (0, _) => Ok(()),
             (_, false) => Err(client.unreachable(why)),
             (failed, true) => {
-                let what = format!("{failed} of {asked} endpoints {what}");
+                let what = format!("{what}: {failed} of {asked} endpoints");
                 Err(Failure::new(Exit::Failed, what).because(why))
             }
         }

@@ -80,11 +80,16 @@ impl Failure {
 
     /// The answer of an endpoint that refused.
     pub(crate) fn refused(what: impl Into<String>, endpoint: &str, status: &Status) -> Self {
+        Self::refused_by_all(what, status).because([Why::new(endpoint, told(status))])
+    }
+
+    /// That no endpoint did it; `last` is what the last one said.
+    pub(crate) fn refused_by_all(what: impl Into<String>, last: &Status) -> Self {
         Self {
-            exit: Exit::of(status),
+            exit: Exit::of(last),
             what: what.into(),
-            why: vec![Why::new(endpoint, told(status))],
-            hint: Reason::from_status(status).and_then(hint),
+            why: Vec::new(),
+            hint: Reason::from_status(last).and_then(hint),
         }
     }
 
@@ -98,11 +103,6 @@ impl Failure {
     pub(crate) fn hint(mut self, hint: &'static str) -> Self {
         self.hint = Some(hint);
         self
-    }
-
-    /// What the program ends with.
-    pub(crate) fn exit(&self) -> Exit {
-        self.exit
     }
 
     /// Tells it on standard error.
@@ -182,12 +182,12 @@ mod tests {
         let told = "no endpoint answered within 2s\n  127.0.0.1:1     connection refused\n  \
                     10.0.0.17:2379  no answer\n  hint: start one";
         assert_eq!(failure.to_string(), told);
-        assert_eq!(failure.exit() as u8, 6);
+        assert_eq!(failure.exit as u8, 6);
     }
 
     #[test]
     fn refusals_end_with_what_scripts_can_tell_apart() {
-        let exit = |reason: Reason| Failure::refused("x", "e", &reason.into()).exit();
+        let exit = |reason: Reason| Failure::refused("x", "e", &reason.into()).exit;
         assert_eq!(exit(Reason::MemberNotFound), Exit::Failed);
         assert_eq!(exit(Reason::PermissionDenied), Exit::Denied);
         assert_eq!(exit(Reason::UserEmpty), Exit::Denied);

@@ -35,7 +35,7 @@ struct MovedView {
 pub(super) async fn run(args: MoveLeaderArgs, outer: GlobalArgs) -> Result<(), Failure> {
     let Session { client, style } = args.global.resolve(outer)?;
     let leader = leader(&client).await?;
-    let from = own_id(&leader).unwrap_or_default();
+    let from = leader.member_id().unwrap_or_default();
     let mut asked = MaintenanceClient::new(leader.channel.clone());
     let request = MoveLeaderRequest { target_id: args.to };
     let answer = within(client.command_timeout(), asked.move_leader(request)).await;
@@ -56,14 +56,9 @@ pub(super) async fn run(args: MoveLeaderArgs, outer: GlobalArgs) -> Result<(), F
     }
 }
 
-fn own_id(reached: &Reached) -> Option<u64> {
-    let status = reached.status.as_ref().ok()?;
-    Some(status.header.as_ref()?.member_id)
-}
-
 fn leads(reached: &Reached) -> bool {
     let leader = reached.status.as_ref().map_or(0, |status| status.leader);
-    leader != 0 && own_id(reached) == Some(leader)
+    leader != 0 && reached.member_id() == Some(leader)
 }
 
 /// A connection to the leader: one of the endpoints, or else where it says that clients reach it.

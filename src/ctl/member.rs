@@ -223,7 +223,7 @@ async fn add(
         peer_ur_ls: peer_urls,
         is_learner,
     };
-    let (answer, _) = client
+    let (answer, reached) = client
         .call("the member was not added", Call::Write, async |channel| {
             let mut client = ClusterClient::new(channel);
             Ok(client.member_add(request.clone()).await?.into_inner())
@@ -231,7 +231,7 @@ async fn add(
         .await?;
     let header = answer.header.as_ref();
     let added = answer.member.clone().unwrap_or_default();
-    let start = Start::of(name, &added, &answer.members);
+    let start = Start::of(name, &added, &answer.members, reached.member_id());
     match style {
         Style::Simple => {
             let cluster = cluster_id(header);
@@ -261,7 +261,8 @@ struct Start<'a> {
 }
 
 impl<'a> Start<'a> {
-    fn of(name: &'a str, added: &'a Member, members: &'a [Member]) -> Self {
+    /// `asked` is the member that has answered, and so lets others in.
+    fn of(name: &'a str, added: &'a Member, members: &'a [Member], asked: Option<u64>) -> Self {
         let others = || members.iter().filter(|member| member.id != added.id);
         let listed = |name: &str, urls: &[String]| {
             let pairs = urls.iter().map(|url| format!("{name}={url}"));
@@ -276,14 +277,13 @@ impl<'a> Start<'a> {
             };
             initial.extend(listed(&name, &member.peer_ur_ls));
         }
-        let started = others().filter(|member| !member.name.is_empty());
         Self {
             name,
             own: &added.peer_ur_ls,
             initial: initial.join(","),
-            join: started
-                .flat_map(|member| &member.peer_ur_ls)
-                .next()
+            join: others()
+                .find(|member| Some(member.id) == asked)
+                .and_then(|member| member.peer_ur_ls.first())
                 .map(String::as_str),
         }
     }
@@ -367,7 +367,7 @@ mod tests {
             added.clone(),
             member(1, "n1", "http://h1:2380"),
         ];
-        let lines = Start::of("n 3", &added, &members).lines();
+        let lines = Start::of("n 3", &added, &members, Some(1)).lines();
         let initial = "n 3=http://h3:2380,b=http://h2:2380,n1=http://h1:2380";
         assert_eq!(
             lines,

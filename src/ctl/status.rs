@@ -62,7 +62,7 @@ async fn look(client: &Client, member: &Member) -> Seen {
             Err(why) => Err(why),
         };
         match &seen {
-            Ok(reached) if own_id(reached).is_some_and(|own| own != member.id) => {
+            Ok(reached) if reached.member_id().is_some_and(|own| own != member.id) => {
                 seen = Err(Why::new(url, "another member answers there"));
             }
             Ok(_) => break,
@@ -70,11 +70,6 @@ async fn look(client: &Client, member: &Member) -> Seen {
         }
     }
     seen
-}
-
-fn own_id(reached: &Reached) -> Option<u64> {
-    let status = reached.status.as_ref().ok()?;
-    Some(status.header.as_ref()?.member_id)
 }
 
 /// The cluster, for people.

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod bench;
+mod ctl;
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};

@@ -1,5 +1,6 @@
 //! Other people's clients against quorate, with a real etcd beside it as the measure.
 
+mod ctl;
 mod differential;
 mod etcdctl;
 mod gateway;
