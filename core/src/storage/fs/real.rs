@@ -3,20 +3,25 @@
 use std::{
     fs::{self, DirBuilder, OpenOptions},
     io,
+    ops::Range,
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::Path,
     sync::Arc,
 };
 
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 
 use super::{DirLock, File, Fs};
 
 /// The name of the file that carries a directory's lock.
 const LOCK_NAME: &str = "LOCK";
 
-/// Zeros are written in pieces of this many bytes when a file is preallocated.
-const ZEROS_BYTES: usize = 1 << 20;
+/// Zeros are written in pieces of this many bytes when a file is preallocated; the syncs of other
+/// files get between them.
+const ZEROS_BYTES: usize = 256 << 10;
+
+/// Memory and offsets that go past the page cache have to be multiples of this, on all disks known.
+const DIRECT_BYTES: usize = 4096;
 
 /// The operating system's file system: files are 0600, directories 0700.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,7 +47,7 @@ impl Fs for RealFs {
             .open(path)?;
         let file = RealFile(file);
         if preallocate_bytes > 0 {
-            file.preallocate(preallocate_bytes)?;
+            file.preallocate(path, preallocate_bytes)?;
         }
         Ok(Arc::new(file))
     }
@@ -98,22 +103,40 @@ impl Fs for RealFs {
 impl RealFile {
     /// Reserves the space, then writes it: an extent that was written needs no change of metadata
     /// when it is written again, so later syncs are cheaper (0.12 ms against 0.2 ms measured).
-    fn preallocate(&self, bytes: u64) -> io::Result<()> {
+    ///
+    /// The zeros go past the page cache where that is possible: nobody will read them, and to bring
+    /// them there and back costs as much as all else that a log does with its bytes.
+    fn preallocate(&self, path: &Path, bytes: u64) -> io::Result<()> {
         match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, bytes) {
             // A file system without it: the zeros below take the space just as well.
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
             Err(error) => return Err(error.into()),
         }
-        let zeros = vec![0; ZEROS_BYTES];
-        let mut offset = 0;
-        while offset < bytes {
-            let rest = usize::try_from(bytes - offset).unwrap_or(ZEROS_BYTES);
-            let piece = &zeros[..rest.min(ZEROS_BYTES)];
-            self.0.write_all_at(piece, offset)?;
-            offset += piece.len() as u64;
-        }
-        Ok(())
+        let zeros = vec![0; ZEROS_BYTES + DIRECT_BYTES];
+        let aligned = zeros.as_ptr().align_offset(DIRECT_BYTES).min(DIRECT_BYTES);
+        let zeros = &zeros[aligned..][..ZEROS_BYTES];
+        let whole = bytes - bytes % DIRECT_BYTES as u64;
+        let direct = OpenOptions::new()
+            .write(true)
+            .custom_flags(OFlags::DIRECT.bits().cast_signed())
+            .open(path)
+            .and_then(|direct| write_zeros(&direct, zeros, 0..whole));
+        // A file system or a disk may know no such way; a full one will say so again.
+        let done = direct.map_or(0, |()| whole);
+        write_zeros(&self.0, zeros, done..bytes)
     }
+}
+
+/// Fills `range` of a file from `zeros`.
+fn write_zeros(file: &fs::File, zeros: &[u8], range: Range<u64>) -> io::Result<()> {
+    let mut offset = range.start;
+    while offset < range.end {
+        let rest = usize::try_from(range.end - offset).unwrap_or(zeros.len());
+        let piece = &zeros[..rest.min(zeros.len())];
+        file.write_all_at(piece, offset)?;
+        offset += piece.len() as u64;
+    }
+    Ok(())
 }
 
 impl File for RealFile {
