@@ -1,6 +1,6 @@
 //! One etcd transaction: puts and deletes under one new main revision, all or nothing.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use bytes::Bytes;
 use quorate_proto::limits::KEY_BYTES_MAX;
@@ -14,6 +14,9 @@ use super::overlay::Undo;
 use super::read::{self, key_value};
 use super::{Error, Event, EventKind, Overlay, Revision, meta};
 
+/// Events that are looked through for a key; more are indexed.
+const EVENTS_LOOKED_THROUGH: usize = 16;
+
 /// A transaction on an [`Overlay`]. Reads through [`view`](WriteTxn::view) see its writes so far.
 /// Dropping it without [`commit`](WriteTxn::commit) takes all of them back.
 #[derive(Debug)]
@@ -23,8 +26,10 @@ pub struct WriteTxn<'a> {
     base: i64,
     undo: Vec<Undo>,
     events: Vec<Event>,
-    /// What each key written had before the transaction.
-    before: BTreeMap<Bytes, Option<(Revision, KeyValue)>>,
+    /// Where the first event of each key is, once there are more than are looked through.
+    firsts: HashMap<Bytes, usize>,
+    /// How many events are in `firsts`.
+    indexed: usize,
 }
 
 /// What a transaction did.
@@ -39,13 +44,14 @@ pub struct Committed {
 impl<'a> WriteTxn<'a> {
     pub(super) fn begin(overlay: &'a mut Overlay) -> Result<WriteTxn<'a>, KvError> {
         let base = meta::current_revision(overlay)?;
-        let (undo, events, before) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let (undo, events, firsts) = (Vec::new(), Vec::new(), HashMap::new());
         Ok(WriteTxn {
             overlay,
             base,
             undo,
             events,
-            before,
+            firsts,
+            indexed: 0,
         })
     }
 
@@ -197,6 +203,19 @@ impl<'a> WriteTxn<'a> {
         Some((began, key_value(key.clone(), past.pair)))
     }
 
+    /// The first event of a key so far.
+    fn first_of(&mut self, key: &Bytes) -> Option<&Event> {
+        if self.events.len() <= EVENTS_LOOKED_THROUGH {
+            return self.events.iter().find(|event| event.kv.key == key);
+        }
+        let indexed = self.indexed;
+        for (at, event) in self.events.iter().enumerate().skip(indexed) {
+            self.firsts.entry(event.kv.key.clone()).or_insert(at);
+        }
+        self.indexed = self.events.len();
+        self.firsts.get(key).map(|at| &self.events[*at])
+    }
+
     fn record(
         &mut self,
         key: Bytes,
@@ -205,11 +224,10 @@ impl<'a> WriteTxn<'a> {
         replaced: &Option<(Revision, KeyValue)>,
     ) {
         let revision = self.next_revision();
-        let before = self
-            .before
-            .entry(key.clone())
-            .or_insert_with(|| replaced.clone());
-        let (prev_revision, prev_kv) = before.clone().unzip();
+        let (prev_revision, prev_kv) = match self.first_of(&key) {
+            Some(first) => (first.prev_revision, first.prev_kv.clone()),
+            None => replaced.clone().unzip(),
+        };
         let record = EventRecord {
             deleted: kind == EventKind::Delete,
             key,

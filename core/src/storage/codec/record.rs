@@ -1,13 +1,10 @@
 //! Records of the tables `keys`, `versions`, `events`, and numbers in `meta`.
 
-use bytes::{BufMut, Bytes, BytesMut};
-use prost::encoding::{decode_varint, encode_varint};
+use bytes::{BufMut, Bytes};
+use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
 
 use super::{FORMAT, Revision};
 use crate::storage::kv::KvError;
-
-/// Room for the numbers of a record: format and six varints.
-const NUMBERS_BYTES_MAX: usize = 1 + 6 * 10;
 
 /// The current state of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,14 +46,18 @@ pub struct EventRecord {
     pub previous: Option<Revision>,
 }
 
-/// Writes format and numbers, with room for `rest` bytes.
-fn begin(numbers: &[i64], rest: usize) -> BytesMut {
-    let mut record = BytesMut::with_capacity(NUMBERS_BYTES_MAX + rest);
+/// A record: format, numbers, and what follows them. Its memory is as large as it is: room left over
+/// would be kept, and counted in a second allocation.
+fn record(numbers: &[i64], rest: &[u8]) -> Bytes {
+    let numbers = numbers.iter().map(|number| number.cast_unsigned());
+    let length: usize = numbers.clone().map(encoded_len_varint).sum();
+    let mut record = Vec::with_capacity(1 + length + rest.len());
     record.put_u8(FORMAT);
     for number in numbers {
-        encode_varint(number.cast_unsigned(), &mut record);
+        encode_varint(number, &mut record);
     }
-    record
+    record.put_slice(rest);
+    record.into()
 }
 
 /// Reads format and `N` numbers; the rest shares the record's memory.
@@ -81,9 +82,7 @@ impl Pair {
     pub fn encode(&self) -> Bytes {
         let Revision { main, sub } = self.mod_revision;
         let numbers = [self.create_revision, main, sub, self.version, self.lease];
-        let mut record = begin(&numbers, self.value.len());
-        record.put_slice(&self.value);
-        record.freeze()
+        record(&numbers, &self.value)
     }
 
     /// Reads a record of `keys`; the value shares its memory.
@@ -117,9 +116,7 @@ impl PastPair {
             end.main,
             end.sub,
         ];
-        let mut record = begin(&numbers, pair.value.len());
-        record.put_slice(&pair.value);
-        record.freeze()
+        record(&numbers, &pair.value)
     }
 
     /// Reads a record of `versions` whose key says `began`; the value shares its memory.
@@ -165,9 +162,7 @@ impl EventRecord {
             previous.main,
             previous.sub,
         ];
-        let mut record = begin(&numbers, self.key.len());
-        record.put_slice(&self.key);
-        record.freeze()
+        record(&numbers, &self.key)
     }
 
     /// Reads a record of `events`; the key shares its memory.
