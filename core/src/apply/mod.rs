@@ -18,6 +18,7 @@ mod executor;
 mod kv;
 mod lease;
 mod members;
+mod pairs;
 mod reader;
 mod restored;
 mod state;

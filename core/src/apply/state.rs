@@ -12,6 +12,7 @@ use super::alarm::Alarms;
 use super::executor::Executor;
 use super::lease::{self, Leases};
 use super::members::Members;
+use super::pairs::RecentPairs;
 use super::reader::Current;
 use super::restored;
 use super::{Applied, Committed, Options, Outcome, Payload, ProposalId, Reader};
@@ -33,6 +34,7 @@ pub struct State {
     is_restore_unfinished: bool,
     lessor: Lessor,
     reader: Reader,
+    recent: RecentPairs,
 }
 
 /// The applied id and the membership stored in `view`; `None` each if there is none yet.
@@ -130,6 +132,7 @@ impl State {
             is_restore_unfinished: loaded.current.is_restore_unfinished,
             reader: Reader::new(loaded.current, lessor.clone(), options.quota_backend_bytes),
             lessor,
+            recent: RecentPairs::new(),
         })
     }
 
@@ -166,7 +169,7 @@ impl State {
     pub fn apply(&mut self, entries: Vec<Committed>, own: Uuid) -> Result<Applied, KvError> {
         let last = entries.last().expect("at least one entry to apply").id;
         let mut executor = Executor {
-            overlay: Overlay::new(self.kv.view()),
+            overlay: Overlay::new(self.recent.before(self.kv.view())),
             leases: Leases::new(self.lessor.clone()),
             alarms: self.alarms.clone(),
             members: self.members.clone(),
@@ -227,7 +230,9 @@ impl State {
         } = executor;
         let revision = meta::current_revision(&overlay)?;
         let compact_revision = meta::compact_revision(&overlay)?;
-        self.kv.commit(overlay.into_batch())?;
+        let batch = overlay.into_batch();
+        self.recent.learn(&batch);
+        self.kv.commit(batch)?;
         self.lessor.commit(&leases.into_changes());
         self.reader.count(&revisions);
         let new_alarms = (alarms != self.alarms).then(|| alarms.iter().collect());
@@ -261,6 +266,7 @@ impl State {
     pub fn install(&mut self, kv: Arc<dyn Kv>) -> Result<(), KvError> {
         let loaded = Loaded::from(Arc::clone(&kv))?;
         self.kv = kv;
+        self.recent.clear();
         self.applied = loaded.applied;
         self.membership = loaded.membership;
         self.alarms = loaded.alarms;

@@ -48,6 +48,12 @@ impl Table {
     const fn byte(self) -> u8 {
         self as u8
     }
+
+    /// Whether a stored key is one of this table.
+    #[must_use]
+    pub fn holds(self, key: &[u8]) -> bool {
+        key.first() == Some(&self.byte())
+    }
 }
 
 /// Names in table `meta`.

@@ -128,6 +128,11 @@ impl WriteBatch {
         self.ops.is_empty()
     }
 
+    /// The operations in the order given.
+    pub(crate) fn ops(&self) -> &[(Bytes, Option<Bytes>)] {
+        &self.ops
+    }
+
     /// The operations with one for each key, the last given, in key order.
     pub(crate) fn into_final_ops(self) -> Vec<(Bytes, Option<Bytes>)> {
         if self.ops.is_sorted_by(|a, b| a.0 < b.0) {
