@@ -288,7 +288,7 @@ fn open(
         Some((root, wal)) => {
             let fs: Arc<dyn Fs> = Arc::new(RealFs);
             let wal = Wal::open(fs, wal, options).map_err(storage)?;
-            (wal, Stores::disk(root, DiskOptions::default()))
+            (wal, Stores::disk(root, DiskOptions::of_member(identity.member_id)))
         }
         None => {
             options.segment_bytes = MEMORY_SEGMENT_BYTES;

@@ -10,14 +10,18 @@ use std::ops::Bound;
 use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
 use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
+use fjall::{
+    AbstractTree, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot,
+};
+use rustix::process::{Pid, setpriority_process};
 
+use super::behind::{Behind, Memtable};
 use super::poison::Poison;
 use super::{Direction, Kv, KvError, Pairs, View, WriteBatch, bounds_cross};
 
@@ -40,6 +44,13 @@ const CACHED_FILES_MAX: usize = 256;
 /// Threads that flush and compact. With two, both were often busy with long compactions while full
 /// memtables waited to be flushed and commits waited for that.
 const WORKERS: usize = 4;
+
+/// The name of these threads.
+const WORKER_NAME: &str = "fjall:worker";
+
+/// How much the engine's threads give way to those that clients wait for: where both want a core, they
+/// get a quarter of it. Not less: they hold locks that commits wait for.
+const WORKER_NICE: i32 = 5;
 
 /// A key that is never stored: no table of the state begins so.
 const NEVER_THERE: &[u8] = b"\xff nothing";
@@ -68,6 +79,20 @@ pub struct DiskOptions {
     pub cache_bytes: u64,
 }
 
+impl DiskOptions {
+    /// The defaults, a little different for each member: commits wait for parts of a flush, and the
+    /// members of a cluster, which have the same to flush, should not wait all at once.
+    #[must_use]
+    pub fn of_member(id: u64) -> DiskOptions {
+        let defaults = DiskOptions::default();
+        let more = id % (defaults.memtable_bytes / 3);
+        DiskOptions {
+            memtable_bytes: defaults.memtable_bytes + more,
+            ..defaults
+        }
+    }
+}
+
 impl Default for DiskOptions {
     fn default() -> DiskOptions {
         const MIB: u64 = 1024 * 1024;
@@ -88,7 +113,8 @@ struct Inner {
     folder: PathBuf,
     database: Database,
     keyspace: Keyspace,
-    poison: Poison,
+    poison: Arc<Poison>,
+    behind: Behind,
     /// Merges of all tables under way. Other merges wait for them, so that a long row of unmerged
     /// tables says nothing about the engine's health meanwhile.
     full_merges: AtomicUsize,
@@ -160,11 +186,21 @@ impl FjallKv {
             let keyspace = database.keyspace(KEYSPACE, || {
                 KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes)
             })?;
+            let poison = Arc::new(Poison::default());
+            let of = keyspace.clone();
+            // By the first look its threads are there, and named.
+            let give_way = Once::new();
+            let active = move || {
+                give_way.call_once(give_way_to_others);
+                of.tree.active_memtable() as Memtable
+            };
+            let behind = Behind::start(folder.to_owned(), Arc::clone(&poison), active)?;
             let inner = Arc::new(Inner {
                 folder: folder.to_owned(),
                 database,
                 keyspace,
-                poison: Poison::default(),
+                poison,
+                behind,
                 full_merges: AtomicUsize::new(0),
             });
             Ok(FjallKv { inner })
@@ -200,17 +236,44 @@ impl FjallKv {
     }
 }
 
+/// Lowers the priority of the engine's threads. Where that is not possible they do no harm, only a
+/// flush is felt more.
+fn give_way_to_others() {
+    let lowered = (|| {
+        for task in std::fs::read_dir("/proc/self/task")? {
+            let task = task?;
+            // One of another engine in this process may have ended meanwhile.
+            let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            let id = task.file_name().to_str().and_then(|id| id.parse().ok());
+            if name.trim_end() == WORKER_NAME
+                && let Some(id) = id.and_then(Pid::from_raw)
+            {
+                // It may have ended meanwhile.
+                setpriority_process(Some(id), WORKER_NICE).ok();
+            }
+        }
+        io::Result::Ok(())
+    })();
+    if let Err(error) = lowered {
+        tracing::debug!(%error, "the priority of the key-value store's threads stays");
+    }
+}
+
 impl Inner {
     fn write(&self, batch: WriteBatch) -> Result<(), KvError> {
         self.wait_for_flusher()?;
         let mut ours = self.database.batch();
+        let mut bytes = 0;
         for (key, value) in batch.into_final_ops() {
+            bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
             match value {
                 Some(value) => ours.insert(&self.keyspace, key, value),
                 None => ours.remove(&self.keyspace, key),
             }
         }
-        caught(|| ours.commit())
+        caught(|| ours.commit())?;
+        self.behind.wrote(bytes as u64);
+        Ok(())
     }
 
     /// Waits while flushes and merges are behind.

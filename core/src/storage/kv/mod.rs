@@ -5,6 +5,7 @@
 //! A commit is atomic but not synced: after a crash an engine comes back as an older, consistent
 //! state, and the raft log replays what is missing.
 
+mod behind;
 mod dir;
 mod disk;
 mod mem;
