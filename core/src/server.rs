@@ -1,6 +1,7 @@
 //! Listeners: accepts client connections and routes them to gRPC services and HTTP routes, both
 //! HTTP/2 and HTTP/1.1 on one port. Used by the binary and by tests.
 
+mod around;
 mod front;
 mod words;
 
@@ -12,9 +13,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use axum::Router;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use tonic::service::{Routes, RoutesBuilder};
 
+use self::around::Around;
 use crate::accept::{self, Manners};
 use crate::api;
 use crate::api::grpc::Traffic;
@@ -165,18 +167,16 @@ impl ServerBuilder {
         // Whatever has JSON routes is a service of the API.
         let named: BTreeSet<&str> = self.gateway.iter().map(Route::service).collect();
         api::grpc::add_reflection(&mut services, named).map_err(io::Error::other)?;
-        let count = from_fn_with_state(self.traffic.clone(), api::grpc::count);
-        let services = services.routes().into_axum_router();
-        let leader = from_fn_with_state(self.node.clone(), api::grpc::require_leader);
-        let services = words::in_etcds_words(services)
-            .layer(leader)
-            .layer(from_fn(api::grpc::keep_deadline))
-            .layer(count);
+        let around = Around {
+            traffic: self.traffic.clone(),
+            node: Some(self.node.clone()),
+        };
+        let services = around.all(services.routes().into_axum_router());
         let message_bytes_max = api::grpc::message_bytes_max(&self.node);
         let gateway = api::http::gateway::router(&self.gateway, &services, message_bytes_max);
         let guard = from_fn_with_state(self.access.clone(), api::http::origin::guard);
         let plain = std::mem::take(&mut self.routes).merge(gateway);
-        Ok(words::to_grpc_alone(services).merge(plain.layer(guard)))
+        Ok(services.merge(plain.layer(guard)))
     }
 }
 

@@ -6,11 +6,12 @@ use std::io;
 use std::net::TcpListener;
 
 use axum::Router;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use prometheus_client::collector::Collector;
 use tonic::service::{Routes, RoutesBuilder};
 
-use super::{Server, bind, serve, words};
+use super::around::Around;
+use super::{Server, bind, serve};
 use crate::api;
 use crate::api::grpc::Traffic;
 use crate::api::http::origin::Access;
@@ -126,12 +127,13 @@ impl FrontBuilder {
         api::grpc::add_reflection(&mut services, names).map_err(io::Error::other)?;
         let services = services.routes().into_axum_router();
         let services = services.merge(std::mem::take(&mut self.calls));
-        let count = from_fn_with_state(self.traffic.clone(), api::grpc::count);
-        let services = words::in_etcds_words(services)
-            .layer(from_fn(api::grpc::keep_deadline))
-            .layer(count);
+        let around = Around {
+            traffic: self.traffic.clone(),
+            node: None,
+        };
+        let services = around.all(services);
         let guard = from_fn_with_state(self.access.clone(), api::http::origin::guard);
         let plain = std::mem::take(&mut self.routes);
-        Ok(words::to_grpc_alone(services).merge(plain.layer(guard)))
+        Ok(services.merge(plain.layer(guard)))
     }
 }

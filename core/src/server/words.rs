@@ -2,60 +2,47 @@
 //! services and methods, messages above the decode limit; clients match on these texts), and what is
 //! not gRPC is kept from them.
 
-use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, Version, header};
-use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use tonic::{Code, Status};
 
 use crate::api::grpc;
 
-/// The services with their refusals reworded, and a fallback for paths nobody serves.
-pub(super) fn in_etcds_words(services: Router) -> Router {
-    services
-        .layer(from_fn(reword))
-        .reset_fallback()
-        .fallback(nobody)
+/// Whether it is gRPC's own request. Over HTTP/1.1, and without gRPC's content type, a web page can
+/// send a request anywhere without asking first; the services would carry it out.
+pub(super) fn is_call(request: &Request) -> bool {
+    request.version() == Version::HTTP_2 && is_grpc(request.headers())
 }
 
-/// The services for gRPC's own requests alone. Over HTTP/1.1, and without gRPC's content type, a web
-/// page can send a request anywhere without asking first; the services would carry it out.
-pub(super) fn to_grpc_alone(services: Router) -> Router {
-    services.layer(from_fn(async |request: Request, next: Next| {
-        if request.version() == Version::HTTP_2 && is_grpc(request.headers()) {
-            next.run(request).await
-        } else {
-            not_found()
-        }
-    }))
-}
-
-fn not_found() -> Response {
+/// What is no call of a service, and no route.
+pub(super) fn not_found() -> Response {
     (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
 }
 
-/// A path no service or route has: a gRPC caller is told which service is unknown.
-async fn nobody(request: Request) -> Response {
-    if !is_grpc(request.headers()) {
-        return not_found();
-    }
+/// A call on a path that no service has: the caller is told which service is unknown.
+pub(super) async fn nobody(request: Request) -> Response {
     let (service, _) = split(request.uri().path());
     Status::unimplemented(format!("unknown service {service}"))
         .into_http::<tonic::body::Body>()
         .map(axum::body::Body::new)
 }
 
-async fn reword(request: Request, next: Next) -> Response {
-    let path = request.uri().path().to_owned();
-    let response = next.run(request).await;
+/// An answer of `next`, a refusal in etcd's words.
+pub(super) async fn reword<N, F>(request: Request, next: N) -> Response
+where
+    N: FnOnce(Request) -> F,
+    F: Future<Output = Response>,
+{
+    let uri = request.uri().clone();
+    let response = next(request).await;
     // Only a refusal before any answer has its status among the headers.
     let Some(status) = Status::from_header_map(response.headers()) else {
         return response;
     };
     let told = match status.code() {
         Code::Unimplemented if status.message().is_empty() => {
-            let (service, method) = split(&path);
+            let (service, method) = split(uri.path());
             Status::unimplemented(format!("unknown method {method} for service {service}"))
         }
         Code::OutOfRange => grpc::in_etcds_words(status),

@@ -1,12 +1,10 @@
 //! Calls with a deadline: gRPC's header `grpc-timeout`. A client keeps its deadlines by itself, as long
-//! as it lives and is one of gRPC; here they end what nobody waits for any more. A layer around all
-//! services.
+//! as it lives and is one of gRPC; here they end what nobody waits for any more. Around all services.
 
 use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue};
-use axum::middleware::Next;
 use axum::response::Response;
 use tonic::Status;
 
@@ -18,15 +16,19 @@ pub(crate) const HEADER: &str = "grpc-timeout";
 /// Digits of a value at most.
 const DIGITS_MAX: usize = 8;
 
-/// Ends calls at their deadlines.
-pub(crate) async fn keep(request: Request, next: Next) -> Response {
+/// Ends a call at its deadline.
+pub(crate) async fn keep<N, F>(request: Request, next: N) -> Response
+where
+    N: FnOnce(Request) -> F,
+    F: Future<Output = Response>,
+{
     let timeout = match timeout(request.headers()) {
         Ok(Some(timeout)) => timeout,
-        Ok(None) => return next.run(request).await,
+        Ok(None) => return next(request).await,
         Err(status) => return refusal(status),
     };
     let deadline = clock::now() + timeout;
-    match tokio::time::timeout_at(deadline, next.run(request)).await {
+    match tokio::time::timeout_at(deadline, next(request)).await {
         Ok(response) => until(response, async move {
             tokio::time::sleep_until(deadline).await;
             exceeded()

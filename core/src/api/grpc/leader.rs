@@ -1,10 +1,9 @@
 //! Calls that want a leader: a client says so with metadata (`hasleader: true`) and then gets an error
-//! rather than a wait, and streams that end, when this member knows of no leader. A layer around all
-//! services, as on etcd.
+//! rather than a wait, and streams that end, when this member knows of no leader. Around all services,
+//! as on etcd.
 
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::HeaderMap;
-use axum::middleware::Next;
 use axum::response::Response;
 use quorate_proto::Reason;
 
@@ -12,11 +11,15 @@ use super::methods::methods;
 use super::until::{refusal, until};
 use crate::node::Node;
 
-/// Refuses calls that want a leader while none is known, and ends those that go on once there has been
-/// none for a while.
-pub(crate) async fn require(State(node): State<Node>, request: Request, next: Next) -> Response {
+/// Refuses a call that wants a leader while `node` knows of none, and ends one that goes on once there
+/// has been none for a while.
+pub(crate) async fn require<N, F>(node: &Node, request: Request, next: N) -> Response
+where
+    N: FnOnce(Request) -> F,
+    F: Future<Output = Response>,
+{
     if !wants_leader(request.headers()) {
-        return next.run(request).await;
+        return next(request).await;
     }
     if node.leadership().leader.is_none() {
         return refusal(Reason::NoLeader.into());
@@ -24,10 +27,11 @@ pub(crate) async fn require(State(node): State<Node>, request: Request, next: Ne
     let is_unary = methods()
         .get(request.uri().path())
         .is_some_and(|method| method.kind == "unary");
-    let response = next.run(request).await;
+    let response = next(request).await;
     if is_unary {
         return response;
     }
+    let node = node.clone();
     until(response, async move {
         node.leaderless().await;
         Reason::NoLeader.into()

@@ -26,7 +26,7 @@ pub use watch::Watch;
 pub(crate) use deadline::{HEADER as TIMEOUT, keep as keep_deadline};
 pub(crate) use leader::require as require_leader;
 pub(crate) use reflection::add_reflection;
-pub(crate) use traffic::{Traffic, count};
+pub(crate) use traffic::Traffic;
 
 use quorate_proto::etcdserverpb::auth_server::AuthServer;
 use quorate_proto::etcdserverpb::cluster_server::ClusterServer;

@@ -1,5 +1,5 @@
-//! Counts gRPC calls by service, method and outcome, and the bytes of their messages: a layer around
-//! all services, read by `/metrics`. Calls by way of the JSON gateway pass here too and count, as on
+//! Counts gRPC calls by service, method and outcome, and the bytes of their messages: around all
+//! services, read by `/metrics`. Calls by way of the JSON gateway pass here too and count, as on
 //! etcd.
 
 use std::collections::BTreeMap;
@@ -9,9 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::HeaderMap;
-use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -113,6 +112,31 @@ impl Traffic {
         counted.started().saturating_sub(ended)
     }
 
+    /// Counts a call. What is no method of the API is not counted: names made up by callers would
+    /// make as many series.
+    pub(crate) async fn count<N, F>(&self, request: Request, next: N) -> Response
+    where
+        N: FnOnce(Request) -> F,
+        F: Future<Output = Response>,
+    {
+        let found = self.0.methods.get_key_value(request.uri().path());
+        let Some((&path, counted)) = found else {
+            return next(request).await;
+        };
+        counted.started.fetch_add(1, Relaxed);
+        let mut call = Call {
+            counts: self.0.clone(),
+            path,
+            outcome: None,
+        };
+        let counts = self.0.clone();
+        let request = request.map(|inner| Body::new(Received { inner, counts }));
+        let response = next(request).await;
+        // A call refused before any answer has its code among the headers.
+        call.outcome = code(response.headers());
+        response.map(|inner| Body::new(Sent { inner, call }))
+    }
+
     /// Bytes of messages that came from clients.
     pub(crate) fn received_bytes(&self) -> u64 {
         self.0.received_bytes.load(Relaxed)
@@ -122,31 +146,6 @@ impl Traffic {
     pub(crate) fn sent_bytes(&self) -> u64 {
         self.0.sent_bytes.load(Relaxed)
     }
-}
-
-/// Counts a call. What is no method of the API is not counted: names made up by callers would make
-/// as many series.
-pub(crate) async fn count(
-    State(traffic): State<Traffic>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let found = traffic.0.methods.get_key_value(request.uri().path());
-    let Some((&path, counted)) = found else {
-        return next.run(request).await;
-    };
-    counted.started.fetch_add(1, Relaxed);
-    let mut call = Call {
-        counts: traffic.0.clone(),
-        path,
-        outcome: None,
-    };
-    let counts = traffic.0.clone();
-    let request = request.map(|inner| Body::new(Received { inner, counts }));
-    let response = next.run(request).await;
-    // A call refused before any answer has its code among the headers.
-    call.outcome = code(response.headers());
-    response.map(|inner| Body::new(Sent { inner, call }))
 }
 
 fn code(headers: &HeaderMap) -> Option<Code> {
