@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -82,6 +83,25 @@ impl Tasks {
             .await
             .is_ok()
     }
+}
+
+/// Runs `future` on another runtime and waits for it here; `None` if it panicked or that runtime ended.
+pub(crate) async fn run_on<F>(runtime: &Handle, future: F) -> Option<F::Output>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    runtime.spawn(future).await.ok()
+}
+
+/// Cancels `token` when this runtime ends, unless it was cancelled before.
+#[expect(clippy::disallowed_methods, reason = "this module starts the tasks")]
+pub(crate) fn cancel_with_runtime(token: CancellationToken) {
+    // Made here: a task that never ran holds it too.
+    let guard = token.clone().drop_guard();
+    drop(tokio::spawn(async move {
+        token.cancelled().await;
+        drop(guard);
+    }));
 }
 
 #[cfg(test)]

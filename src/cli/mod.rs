@@ -5,6 +5,7 @@ mod limits;
 mod server;
 
 use std::ffi::OsString;
+use std::num::NonZero;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -60,9 +61,14 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
             .error(ErrorKind::ArgumentConflict, text)
             .exit();
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let is_member = matches!(cli.command, Command::Server(_) | Command::Dev(_));
+    if is_member && std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        // One core is for the member's own thread.
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        runtime.worker_threads((cores - 1).max(1));
+    }
+    let runtime = runtime.enable_all().build()?;
     let code = match cli.command {
         Command::Server(args) => runtime.block_on(serve::run(*args)),
         Command::Proxy(args) => runtime.block_on(proxy::run(*args)),

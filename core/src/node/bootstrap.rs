@@ -9,11 +9,13 @@ use std::sync::{Arc, Mutex};
 
 use quorate_proto::Reason;
 use tokio::sync::Semaphore;
+use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
 use super::data_dir::{DataDir, Identity};
 use super::join::Known;
 use super::rounds::Rounds;
+use super::runtime::OwnRuntime;
 use super::{
     DataDirError, Node, Shared, background, batch, cluster, corruption, force, forward, history,
     lease, lease_clock, membership, read, restore, snapshot,
@@ -80,23 +82,32 @@ struct Opened {
     state: Result<State, KvError>,
 }
 
-/// Starts a member. On an error nothing keeps running.
+/// Starts a member on a thread of its own. On an error nothing keeps running.
 pub(super) async fn start(
     config: Config,
     peer_listener: Option<TcpListener>,
 ) -> Result<Node, StartError> {
-    let network = Tasks::new();
-    let started = assemble(config, peer_listener, &network).await;
-    if started.is_err() {
-        network.cancel();
-    }
-    started
+    let refused = |error| Error::from(Reason::Internal).caused_by(error);
+    let runtime = OwnRuntime::start().map_err(refused)?;
+    let (network, hold) = (Tasks::new(), runtime.hold());
+    let assembled = runtime.run(async move {
+        let assembled = assemble(config, peer_listener, &network, hold).await;
+        if assembled.is_err() {
+            network.cancel();
+        }
+        assembled
+    });
+    let assembled = assembled.await;
+    let node = assembled.unwrap_or_else(|| Err(Error::from(Reason::Internal).into()))?;
+    runtime.end_with_callers();
+    Ok(node)
 }
 
 async fn assemble(
     config: Config,
     peer_listener: Option<TcpListener>,
     network: &Tasks,
+    runtime: DropGuard,
 ) -> Result<Node, StartError> {
     config.validate()?;
     let boot = Uuid::new_v4();
@@ -213,6 +224,7 @@ async fn assemble(
             network: network.clone(),
             data_dir: Arc::new(Mutex::new(data_dir.map(|dir| (dir, identity)))),
             config,
+            _runtime: runtime,
         }),
     };
     if let Err(error) = node.take_part(ids).await {
@@ -288,7 +300,10 @@ fn open(
         Some((root, wal)) => {
             let fs: Arc<dyn Fs> = Arc::new(RealFs);
             let wal = Wal::open(fs, wal, options).map_err(storage)?;
-            (wal, Stores::disk(root, DiskOptions::of_member(identity.member_id)))
+            (
+                wal,
+                Stores::disk(root, DiskOptions::of_member(identity.member_id)),
+            )
         }
         None => {
             options.segment_bytes = MEMORY_SEGMENT_BYTES;

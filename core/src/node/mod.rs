@@ -30,6 +30,7 @@ mod propose;
 mod read;
 pub mod restore;
 mod rounds;
+mod runtime;
 mod snapshot;
 mod watch;
 
@@ -43,6 +44,7 @@ use std::time::Duration;
 use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::ResponseHeader;
 use tokio::sync::Semaphore;
+use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
 pub use bootstrap::StartError;
@@ -71,7 +73,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 const LEADERLESS_ELECTION_TIMEOUTS: u32 = 3;
 
 /// One running member. Cheap to clone; all clones are the same member, which runs until
-/// [`Node::shutdown`].
+/// [`Node::shutdown`], or until the runtime ends that it was started on.
+///
+/// Consensus and all that the member does unasked run on a thread of its own, so a task of the
+/// process that blocks its runtime does not cost the member its leadership.
 ///
 /// Requests and answers are etcd's messages, with whole headers. Every method waits at most the
 /// member's request timeout ([`Config::request_timeout`]).
@@ -127,6 +132,8 @@ struct Shared {
     network: Tasks,
     /// The data folder and whose it is. Its lock is held for disk work, so never by the runtime.
     data_dir: Arc<Mutex<Option<(data_dir::DataDir, data_dir::Identity)>>>,
+    /// Ends the member's thread.
+    _runtime: DropGuard,
 }
 
 /// What a member knows of its cluster's leader.

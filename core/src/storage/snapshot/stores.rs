@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::runtime::Handle;
+
 use super::{Receiver, SnapshotError};
 use crate::storage::kv::{self, DiskOptions, FjallKv, Kv, KvError, MemKv};
 
@@ -177,16 +179,28 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        drop(self.kv.take());
-        if !self.is_adopted
-            && let (Place::Disk { dir, .. }, Some(number)) = (&self.stores.place, self.number)
-        {
-            let folder = kv::dir_of(dir, number);
-            if let Err(error) = std::fs::remove_dir_all(&folder) {
+        let (kv, stores) = (self.kv.take(), Arc::clone(&self.stores));
+        let unused = match &self.stores.place {
+            Place::Disk { dir, .. } if !self.is_adopted => {
+                self.number.map(|number| kv::dir_of(dir, number))
+            }
+            Place::Disk { .. } | Place::Memory(_) => None,
+        };
+        let is_unused = unused.is_some();
+        let end = move || {
+            drop(kv);
+            if let Some(folder) = unused
+                && let Err(error) = std::fs::remove_dir_all(&folder)
+            {
                 let folder = folder.display();
                 tracing::warn!(%folder, %error, "an unused snapshot could not be removed");
             }
+            stores.is_staging.store(false, Ordering::Release);
+        };
+        // An engine on disk that is closed waits for its threads, and no runtime can wait for that.
+        match Handle::try_current() {
+            Ok(runtime) if is_unused => drop(runtime.spawn_blocking(end)),
+            Ok(_) | Err(_) => end(),
         }
-        self.stores.is_staging.store(false, Ordering::Release);
     }
 }
