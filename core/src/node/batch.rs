@@ -3,8 +3,8 @@
 //!
 //! A few batches are under way at once and the rest gathers meanwhile, so a busy member sends large
 //! batches and an idle one sends at once. A batch is sent under one term, and its commands get
-//! their names for that term alone. It comes back to the queue only when it was certainly not
-//! appended anywhere; the names are then forgotten.
+//! their names for that term alone; whoever waits for one is then answered by `Pending`. It comes
+//! back to the queue only when it was certainly not appended anywhere; the names are then forgotten.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +16,9 @@ use quorate_proto::{Reason, peer as pb};
 use tokio::sync::Semaphore;
 
 use super::Node;
-use super::propose::{Queued, Underway};
+use super::propose::Queued;
 use super::rounds::Caller;
-use crate::raft::{Completion, Leadership, ProposeError, Ticket};
+use crate::raft::{Completion, Leadership, ProposeError};
 
 /// Batches under way at once. One is being synced while the next is on its way; more only makes
 /// batches smaller.
@@ -31,13 +31,12 @@ const BATCH_BYTES_MAX: usize = 1024 * 1024;
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// A waiting command.
-type Waiting = Caller<Queued, Underway>;
+type Waiting = Caller<Queued, Completion>;
 
 /// What became of sending a batch.
 enum Sent {
-    /// It is, or may be, in the leader's log: apply, or the end of the term, tells. With the
-    /// outcome of its first command, if that showed already.
-    Settled(Option<Completion>),
+    /// It is, or may be, in the leader's log: apply, or the end of the term, tells.
+    Settled,
     /// It is certainly in no log.
     Refused,
 }
@@ -83,72 +82,65 @@ pub(super) async fn run(node: Node) {
     }
 }
 
-/// A command on its way.
-struct Outgoing {
-    caller: Waiting,
-    ticket: Ticket,
-    proposal: Proposal,
-}
-
 impl Node {
-    /// Sends a batch under the leadership `known`, and tells its callers where to wait.
+    /// Names the commands of a batch, and sends it under the leadership `known`.
     async fn send(&self, waiting: Vec<Waiting>, known: Leadership) {
-        let mut tickets = Vec::with_capacity(waiting.len());
-        for _ in &waiting {
-            match self.shared.pending.register(known.term) {
-                Ok(ticket) => tickets.push(ticket),
-                Err(reason) => {
-                    for caller in waiting {
-                        caller.answer(Err(reason.into()));
-                    }
-                    return;
+        let (queued, callers): (Vec<_>, Vec<_>) =
+            waiting.into_iter().map(Waiting::into_parts).unzip();
+        let first = match self.shared.pending.register_all(known.term, callers) {
+            Ok(first) => first,
+            Err((reason, callers)) => {
+                for caller in callers {
+                    drop(caller.send(Err(reason.into())));
                 }
+                return;
             }
-        }
+        };
+        let boot_id = Bytes::copy_from_slice(self.shared.boot.as_bytes());
+        let named = |(sequence, queued): (u64, Queued)| Proposal {
+            boot_id: boot_id.clone(),
+            sequence,
+            command: Some(queued.command),
+        };
+        let mut batch: Vec<Proposal> = (first..).zip(queued).map(named).collect();
         // After they were registered, so that whoever waits for those under way sees them.
         if self.is_held() {
-            return self.shared.proposals.put_back(waiting);
+            return self.shared.proposals.put_back(self.withdraw(batch));
         }
-        let outgoing = |(caller, ticket): (Waiting, Ticket)| Outgoing {
-            proposal: Proposal {
-                boot_id: ticket.id().boot.as_bytes().to_vec().into(),
-                sequence: ticket.id().sequence,
-                command: Some(caller.question.command.clone()),
-            },
-            caller,
-            ticket,
-        };
-        let mut batch: Vec<Outgoing> = waiting.into_iter().zip(tickets).map(outgoing).collect();
         let sent = match known.leader {
             Some(leader) if leader == self.member_id() => {
-                self.propose_here(proposals(&batch), known.term).await
+                self.propose_here(&mut batch, known.term).await
             }
             Some(_) => self.forward(known, &mut batch).await,
             None => Sent::Refused,
         };
-        match sent {
-            Sent::Settled(mut first) => {
-                for Outgoing { caller, ticket, .. } in batch {
-                    caller.answer(Ok(Underway {
-                        ticket,
-                        completion: first.take(),
-                    }));
-                }
-            }
-            Sent::Refused => {
-                // Their names are forgotten.
-                let waiting = batch.into_iter().map(|outgoing| outgoing.caller).collect();
-                self.pause_for_change(known).await;
-                self.shared.proposals.put_back(waiting);
-            }
+        if matches!(sent, Sent::Refused) {
+            let waiting = self.withdraw(batch);
+            self.pause_for_change(known).await;
+            self.shared.proposals.put_back(waiting);
         }
     }
 
+    /// Forgets the names of commands that were certainly not appended; they may be queued again.
+    fn withdraw(&self, batch: Vec<Proposal>) -> Vec<Waiting> {
+        let waiting = batch.into_iter().filter_map(|proposal| {
+            let caller = self.shared.pending.withdraw(proposal.sequence)?;
+            let command = proposal.command?;
+            let bytes = command.encoded_len();
+            Some(Waiting::from_parts(Queued { command, bytes }, caller))
+        });
+        waiting.collect()
+    }
+
     /// Appends a batch to this member's own log, as the leader of `term`.
-    async fn propose_here(&self, proposals: Vec<Proposal>, term: u64) -> Sent {
-        let batch = Bytes::from(Batch { proposals }.encode_to_vec());
-        match self.shared.consensus.propose(batch, term).await {
-            Ok(()) | Err(ProposeError::Discarded | ProposeError::Stopped) => Sent::Settled(None),
+    async fn propose_here(&self, batch: &mut Vec<Proposal>, term: u64) -> Sent {
+        let message = Batch {
+            proposals: std::mem::take(batch),
+        };
+        let bytes = Bytes::from(message.encode_to_vec());
+        *batch = message.proposals;
+        match self.shared.consensus.propose(bytes, term).await {
+            Ok(()) | Err(ProposeError::Discarded | ProposeError::Stopped) => Sent::Settled,
             Err(ProposeError::NotLeader { .. } | ProposeError::NotNow | ProposeError::Full) => {
                 Sent::Refused
             }
@@ -158,42 +150,48 @@ impl Node {
     /// Forwards a batch to another member, again and again over broken connections while that
     /// member leads in the same term; the leader drops what it has had before. A command whose
     /// caller has gone is taken out: he was told that its outcome is unknown, and may have written
-    /// something newer since. Ends early when this member applies the batch's first command.
-    async fn forward(&self, known: Leadership, batch: &mut Vec<Outgoing>) -> Sent {
+    /// something newer since. It need not wait for the leader's word on what this member has applied.
+    async fn forward(&self, known: Leadership, batch: &mut Vec<Proposal>) -> Sent {
         let timeout = 2 * self.shared.config.election_timeout;
         // Whether an earlier attempt may have arrived.
         let mut doubt = false;
         loop {
-            // With the tickets, so that the leader learns not to take late copies either.
-            batch.retain(|outgoing| outgoing.caller.waits());
+            // The leader learns, by the lowest that is pending, not to take late copies either.
+            let sequences = batch.iter().map(|proposal| proposal.sequence);
+            let mut waits = self.shared.pending.waiting(sequences).into_iter();
+            batch.retain(|_| waits.next().unwrap_or(false));
+            let Some(first) = batch.first().map(|proposal| proposal.sequence) else {
+                return Sent::Settled;
+            };
             let request = pb::request::Kind::Forward(pb::ForwardRequest {
                 boot_id: self.shared.boot.as_bytes().to_vec().into(),
                 term: known.term,
                 lowest_pending: self.shared.pending.lowest(),
-                proposals: proposals(batch),
+                proposals: batch.clone(),
             });
-            let Some(Outgoing { ticket: first, .. }) = batch.first_mut() else {
-                return Sent::Settled(None);
-            };
             // An answer that was given up on may still have been earned.
             let answer = tokio::select! {
                 answer = self.ask_leader(known, request, timeout) => answer,
-                completion = first.completion() => return Sent::Settled(Some(completion)),
+                // Applied here, and then so are the others; or given up by its caller alone.
+                () = self.shared.pending.gone(first) => {
+                    doubt = true;
+                    continue;
+                }
             };
             match answer {
                 Ok(pb::response::Kind::Forward(pb::ForwardResponse {
                     outcome: Some(outcome),
                 })) => match outcome {
-                    pb::forward_response::Outcome::Accepted(_) => return Sent::Settled(None),
+                    pb::forward_response::Outcome::Accepted(_) => return Sent::Settled,
                     pb::forward_response::Outcome::Refused(refusal) if refusal.not_applied => {
                         if !doubt {
                             return Sent::Refused;
                         }
                         if refusal.text != Reason::TooManyRequests.text() {
-                            return Sent::Settled(None);
+                            return Sent::Settled;
                         }
                     }
-                    pb::forward_response::Outcome::Refused(_) => return Sent::Settled(None),
+                    pb::forward_response::Outcome::Refused(_) => return Sent::Settled,
                 },
                 Ok(_) => doubt = true,
                 Err(error) if error.certainly_not_handled() => {
@@ -208,7 +206,7 @@ impl Node {
             }
             self.pause_for_change(known).await;
             if self.is_over(known) {
-                return Sent::Settled(None);
+                return Sent::Settled;
             }
         }
     }
@@ -228,9 +226,4 @@ impl Node {
     pub(super) async fn pause_for_change(&self, known: Leadership) {
         drop(tokio::time::timeout(RETRY_PAUSE, self.term_over(known)).await);
     }
-}
-
-fn proposals(batch: &[Outgoing]) -> Vec<Proposal> {
-    let proposals = batch.iter().map(|outgoing| outgoing.proposal.clone());
-    proposals.collect()
 }

@@ -60,7 +60,7 @@ use crate::clock::Instant;
 use crate::config::{Config, Limits};
 use crate::error::Error;
 use crate::peer::{Activity, PeerStatus, Transport};
-use crate::raft::{Consensus, Pending};
+use crate::raft::{Completion, Consensus, Pending};
 use crate::tasks::Tasks;
 use crate::watch::Hub;
 
@@ -106,7 +106,7 @@ struct Shared {
     /// Absent in a cluster of one that opens no socket.
     transport: Option<Transport>,
     pending: Arc<Pending>,
-    proposals: rounds::Rounds<propose::Queued, propose::Underway>,
+    proposals: rounds::Rounds<propose::Queued, Completion>,
     reads: rounds::Rounds<(), u64>,
     keep_alives: rounds::Rounds<i64, i64>,
     forwarded: forward::Forwarded,

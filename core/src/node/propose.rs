@@ -1,5 +1,5 @@
-//! Writes of this member: queues a command, has it sent, and waits for this member's own apply to
-//! answer it. Used by every part of the node that writes.
+//! Writes of this member: queues a command, and waits: `batch` has it sent, and this member's own
+//! apply answers it. Used by every part of the node that writes.
 //!
 //! What may become of a command, and what its caller hears:
 //!
@@ -20,8 +20,8 @@ use quorate_proto::log::command::Kind;
 use super::Node;
 use crate::apply::Answer;
 use crate::clock::{self, Instant};
-use crate::error::{Error, Result};
-use crate::raft::{Completion, Ticket};
+use crate::error::Result;
+use crate::raft::Completion;
 use crate::storage::wal::EntryId;
 
 /// A command that waits to be sent.
@@ -30,23 +30,6 @@ pub(super) struct Queued {
     pub(super) command: Command,
     /// Encoded size.
     pub(super) bytes: usize,
-}
-
-/// A command that was sent, and may be in a log: where its outcome will show.
-#[derive(Debug)]
-pub(super) struct Underway {
-    pub(super) ticket: Ticket,
-    /// The outcome, if it showed already.
-    pub(super) completion: Option<Completion>,
-}
-
-impl Underway {
-    async fn outcome(mut self) -> Completion {
-        match self.completion {
-            Some(completion) => completion,
-            None => self.ticket.completion().await,
-        }
-    }
 }
 
 impl Node {
@@ -90,10 +73,7 @@ impl Node {
                 command: command.clone(),
                 bytes,
             };
-            let decided = async {
-                let underway = self.shared.proposals.join(queued).await?;
-                Ok::<_, Error>(underway.outcome().await)
-            };
+            let decided = self.shared.proposals.join(queued);
             let completion = match tokio::time::timeout_at(deadline, decided).await {
                 Ok(completion) => completion?,
                 Err(_) => return Err(self.timed_out(since).into()),

@@ -29,6 +29,16 @@ impl<Q, A> Caller<Q, A> {
         !self.answer.is_closed()
     }
 
+    /// What it asked, and where it waits.
+    pub(super) fn into_parts(self) -> (Q, oneshot::Sender<Result<A>>) {
+        (self.question, self.answer)
+    }
+
+    /// A caller that asks again, or whose answer comes from elsewhere.
+    pub(super) fn from_parts(question: Q, answer: oneshot::Sender<Result<A>>) -> Self {
+        Self { question, answer }
+    }
+
     /// Answers the caller; one that has gone is ignored.
     pub(super) fn answer(self, answer: Result<A>) {
         drop(self.answer.send(answer));

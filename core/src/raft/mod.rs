@@ -45,7 +45,7 @@ pub use consensus::{Consensus, Options, ProposeError, Status};
 pub use leadership::Leadership;
 pub use machine::AppliedPoint;
 pub use membership::{Change, RaftMember, members_in};
-pub use pending::{Completion, Pending, Ticket};
+pub use pending::{Completed, Completion, Pending, Ticket};
 pub use rebuild::{Unusable, take_state, usable};
 pub use restored::{RESTORED_AT, restored_marks};
 pub use survivor::{is_alone, make_alone};

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::apply::{Answer, Applied, ProposalId};
+use crate::error::Result;
 use crate::storage::wal::EntryId;
 
 /// What became of a proposal.
@@ -59,14 +60,19 @@ struct Inner {
 #[derive(Debug)]
 struct Waiting {
     term: u64,
-    completed: oneshot::Sender<Completion>,
+    completed: Completed,
+    /// Goes with this.
+    gone: Option<oneshot::Sender<()>>,
 }
+
+/// Where whoever waits for a proposal hears its outcome.
+pub type Completed = oneshot::Sender<Result<Completion>>;
 
 /// A registered proposal. Dropping it forgets the proposal, which may still be applied.
 #[derive(Debug)]
 pub struct Ticket {
     id: ProposalId,
-    completed: oneshot::Receiver<Completion>,
+    completed: oneshot::Receiver<Result<Completion>>,
     pending: Arc<Pending>,
 }
 
@@ -98,28 +104,12 @@ impl Pending {
     /// # Errors
     ///
     /// [`Reason::TooManyRequests`] when the registry is full, [`Reason::Stopped`] when it is closed.
-    pub fn register(self: &Arc<Self>, term: u64) -> Result<Ticket, Reason> {
+    pub fn register(self: &Arc<Self>, term: u64) -> std::result::Result<Ticket, Reason> {
         let (sender, completed) = oneshot::channel();
-        let mut inner = self.lock();
-        if inner.is_closed {
-            return Err(Reason::Stopped);
-        }
-        if inner.waiting.len() >= self.capacity {
-            return Err(Reason::TooManyRequests);
-        }
-        let sequence = inner.next_sequence;
-        inner.next_sequence += 1;
-        if term < inner.applied_term {
-            // Nothing of that term can be applied any more. The receiver is right here.
-            drop(sender.send(Completion::Lost));
-        } else {
-            let waiting = Waiting {
-                term,
-                completed: sender,
-            };
-            inner.waiting.insert(sequence, waiting);
-        }
-        let boot = self.boot;
+        let first = self
+            .register_all(term, vec![sender])
+            .map_err(|(reason, _)| reason)?;
+        let (boot, sequence) = (self.boot, first);
         Ok(Ticket {
             id: ProposalId { boot, sequence },
             completed,
@@ -127,19 +117,98 @@ impl Pending {
         })
     }
 
+    /// [`Pending::register`] for several who wait, at least one; their sequences follow each other
+    /// from the one returned. Whoever no longer waits is forgotten.
+    ///
+    /// # Errors
+    ///
+    /// As there, for all; those who wait are given back.
+    pub fn register_all(
+        &self,
+        term: u64,
+        waiting: Vec<Completed>,
+    ) -> std::result::Result<u64, (Reason, Vec<Completed>)> {
+        let mut inner = self.lock();
+        if inner.is_closed {
+            return Err((Reason::Stopped, waiting));
+        }
+        if inner.waiting.len() + waiting.len() > self.capacity {
+            inner.forget_the_gone();
+        }
+        if inner.waiting.len() + waiting.len() > self.capacity {
+            return Err((Reason::TooManyRequests, waiting));
+        }
+        let first = inner.next_sequence;
+        for completed in waiting {
+            let sequence = inner.next_sequence;
+            inner.next_sequence += 1;
+            let waiting = Waiting {
+                term,
+                completed,
+                gone: None,
+            };
+            if term < inner.applied_term {
+                // Nothing of that term can be applied any more.
+                waiting.tell(Completion::Lost);
+            } else {
+                inner.waiting.insert(sequence, waiting);
+            }
+        }
+        Ok(first)
+    }
+
+    /// Forgets a proposal that was certainly not appended, and returns who waits for it; none if its
+    /// outcome was told, or if whoever waited has gone.
+    #[must_use]
+    pub fn withdraw(&self, sequence: u64) -> Option<Completed> {
+        let waiting = self.lock().waiting.remove(&sequence)?.completed;
+        (!waiting.is_closed()).then_some(waiting)
+    }
+
+    /// Which of these proposals somebody waits for.
+    #[must_use]
+    pub fn waiting(&self, sequences: impl Iterator<Item = u64>) -> Vec<bool> {
+        let inner = self.lock();
+        let waits = |waiting: &Waiting| !waiting.completed.is_closed();
+        sequences
+            .map(|sequence| inner.waiting.get(&sequence).is_some_and(waits))
+            .collect()
+    }
+
+    /// Completes when a proposal's outcome was told, or it was forgotten.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe. Only the last call for a proposal waits.
+    pub async fn gone(&self, sequence: u64) {
+        let (sender, gone) = oneshot::channel();
+        match self.lock().waiting.get_mut(&sequence) {
+            Some(waiting) => waiting.gone = Some(sender),
+            None => return,
+        }
+        drop(gone.await);
+    }
+
     /// The lowest sequence that still waits, or the next one to be given: the leader may forget all
     /// below it.
     #[must_use]
     pub fn lowest(&self) -> u64 {
-        let inner = self.lock();
-        let first = inner.waiting.first_key_value();
-        first.map_or(inner.next_sequence, |(sequence, _)| *sequence)
+        let mut inner = self.lock();
+        while let Some(first) = inner.waiting.first_entry() {
+            if !first.get().completed.is_closed() {
+                return *first.key();
+            }
+            first.remove();
+        }
+        inner.next_sequence
     }
 
     /// How many wait.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.lock().waiting.len()
+        let mut inner = self.lock();
+        inner.forget_the_gone();
+        inner.waiting.len()
     }
 
     /// Whether none waits.
@@ -161,8 +230,7 @@ impl Pending {
                     Ok(answer) => Completion::Answer { answer, applied },
                     Err(reason) => Completion::Refused { reason, applied },
                 };
-                // Whoever waited may have given up.
-                drop(waiting.completed.send(completion));
+                waiting.tell(completion);
             }
         }
         inner.enter(applied.term, &Completion::Lost);
@@ -187,7 +255,7 @@ impl Pending {
         let mut inner = self.lock();
         inner.is_closed = true;
         for (_, waiting) in std::mem::take(&mut inner.waiting) {
-            drop(waiting.completed.send(Completion::Unknown));
+            waiting.tell(Completion::Unknown);
         }
     }
 
@@ -196,7 +264,20 @@ impl Pending {
     }
 }
 
+impl Waiting {
+    /// Tells the outcome. Whoever waited may have given up.
+    fn tell(self, completion: Completion) {
+        drop(self.completed.send(Ok(completion)));
+    }
+}
+
 impl Inner {
+    /// Forgets what nobody waits for any more.
+    fn forget_the_gone(&mut self) {
+        self.waiting
+            .retain(|_, waiting| !waiting.completed.is_closed());
+    }
+
     /// Completes everything that was sent in a term before `term`, if `term` is a new one.
     fn enter(&mut self, term: u64, completion: &Completion) {
         if term <= self.applied_term {
@@ -207,7 +288,7 @@ impl Inner {
             .waiting
             .extract_if(.., |_, waiting| waiting.term < term);
         for (_, waiting) in ended {
-            drop(waiting.completed.send(completion.clone()));
+            waiting.tell(completion.clone());
         }
     }
 }
@@ -225,7 +306,10 @@ impl Ticket {
     ///
     /// Cancel safe.
     pub async fn completion(&mut self) -> Completion {
-        (&mut self.completed).await.unwrap_or(Completion::Unknown)
+        let told = (&mut self.completed).await;
+        told.ok()
+            .and_then(Result::ok)
+            .unwrap_or(Completion::Unknown)
     }
 }
 
@@ -342,6 +426,56 @@ mod tests {
         tickets.push(pending.register(1).unwrap());
         tickets.clear();
         assert_eq!(pending.lowest(), 5);
+    }
+
+    type Heard = oneshot::Receiver<Result<Completion>>;
+
+    fn waiting(count: usize) -> (Vec<Completed>, Vec<Heard>) {
+        (0..count).map(|_| oneshot::channel()).unzip()
+    }
+
+    #[test]
+    fn several_that_wait_are_named_at_once_and_answered_where_they_wait() {
+        let pending = pending();
+        let (senders, mut heard) = waiting(3);
+        assert_eq!(pending.register_all(2, senders).unwrap(), 1);
+        let (more, _heard) = waiting(1);
+        let (reason, back) = pending.register_all(2, more).unwrap_err();
+        assert_eq!((reason, back.len()), (Reason::TooManyRequests, 1));
+
+        let gone = pending.gone(1);
+        let mut gone = std::pin::pin!(gone);
+        assert_eq!((&mut gone).now_or_never(), None);
+        let boot = pending.boot();
+        let first = outcome(ProposalId { boot, sequence: 1 });
+        pending.applied(&mut batch(EntryId::new(2, 7), vec![first]));
+        let told = heard[0].try_recv().unwrap().unwrap();
+        assert!(matches!(told, Completion::Answer { .. }));
+        assert_eq!(gone.now_or_never(), Some(()));
+        assert_eq!(pending.gone(1).now_or_never(), Some(()));
+
+        drop(heard.remove(1));
+        assert_eq!(pending.waiting(1..4), [false, false, true]);
+        assert!(pending.withdraw(1).is_none(), "its outcome was told");
+        assert!(pending.withdraw(2).is_none(), "who waited has gone");
+        let back = pending.withdraw(3).unwrap();
+        assert_eq!(pending.lowest(), 4);
+        assert_eq!(pending.register_all(2, vec![back]).unwrap(), 4);
+        pending.applied(&mut batch(EntryId::new(3, 8), Vec::new()));
+        assert_eq!(heard[1].try_recv().unwrap().unwrap(), Completion::Lost);
+    }
+
+    #[test]
+    fn who_has_gone_takes_no_room_and_holds_nothing_up() {
+        let pending = pending();
+        let (senders, mut heard) = waiting(3);
+        pending.register_all(1, senders).unwrap();
+        drop(heard.remove(0));
+        assert_eq!(pending.lowest(), 2);
+        heard.clear();
+        let (senders, _heard) = waiting(3);
+        assert_eq!(pending.register_all(1, senders).unwrap(), 4);
+        assert_eq!((pending.len(), pending.lowest()), (3, 4));
     }
 
     #[test]
