@@ -118,7 +118,8 @@ fn compare(etcdctl: &Path, etcd: &Etcd) -> anyhow::Result<()> {
         "{by_us:?} {by_them:?}"
     );
     let shape = |line: &str| {
-        let words = line.split(' ').map(str::to_owned);
+        // An id that begins with a zero has a space in its place.
+        let words = line.split_whitespace().map(str::to_owned);
         words
             .enumerate()
             .filter(|(i, _)| *i != 1)
