@@ -187,7 +187,13 @@ async fn refusals_carry_etcds_codes_and_texts() {
         .await
         .map_err(told)
         .unwrap_err();
-    assert_eq!(member.0, Code::Unimplemented);
+    assert_eq!(
+        member,
+        (
+            Code::InvalidArgument,
+            "etcdserver: given member URLs are invalid".to_owned()
+        )
+    );
     let unknown = unknown(&channel, "/etcdserverpb.KV/Nope").await;
     assert_eq!(unknown, "unknown method Nope for service etcdserverpb.KV");
     let unknown = self::unknown(&channel, "/no.Such/Method").await;
