@@ -5,6 +5,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::task::JoinError;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -85,12 +86,15 @@ impl Tasks {
     }
 }
 
-/// Runs `future` on another runtime and waits for it here; `None` if it panicked or that runtime ended.
-pub(crate) async fn run_on<F>(runtime: &Handle, future: F) -> Option<F::Output>
+/// Runs `future` on another runtime and waits for it here.
+///
+/// # Errors
+/// It panicked, or that runtime ended.
+pub(crate) async fn run_on<F>(runtime: &Handle, future: F) -> Result<F::Output, JoinError>
 where
     F: Future<Output: Send> + Send + 'static,
 {
-    runtime.spawn(future).await.ok()
+    runtime.spawn(future).await
 }
 
 /// Cancels `token` when this runtime ends, unless it was cancelled before.

@@ -87,8 +87,8 @@ pub(super) async fn start(
     config: Config,
     peer_listener: Option<TcpListener>,
 ) -> Result<Node, StartError> {
-    let refused = |error| Error::from(Reason::Internal).caused_by(error);
-    let runtime = OwnRuntime::start().map_err(refused)?;
+    let runtime = OwnRuntime::start();
+    let runtime = runtime.map_err(|error| Error::from(Reason::Internal).caused_by(error))?;
     let (network, hold) = (Tasks::new(), runtime.hold());
     let assembled = runtime.run(async move {
         let assembled = assemble(config, peer_listener, &network, hold).await;
@@ -98,7 +98,7 @@ pub(super) async fn start(
         assembled
     });
     let assembled = assembled.await;
-    let node = assembled.unwrap_or_else(|| Err(Error::from(Reason::Internal).into()))?;
+    let node = assembled.map_err(|error| Error::from(Reason::Internal).caused_by(error))??;
     runtime.end_with_callers();
     Ok(node)
 }

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
+use tokio::task::JoinError;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::tasks;
@@ -42,11 +43,14 @@ impl OwnRuntime {
         Ok(Self { handle, token, end })
     }
 
-    /// Runs `future` there; the tasks it starts stay there. `None` if it panicked.
+    /// Runs `future` there; the tasks it starts stay there.
+    ///
+    /// # Errors
+    /// It panicked.
     ///
     /// # Cancel safety
     /// Dropping the future does not end what runs; dropping this does.
-    pub(super) async fn run<F>(&self, future: F) -> Option<F::Output>
+    pub(super) async fn run<F>(&self, future: F) -> Result<F::Output, JoinError>
     where
         F: Future<Output: Send> + Send + 'static,
     {
@@ -93,7 +97,7 @@ mod tests {
             });
             thread::current().name().map(str::to_owned)
         });
-        assert_eq!(name.await.flatten().as_deref(), Some("quorate-node"));
+        assert_eq!(name.await.unwrap().as_deref(), Some("quorate-node"));
         (runtime, gone)
     }
 
@@ -134,7 +138,9 @@ mod tests {
     #[tokio::test]
     async fn a_panic_there_is_told_here() {
         let runtime = OwnRuntime::start().unwrap();
-        assert_eq!(runtime.run(async { panic!("told") }).await, None::<()>);
-        assert_eq!(runtime.run(async { 1 }).await, Some(1));
+        let panicked = runtime.run(async { panic!("what it said") }).await;
+        let text = panicked.map(|(): ()| ()).unwrap_err().to_string();
+        assert!(text.contains("what it said"), "{text}");
+        assert_eq!(runtime.run(async { 1 }).await.unwrap(), 1);
     }
 }
