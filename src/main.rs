@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use mimalloc::MiMalloc;
+use tikv_jemallocator::Jemalloc;
 
 mod bench;
 mod cli;
@@ -20,7 +20,7 @@ mod snapshot;
 /// What one thread decodes another one applies and a third one frees: the system's allocator spends
 /// more on that than the work itself takes.
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     match cli::run() {
