@@ -20,9 +20,9 @@ use super::propose::Queued;
 use super::rounds::Caller;
 use crate::raft::{Completion, Leadership, ProposeError};
 
-/// Batches under way at once. One is being synced while the next is on its way; more only makes
-/// batches smaller.
-const BATCHES_IN_FLIGHT: usize = 4;
+/// Batches under way at once: one is being synced while the next is on its way. With more, 64 clients
+/// of three members have batches half as large, and each put costs a sixth more processor time.
+const BATCHES_IN_FLIGHT: usize = 2;
 /// Proposals in a batch; an entry of more would delay the reads behind it.
 const BATCH_PROPOSALS_MAX: usize = 1_024;
 /// Bytes in a batch, unless one proposal alone is larger.
