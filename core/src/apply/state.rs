@@ -306,5 +306,6 @@ fn execute(
             outcomes.push(Outcome { id, result });
         }
     }
+    executor.overlay.seal_events();
     Ok(())
 }

@@ -18,7 +18,6 @@ use quorate_proto::mvccpb::KeyValue;
 use super::{Backup, BackupError, Detail};
 use crate::mvcc::{Revision, history, meta};
 use crate::storage::bbolt::Value;
-use crate::storage::codec::EventRecord;
 use crate::storage::kv::KvError;
 
 /// What one pair takes beside its bytes, in bytes.
@@ -64,12 +63,10 @@ pub(super) struct Item {
     pub(super) pair: Encoded,
 }
 
-type Records<'a> = Box<dyn Iterator<Item = Result<(Revision, EventRecord), KvError>> + 'a>;
-
 /// All items of the history that the compact revision leaves, in order.
 pub(super) struct Revisions<'a> {
     pairs: Pairs<'a>,
-    records: Peekable<Records<'a>>,
+    records: Peekable<history::Stored<'a>>,
     first: i64,
     detail: Detail,
     tombstones: usize,
@@ -78,7 +75,11 @@ pub(super) struct Revisions<'a> {
 impl<'a> Revisions<'a> {
     pub(super) fn new(backup: &'a Backup, detail: Detail) -> Result<Self, KvError> {
         let first = meta::compact_revision(&*backup.view)?;
-        let records: Records<'a> = Box::new(history::records_from(&*backup.view, first));
+        let (from, to) = (
+            Revision::new(first.max(0), 0),
+            Revision::new(i64::MAX, i64::MAX),
+        );
+        let records = history::stored(&*backup.view, from, to);
         Ok(Self {
             pairs: Pairs {
                 backup,

@@ -203,7 +203,7 @@ fn what_does_not_hold_together_is_no_backup() {
     let mut random = StdRng::seed_from_u64(1);
     let kv = MemKv::default();
     grow(&kv, &mut random, 20);
-    let (start, end) = codec::event_bounds(5, 5);
+    let (start, end) = codec::table_bounds(codec::Table::Events);
     let (event, record) = {
         let view = kv.view();
         view.range(start, end, crate::storage::kv::Direction::Forward)

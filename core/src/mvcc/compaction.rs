@@ -4,14 +4,12 @@
 //! Events lead to the garbage: the event that ended a pair names it. So the work grows with what
 //! was written since the last compaction, not with the number of keys.
 
-use std::ops::Bound;
-
 use quorate_proto::Reason;
 
-use crate::storage::codec::{self, EventRecord, MetaKey};
-use crate::storage::kv::{Direction, KvError, View, WriteBatch};
+use crate::storage::codec::{self, MetaKey};
+use crate::storage::kv::{KvError, View, WriteBatch};
 
-use super::{Overlay, Revision, meta};
+use super::{Overlay, Revision, history, meta};
 
 /// Whether history may be compacted at `revision`, given the current and the compact one.
 ///
@@ -107,23 +105,30 @@ pub fn pending(view: &dyn View) -> Result<Option<Cursor>, KvError> {
 pub fn step(view: &dyn View, cursor: Cursor, items_max: usize) -> Result<Step, KvError> {
     let Cursor { target, next } = cursor;
     let mut batch = WriteBatch::new();
-    let (_, end) = codec::event_bounds(0, target);
-    let start = Bound::Included(codec::event_key(next));
-    let mut done = Cursor::finished(target);
-    for (looked_at, stored) in view.range(start, end, Direction::Forward).enumerate() {
-        let (key, record) = stored?;
-        let revision = codec::event_revision(&key)?;
-        if looked_at >= items_max.max(1) {
-            done.next = revision;
-            break;
+    let (mut done, mut looked_at) = (Cursor::finished(target), 0);
+    'records: for record in history::records(view, next, Cursor::finished(target).next)? {
+        let (key, events) = record?;
+        let is_past = events.last().is_some_and(|(last, _)| last.main < target);
+        for (revision, event) in events {
+            if revision < next {
+                continue;
+            }
+            if revision.main > target {
+                break 'records;
+            }
+            if looked_at >= items_max.max(1) {
+                done.next = revision;
+                break 'records;
+            }
+            looked_at += 1;
+            // The pair ended at or before the target, so no read at the target sees it. If it also
+            // began at the target, an event that is still to be read made it.
+            if let Some(ended) = event.replaced.filter(|ended| ended.main != target) {
+                batch.delete(codec::version_key(&event.key, ended));
+            }
         }
-        let record = EventRecord::decode(record)?;
-        // The pair ended at or before the target, so no read at the target sees it. If it also
-        // began at the target, an event that is still to be read made it.
-        if let Some(ended) = record.replaced.filter(|ended| ended.main != target) {
-            batch.delete(codec::version_key(&record.key, ended));
-        }
-        if revision.main < target {
+        // Events that are still to be read may be stored together with earlier ones.
+        if is_past {
             batch.delete(key);
         }
     }

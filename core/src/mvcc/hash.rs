@@ -7,11 +7,10 @@
 use quorate_proto::mvccpb::KeyValue;
 use quorate_proto::{KeyRange, Reason};
 
-use crate::storage::codec::{self, EventRecord};
-use crate::storage::kv::{Direction, View};
+use crate::storage::kv::View;
 
 use super::read::historic;
-use super::{Error, Event, EventKind, history, meta};
+use super::{Error, Event, EventKind, Revision, history, meta};
 
 /// A checksum and what it covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,11 +51,10 @@ pub fn hash_kv(view: &dyn View, revision: i64) -> Result<HashKv, Error> {
         let (kv, _) = pair?;
         hash = with_pair(hash, &kv);
     }
-    let (start, end) = codec::event_bounds(compact_revision.max(0) + 1, revision);
-    for stored in view.range(start, end, Direction::Forward) {
-        let (key, record) = stored?;
-        let revision = codec::event_revision(&key)?;
-        let event = history::completed(view, revision, EventRecord::decode(record)?)?;
+    let first = Revision::new(compact_revision.max(0) + 1, 0);
+    for stored in history::stored(view, first, Revision::new(revision, i64::MAX)) {
+        let (revision, record) = stored?;
+        let event = history::completed(view, revision, record)?;
         hash = with_event(hash, &event);
     }
     Ok(HashKv {

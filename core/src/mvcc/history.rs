@@ -1,9 +1,12 @@
 //! Past events and the pairs before them: what lets a watcher catch up.
 
+use std::ops::Bound;
+
+use bytes::Bytes;
 use quorate_proto::mvccpb::KeyValue;
 use quorate_proto::{KeyRange, Reason};
 
-use crate::storage::codec::{self, EventRecord, PastPair, Table};
+use crate::storage::codec::{self, EventRecord, PastPair, StoredEvent, Table};
 use crate::storage::kv::{Direction, KvError, View};
 
 use super::read::{all_current, pair_of, with_revision};
@@ -52,10 +55,10 @@ pub fn events(
         return Ok(EventPage { events, next: None });
     }
     let (mut bytes, mut main) = (0, first);
-    let (start, end) = codec::event_bounds(first.max(0), last);
-    for (looked_at, stored) in view.range(start, end, Direction::Forward).enumerate() {
-        let (key, record) = stored?;
-        let revision = codec::event_revision(&key)?;
+    let from = Revision::new(first.max(0), 0);
+    let stored = stored(view, from, Revision::new(last, i64::MAX));
+    for (looked_at, stored) in stored.enumerate() {
+        let (revision, record) = stored?;
         let full = events.len() >= limits.events_max
             || bytes >= limits.bytes_max
             || looked_at >= limits.looked_at_max;
@@ -66,7 +69,6 @@ pub fn events(
             });
         }
         main = revision.main;
-        let record = EventRecord::decode(record)?;
         if range.contains(&record.key) {
             let event = completed(view, revision, record)?;
             bytes += event.size_bytes();
@@ -115,17 +117,62 @@ pub fn pairs_from(
     all_current(view).chain(past)
 }
 
-/// The records of all events from main revision `first` on, in order.
-pub fn records_from(
+/// Events as they are stored, in order.
+pub type Stored<'a> = Box<dyn Iterator<Item = Result<StoredEvent, KvError>> + Send + 'a>;
+
+/// The events from revision `first` to `last`, both included. After an error the iterator should be
+/// dropped.
+pub fn stored(view: &dyn View, first: Revision, last: Revision) -> Stored<'_> {
+    let mut records = match records(view, first, last) {
+        Ok(records) => records,
+        Err(error) => return Box::new(std::iter::once(Err(error))),
+    };
+    let mut events = Vec::new().into_iter();
+    let all = std::iter::from_fn(move || {
+        loop {
+            if let Some(event) = events.next() {
+                return Some(Ok(event));
+            }
+            match records.next()? {
+                Ok((_, several)) => events = several.into_iter(),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    });
+    let before = move |event: &Result<StoredEvent, _>| matches!(event, Ok((at, _)) if *at < first);
+    let within = move |event: &Result<StoredEvent, _>| !matches!(event, Ok((at, _)) if *at > last);
+    Box::new(all.skip_while(before).take_while(within))
+}
+
+/// A record's stored key, and its events.
+type Record = (Bytes, Vec<StoredEvent>);
+
+/// The records that have the events from revision `first` to `last`, both included: the outer ones
+/// may have others too.
+///
+/// # Errors
+///
+/// Storage failures, here or from the iterator, which should then be dropped.
+pub(super) fn records(
     view: &dyn View,
-    first: i64,
-) -> impl Iterator<Item = Result<(Revision, EventRecord), KvError>> {
-    let (start, end) = codec::event_bounds(first.max(0), i64::MAX);
+    first: Revision,
+    last: Revision,
+) -> Result<impl Iterator<Item = Result<Record, KvError>> + Send, KvError> {
+    let (table, _) = codec::table_bounds(Table::Events);
+    let start = Bound::Included(codec::event_key(first));
+    // The record that has `first` may begin before it.
+    let mut before = view.range(table, start.clone(), Direction::Reverse);
+    let start = match before.next().transpose()? {
+        Some((key, _)) => Bound::Included(key),
+        None => start,
+    };
+    let end = Bound::Included(codec::event_key(last));
     let stored = view.range(start, end, Direction::Forward);
-    stored.map(|stored| {
+    Ok(stored.map(|stored| {
         let (key, record) = stored?;
-        Ok((codec::event_revision(&key)?, EventRecord::decode(record)?))
-    })
+        let events = codec::decode_events(codec::event_revision(&key)?, record)?;
+        Ok((key, events))
+    }))
 }
 
 /// The event of a record, with the pair it made.

@@ -228,7 +228,9 @@ impl Import {
                 previous: self.previous(revision, key, old.as_ref())?,
                 key: key.clone(),
             };
-            self.set(codec::event_key(revision), Some(record.encode()));
+            self.bytes += record.key.len();
+            self.changes += 1;
+            self.overlay.record(revision, record);
         }
         if let Some(pair) = old {
             let began = pair.mod_revision;
@@ -272,9 +274,8 @@ impl Import {
         let Some(earlier) = earlier else {
             return Ok(None);
         };
-        let record = self.overlay.get(&codec::event_key(earlier))?;
-        let record = record.map(EventRecord::decode).transpose()?;
-        Ok(record.and_then(|record| record.previous))
+        let event = self.overlay.event(earlier)?;
+        Ok(event.and_then(|event| event.previous))
     }
 
     fn write(&mut self) -> Result<(), KvError> {

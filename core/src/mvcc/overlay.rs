@@ -10,15 +10,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::storage::codec::{self, EventRecord, StoredEvent};
 use crate::storage::kv::{Direction, KvError, Pairs, View, WriteBatch, bounds_cross};
 
-use super::WriteTxn;
+use super::{Revision, WriteTxn, history};
 
-/// Pending changes over a base view; itself a view of the outcome.
+/// Pending changes over a base view; itself a view of the outcome, but for the events that are still
+/// gathered.
 pub struct Overlay {
     base: Arc<dyn View>,
     /// `None` deletes the key.
     changes: BTreeMap<Bytes, Option<Bytes>>,
+    /// Those that are to be stored together, in order.
+    events: Vec<StoredEvent>,
 }
 
 impl Overlay {
@@ -28,6 +32,7 @@ impl Overlay {
         Overlay {
             base,
             changes: BTreeMap::new(),
+            events: Vec::new(),
         }
     }
 
@@ -44,7 +49,45 @@ impl Overlay {
     /// Whether nothing was changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty()
+        self.changes.is_empty() && self.events.is_empty()
+    }
+
+    /// Puts the events recorded so far into as few pairs as hold them: those that follow come into
+    /// others. What a member stores must not depend on how much it applied at once, so this is for the
+    /// end of each log entry.
+    pub fn seal_events(&mut self) {
+        for (key, record) in codec::encode_events(&self.events) {
+            self.changes.insert(key, Some(record));
+        }
+        self.events.clear();
+    }
+
+    /// Records an event, which is later than all others.
+    pub(super) fn record(&mut self, revision: Revision, event: EventRecord) {
+        self.events.push((revision, event));
+    }
+
+    /// How many events are gathered.
+    pub(super) fn recorded(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Forgets all but the first of the events that are gathered.
+    pub(super) fn forget_after(&mut self, recorded: usize) {
+        self.events.truncate(recorded);
+    }
+
+    /// The event at `revision`, if it is gathered or in the base.
+    ///
+    /// # Errors
+    ///
+    /// Storage failures.
+    pub(super) fn event(&self, revision: Revision) -> Result<Option<EventRecord>, KvError> {
+        if let Ok(at) = self.events.binary_search_by_key(&revision, |event| event.0) {
+            return Ok(Some(self.events[at].1.clone()));
+        }
+        let mut found = history::stored(&*self.base, revision, revision);
+        Ok(found.next().transpose()?.map(|(_, event)| event))
     }
 
     /// Begins one etcd transaction; unless it is committed, it leaves nothing behind.
@@ -58,7 +101,8 @@ impl Overlay {
 
     /// All changes, as the one batch that makes them real.
     #[must_use]
-    pub fn into_batch(self) -> WriteBatch {
+    pub fn into_batch(mut self) -> WriteBatch {
+        self.seal_events();
         self.changes.into_iter().collect()
     }
 
@@ -89,6 +133,7 @@ impl fmt::Debug for Overlay {
         f.debug_struct("Overlay")
             .field("base", &self.base)
             .field("changes", &self.changes.len())
+            .field("events", &self.events.len())
             .finish()
     }
 }

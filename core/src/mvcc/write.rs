@@ -26,6 +26,8 @@ pub struct WriteTxn<'a> {
     base: i64,
     undo: Vec<Undo>,
     events: Vec<Event>,
+    /// How many events of the overlay stay, whatever becomes of this transaction.
+    recorded: usize,
     /// Where the first event of each key is, once there are more than are looked through.
     firsts: HashMap<Bytes, usize>,
     /// How many events are in `firsts`.
@@ -44,13 +46,14 @@ pub struct Committed {
 impl<'a> WriteTxn<'a> {
     pub(super) fn begin(overlay: &'a mut Overlay) -> Result<WriteTxn<'a>, KvError> {
         let base = meta::current_revision(overlay)?;
-        let (undo, events, firsts) = (Vec::new(), Vec::new(), HashMap::new());
+        let recorded = overlay.recorded();
         Ok(WriteTxn {
             overlay,
             base,
-            undo,
-            events,
-            firsts,
+            undo: Vec::new(),
+            events: Vec::with_capacity(1),
+            recorded,
+            firsts: HashMap::new(),
             indexed: 0,
         })
     }
@@ -156,6 +159,7 @@ impl<'a> WriteTxn<'a> {
     #[must_use = "the events have to reach the watchers"]
     pub fn commit(mut self) -> Committed {
         self.undo.clear();
+        self.recorded = self.overlay.recorded();
         let events = std::mem::take(&mut self.events);
         let revision = (!events.is_empty()).then_some(self.base + 1);
         if let Some(revision) = revision {
@@ -234,7 +238,7 @@ impl<'a> WriteTxn<'a> {
             replaced: replaced.as_ref().map(|(began, _)| *began),
             previous: prev_revision,
         };
-        self.change(codec::event_key(revision), Some(record.encode()));
+        self.overlay.record(revision, record);
         self.events.push(Event {
             revision,
             kind,
@@ -250,5 +254,6 @@ impl Drop for WriteTxn<'_> {
         while let Some(undo) = self.undo.pop() {
             self.overlay.undo(undo);
         }
+        self.overlay.forget_after(self.recorded);
     }
 }

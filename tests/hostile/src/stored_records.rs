@@ -8,7 +8,9 @@ use bytes::Bytes;
 use quorate_core::apply::{Options, State};
 use quorate_core::backup::Backup;
 use quorate_core::mvcc::{self, RangeQuery, compaction, hash, history};
-use quorate_core::storage::codec::{self, EventRecord, MetaKey, Pair, PastPair, Revision, Table};
+use quorate_core::storage::codec::{
+    self, EventRecord, MetaKey, Pair, PastPair, Revision, StoredEvent, Table,
+};
 use quorate_core::storage::kv::{Kv, MemKv, WriteBatch};
 use quorate_proto::KeyRange;
 
@@ -38,9 +40,8 @@ fn decode(data: &[u8]) {
         let again = PastPair::decode(past.encode(), began).expect("own encoding");
         assert_eq!(again, past);
     }
-    if let Ok(event) = EventRecord::decode(bytes.clone()) {
-        let again = EventRecord::decode(event.encode()).expect("own encoding");
-        assert_eq!(again, event);
+    if let Ok(events) = codec::decode_events(began, bytes.clone()) {
+        assert_eq!(again(&events), events);
     }
     if let Ok((key, revision)) = codec::version_of(data) {
         assert_eq!(
@@ -88,19 +89,33 @@ fn records_survive(input: &mut Input<'_>) {
     };
     let decoded = PastPair::decode(past.encode(), past.pair.mod_revision);
     assert_eq!(decoded.expect("a past pair of its own"), past);
-    let began = |input: &mut Input<'_>| {
-        let began = revision(input);
-        // 0 stands for none there, and no change has it.
-        (began.main != 0).then_some(began)
-    };
-    let event = EventRecord {
-        deleted: input.byte() % 2 == 1,
-        replaced: began(input),
-        previous: began(input),
-        key: Bytes::copy_from_slice(input.rest()),
-    };
-    let decoded = EventRecord::decode(event.encode());
-    assert_eq!(decoded.expect("an event of its own"), event);
+    let mut at = revision(input);
+    let mut events = Vec::new();
+    for _ in 0..=input.byte() % 4 {
+        let began = |input: &mut Input<'_>| (input.byte() % 2 == 1).then(|| revision(input));
+        let event = EventRecord {
+            deleted: input.byte() % 2 == 1,
+            replaced: began(input),
+            previous: began(input),
+            key: Bytes::copy_from_slice(input.piece()),
+        };
+        events.push((at, event));
+        let Some(sub) = at.sub.checked_add(1) else {
+            break;
+        };
+        at.sub = sub;
+    }
+    assert_eq!(again(&events), events);
+}
+
+/// What comes back of events that are stored.
+fn again(events: &[StoredEvent]) -> Vec<StoredEvent> {
+    let mut again = Vec::new();
+    for (key, record) in codec::encode_events(events) {
+        let first = codec::event_revision(&key).expect("own encoding");
+        again.extend(codec::decode_events(first, record).expect("own encoding"));
+    }
+    again
 }
 
 fn keys_order(input: &mut Input<'_>) {

@@ -429,7 +429,9 @@ impl Run<'_> {
         let (view, compacted) = (self.kv.view(), self.model.compacted);
         let (start, end) = codec::table_bounds(Table::Events);
         for stored in view.range(start, end, Direction::Forward) {
-            assert!(codec::event_revision(&stored.unwrap().0).unwrap().main >= compacted);
+            let (key, record) = stored.unwrap();
+            let events = codec::decode_events(codec::event_revision(&key).unwrap(), record);
+            assert!(events.unwrap().last().unwrap().0.main >= compacted);
         }
         let (start, end) = codec::table_bounds(Table::Versions);
         for stored in view.range(start, end, Direction::Forward) {

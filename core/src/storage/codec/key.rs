@@ -222,7 +222,7 @@ pub fn versions_until(user_key: &[u8], main: i64) -> Bounds {
     (Bound::Included(start), end)
 }
 
-/// Key in `events`.
+/// Key in `events` of the record whose first event has this revision.
 #[must_use]
 pub fn event_key(revision: Revision) -> Bytes {
     joined(
@@ -240,14 +240,6 @@ pub fn event_revision(key: &[u8]) -> Result<Revision, KvError> {
     let body = key.strip_prefix(&[Table::Events.byte()]);
     let revision = body.and_then(read_revision);
     revision.ok_or_else(|| KvError::corrupt(format!("key {key:02x?} in events")))
-}
-
-/// Bounds in `events` of the main revisions from `first` to `last`, both included.
-#[must_use]
-pub fn event_bounds(first: i64, last: i64) -> Bounds {
-    let start = event_key(Revision::new(first, 0));
-    let end = event_key(Revision::new(last, i64::MAX));
-    (Bound::Included(start), Bound::Included(end))
 }
 
 fn read_revision(bytes: &[u8]) -> Option<Revision> {

@@ -6,7 +6,7 @@
 //! | --- | --- | --- | --- |
 //! | 1 | `keys` | user key | [`Pair`]: the current state of the key |
 //! | 2 | `versions` | user key escaped, terminator, revision inverted | [`PastPair`]: a replaced or deleted state |
-//! | 3 | `events` | revision | [`EventRecord`] |
+//! | 3 | `events` | revision of the first | [`EventRecord`]s of one log entry |
 //! | 4 | `leases` | lease id | the lease owner's |
 //! | 5 | `lease_keys` | lease id, user key | empty: the key is attached to the lease |
 //! | 6 | `auth` | the auth store's | the auth store's |
@@ -19,8 +19,9 @@
 //! its key and revision and is completed from those two tables.
 //!
 //! Numbers in keys are big-endian and fixed in size, so that bytes order as the numbers do; in
-//! records they are varints. Every record begins with [`FORMAT`].
+//! records they are varints. Every record begins with its format.
 
+mod event;
 mod key;
 mod record;
 mod revision;
@@ -28,14 +29,14 @@ mod revision;
 #[cfg(test)]
 mod tests;
 
+pub use event::{EventRecord, StoredEvent, decode_events, encode_events};
 pub use key::{
-    MetaKey, Table, alarm_key, auth_key, event_bounds, event_key, event_revision, key_bounds,
-    key_key, lease_key, lease_key_bounds, lease_key_key, lease_of, member_key, meta_key,
-    table_bounds, user_key_of_key, user_key_of_lease_key, version_bounds, version_key, version_of,
-    versions_until,
+    MetaKey, Table, alarm_key, auth_key, event_key, event_revision, key_bounds, key_key, lease_key,
+    lease_key_bounds, lease_key_key, lease_of, member_key, meta_key, table_bounds, user_key_of_key,
+    user_key_of_lease_key, version_bounds, version_key, version_of, versions_until,
 };
-pub use record::{EventRecord, Pair, PastPair, decode_number, encode_number};
+pub use record::{Pair, PastPair, decode_number, encode_number};
 pub use revision::Revision;
 
-/// First byte of every pair, past pair and event record.
+/// First byte of every pair and past pair, and of the events of old, each a record of its own.
 pub const FORMAT: u8 = 1;

@@ -1,4 +1,4 @@
-//! Records of the tables `keys`, `versions`, `events`, and numbers in `meta`.
+//! Records of the tables `keys` and `versions`, and numbers in `meta`.
 
 use bytes::{BufMut, Bytes};
 use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
@@ -31,21 +31,6 @@ pub struct PastPair {
     pub end: Revision,
 }
 
-/// An event as stored: what happened to which key. The pair a put made is in `keys` or `versions`
-/// under the event's revision.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EventRecord {
-    /// Whether the key was deleted; otherwise put.
-    pub deleted: bool,
-    /// The user key.
-    pub key: Bytes,
-    /// Revision of the pair this event ended, if there was one.
-    pub replaced: Option<Revision>,
-    /// Revision of the pair visible before the event's whole transaction, if there was one. Differs
-    /// from `replaced` only if the transaction changed the key twice.
-    pub previous: Option<Revision>,
-}
-
 /// A record: format, numbers, and what follows them. Its memory is as large as it is: room left over
 /// would be kept, and counted in a second allocation.
 fn record(numbers: &[i64], rest: &[u8]) -> Bytes {
@@ -61,7 +46,10 @@ fn record(numbers: &[i64], rest: &[u8]) -> Bytes {
 }
 
 /// Reads format and `N` numbers; the rest shares the record's memory.
-fn read<const N: usize>(mut record: Bytes, what: &str) -> Result<([i64; N], Bytes), KvError> {
+pub(super) fn read<const N: usize>(
+    mut record: Bytes,
+    what: &str,
+) -> Result<([i64; N], Bytes), KvError> {
     let bad = |cause: &str| KvError::corrupt(format!("{what}: {cause}"));
     match record.first() {
         Some(&FORMAT) => drop(record.split_to(1)),
@@ -144,53 +132,6 @@ impl PastPair {
     #[must_use]
     pub fn visible_at(&self, main: i64) -> bool {
         self.pair.mod_revision.main <= main && main < self.end.main
-    }
-}
-
-impl EventRecord {
-    /// The record in `events`.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        // The first change of a store has main revision 2, so 0 can stand for "none".
-        let none = Revision::new(0, 0);
-        let replaced = self.replaced.unwrap_or(none);
-        let previous = self.previous.unwrap_or(none);
-        let numbers = [
-            i64::from(self.deleted),
-            replaced.main,
-            replaced.sub,
-            previous.main,
-            previous.sub,
-        ];
-        record(&numbers, &self.key)
-    }
-
-    /// Reads a record of `events`; the key shares its memory.
-    ///
-    /// # Errors
-    ///
-    /// [`KvError::Corrupt`].
-    pub fn decode(record: Bytes) -> Result<EventRecord, KvError> {
-        let (numbers, key) = read(record, "event")?;
-        let [
-            kind,
-            replaced_main,
-            replaced_sub,
-            previous_main,
-            previous_sub,
-        ] = numbers;
-        let deleted = match kind {
-            0 => false,
-            1 => true,
-            _ => return Err(KvError::corrupt(format!("event: unknown kind {kind}"))),
-        };
-        let some = |main, sub| (main != 0).then(|| Revision::new(main, sub));
-        Ok(EventRecord {
-            deleted,
-            key,
-            replaced: some(replaced_main, replaced_sub),
-            previous: some(previous_main, previous_sub),
-        })
     }
 }
 
