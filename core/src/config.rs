@@ -141,7 +141,7 @@ pub struct Config {
     /// snapshot of everything instead; more keeps more log on disk.
     pub catch_up_entries: u64,
     /// Bytes a second that each snapshot to a member is sent with at most; 0 is no limit. Default
-    /// 64 MiB. Too high and it takes disk and network from the writes, too low and the log grows far
+    /// 32 MiB. Too high and it takes disk and network from the writes, too low and the log grows far
     /// while the member is caught up.
     pub snapshot_bytes_per_second: u64,
     /// What compacts history without being asked. Default off.
@@ -185,7 +185,7 @@ impl Default for Config {
             limits: Limits::default(),
             quota_backend_bytes: DEFAULT_QUOTA_BYTES,
             catch_up_entries: 5_000,
-            snapshot_bytes_per_second: 64 << 20,
+            snapshot_bytes_per_second: 32 << 20,
             auto_compaction: AutoCompaction::Off,
             force_new_cluster: false,
             strict_reconfig_check: true,

@@ -170,7 +170,7 @@ pub(crate) struct ServerArgs {
         long,
         env = "QUORATE_SNAPSHOT_RATE_LIMIT",
         value_name = "BYTES",
-        default_value_t = 64 << 20
+        default_value_t = 32 << 20
     )]
     snapshot_rate_limit: u64,
 

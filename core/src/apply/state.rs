@@ -290,6 +290,7 @@ fn execute(
         what: format!("log entry {id}: {error}"),
     })?;
     executor.entry = id.index;
+    debug_assert_eq!(executor.overlay.recorded(), 0, "sealed with its entry");
     for proposal in batch.proposals {
         let answered = proposal.boot_id.as_ref() == own.as_bytes();
         let command = proposal.command.unwrap_or_default();

@@ -90,8 +90,8 @@ pub fn pending(view: &dyn View) -> Result<Option<Cursor>, KvError> {
     }
     let mut next = done.next;
     if next.main == done.target && target != done.target {
-        // Events at a compact revision, and pairs that came and went there, are kept until the
-        // next compaction.
+        // Events at a compact revision, those before that are stored with them, and pairs that came
+        // and went there, are kept until the next compaction.
         next.sub = 0;
     }
     Ok(Some(Cursor { target, next }))

@@ -56,9 +56,9 @@ pub fn events(
     }
     let (mut bytes, mut main) = (0, first);
     let from = Revision::new(first.max(0), 0);
-    let stored = stored(view, from, Revision::new(last, i64::MAX));
-    for (looked_at, stored) in stored.enumerate() {
-        let (revision, record) = stored?;
+    let found = stored(view, from, Revision::new(last, i64::MAX));
+    for (looked_at, event) in found.enumerate() {
+        let (revision, record) = event?;
         let full = events.len() >= limits.events_max
             || bytes >= limits.bytes_max
             || looked_at >= limits.looked_at_max;
@@ -167,10 +167,16 @@ pub(super) fn records(
         None => start,
     };
     let end = Bound::Included(codec::event_key(last));
-    let stored = view.range(start, end, Direction::Forward);
-    Ok(stored.map(|stored| {
-        let (key, record) = stored?;
-        let events = codec::decode_events(codec::event_revision(&key)?, record)?;
+    let pairs = view.range(start, end, Direction::Forward);
+    let mut last = None;
+    Ok(pairs.map(move |pair| {
+        let (key, record) = pair?;
+        let begins = codec::event_revision(&key)?;
+        let events = codec::decode_events(begins, record)?;
+        if last.is_some_and(|last| begins <= last) {
+            return Err(KvError::corrupt(format!("events from {begins}: twice")));
+        }
+        last = events.last().map(|(revision, _)| *revision);
         Ok((key, events))
     }))
 }

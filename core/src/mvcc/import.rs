@@ -275,7 +275,8 @@ impl Import {
             return Ok(None);
         };
         let event = self.overlay.event(earlier)?;
-        Ok(event.and_then(|event| event.previous))
+        let lost = || KvError::corrupt(format!("the event of {earlier}, written before, is gone"));
+        Ok(event.ok_or_else(lost)?.previous)
     }
 
     fn write(&mut self) -> Result<(), KvError> {

@@ -68,7 +68,8 @@ impl Overlay {
     }
 
     /// How many events are gathered.
-    pub(super) fn recorded(&self) -> usize {
+    #[must_use]
+    pub fn recorded(&self) -> usize {
         self.events.len()
     }
 
@@ -77,7 +78,7 @@ impl Overlay {
         self.events.truncate(recorded);
     }
 
-    /// The event at `revision`, if it is gathered or in the base.
+    /// The event at `revision`, if there is one.
     ///
     /// # Errors
     ///
@@ -86,7 +87,7 @@ impl Overlay {
         if let Ok(at) = self.events.binary_search_by_key(&revision, |event| event.0) {
             return Ok(Some(self.events[at].1.clone()));
         }
-        let mut found = history::stored(&*self.base, revision, revision);
+        let mut found = history::stored(self, revision, revision);
         Ok(found.next().transpose()?.map(|(_, event)| event))
     }
 

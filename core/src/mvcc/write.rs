@@ -51,7 +51,7 @@ impl<'a> WriteTxn<'a> {
             overlay,
             base,
             undo: Vec::new(),
-            events: Vec::with_capacity(1),
+            events: Vec::new(),
             recorded,
             firsts: HashMap::new(),
             indexed: 0,
@@ -239,6 +239,10 @@ impl<'a> WriteTxn<'a> {
             previous: prev_revision,
         };
         self.overlay.record(revision, record);
+        if self.events.is_empty() {
+            // Most transactions have one event, and events are large.
+            self.events.reserve_exact(1);
+        }
         self.events.push(Event {
             revision,
             kind,

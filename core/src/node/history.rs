@@ -128,26 +128,22 @@ impl Node {
 
     /// Removes what the compact revision allows.
     async fn remove_compacted(&self) -> Result<()> {
-        let mut cursor = None;
         loop {
             let reader = self.shared.reader.clone();
             let step = move || {
-                // One store for the whole step: an install in between makes it harmless, not wrong.
+                // One store for the whole step, which tells how far it is itself: between two steps
+                // another may have been installed.
                 let kv = reader.kv();
                 let view = kv.view();
-                let cursor = match cursor {
-                    Some(cursor) => cursor,
-                    None => match compaction::pending(&*view)? {
-                        Some(cursor) => cursor,
-                        None => return Ok(None),
-                    },
+                let Some(cursor) = compaction::pending(&*view)? else {
+                    return Ok(false);
                 };
                 let step = compaction::step(&*view, cursor, STEP_EVENTS)?;
                 kv.commit(step.batch)?;
-                Ok::<_, KvError>(step.next)
+                Ok::<_, KvError>(step.next.is_some())
             };
-            cursor = blocking(step).await?;
-            if cursor.is_none() {
+            let is_more = blocking(step).await?;
+            if !is_more {
                 return Ok(());
             }
             tokio::time::sleep(STEP_PAUSE).await;

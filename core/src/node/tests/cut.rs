@@ -82,10 +82,8 @@ impl AsyncWrite for OnTheWay {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_timed_out_never_undoes_a_newer_one() {
-    let cluster = Cluster::start().await;
-    let (leader, follower) = cluster.roles().await;
+/// Leads what `follower` sends to `leader` over a way that can be closed.
+async fn way_to(cluster: &Cluster, leader: usize, follower: usize) -> Way {
     let url = cluster.peer_url(leader).replace("127.0.0.1", "localhost");
     let (leader, follower) = (cluster.node(leader), cluster.node(follower));
     let way = Way(Arc::new(watch::Sender::new(true)));
@@ -98,6 +96,15 @@ async fn a_write_that_timed_out_never_undoes_a_newer_one() {
         transport.peer(leader.member_id()).unwrap().is_active()
     })
     .await;
+    way
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_timed_out_never_undoes_a_newer_one() {
+    let cluster = Cluster::start().await;
+    let (leader, follower) = cluster.roles().await;
+    let way = way_to(&cluster, leader, follower).await;
+    let (leader, follower) = (cluster.node(leader), cluster.node(follower));
 
     way.0.send_replace(false);
     let answered = follower.put(put("a", "stale")).await;
@@ -113,5 +120,45 @@ async fn a_write_that_timed_out_never_undoes_a_newer_one() {
         .await;
     }
     assert_eq!(values(&leader.range(get("a")).await.unwrap()), ["fresh"]);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_gives_up_on_a_write_takes_nobody_elses_with_him() {
+    let cluster = Cluster::start().await;
+    let (leader, follower) = cluster.roles().await;
+    let way = way_to(&cluster, leader, follower).await;
+    let follower = cluster.node(follower);
+    let write = |key: &str| Box::pin(follower.put(put(key, "written")));
+    let waiting = async |count: usize| {
+        let pending = &follower.shared.pending;
+        eventually("they are sent", || async { pending.len() == count }).await;
+    };
+
+    way.0.send_replace(false);
+    // As many as are under way at once, so that what follows them is sent together.
+    let mut under_way = Vec::new();
+    for key in ["1", "2", "3", "4"] {
+        under_way.push(write(key));
+        assert!(futures::poll!(under_way.last_mut().unwrap()).is_pending());
+        waiting(under_way.len()).await;
+    }
+    let (mut given_up, mut kept) = (write("given up"), write("kept"));
+    assert!(futures::poll!(&mut given_up).is_pending());
+    assert!(futures::poll!(&mut kept).is_pending());
+    // The places of two are enough for them.
+    under_way.truncate(2);
+    waiting(4).await;
+    drop(given_up);
+    waiting(3).await;
+    way.0.send_replace(true);
+    kept.await.unwrap();
+    for write in under_way {
+        write.await.unwrap();
+    }
+    assert_eq!(
+        values(&follower.range(get("kept")).await.unwrap()),
+        ["written"]
+    );
     cluster.shutdown().await;
 }

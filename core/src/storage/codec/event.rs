@@ -48,10 +48,16 @@ pub type StoredEvent = (Revision, EventRecord);
 /// Stored keys and records of some events, which are in order and follow all that are stored. A
 /// record's key has the revision of its first event.
 pub fn encode_events(events: &[StoredEvent]) -> impl Iterator<Item = (Bytes, Bytes)> {
-    let mut rest = events;
+    let bytes = events
+        .iter()
+        .map(|(_, event)| EVENT_BYTES + event.key.len());
+    let bytes = bytes.take(EVENTS_MAX).sum::<usize>().min(RECORD_BYTES_MAX);
+    let (mut rest, mut scratch) = (events, Vec::with_capacity(1 + bytes));
     std::iter::from_fn(move || {
         let (first, _) = rest.first()?;
-        let (mut record, mut last, mut count) = (vec![SEVERAL], *first, 0);
+        let (mut record, mut last, mut count) = (std::mem::take(&mut scratch), *first, 0);
+        record.clear();
+        record.put_u8(SEVERAL);
         for (revision, event) in rest.iter().take(EVENTS_MAX) {
             let bytes = record.len() + EVENT_BYTES + event.key.len();
             if count > 0 && bytes > RECORD_BYTES_MAX {
@@ -61,8 +67,9 @@ pub fn encode_events(events: &[StoredEvent]) -> impl Iterator<Item = (Bytes, Byt
             (last, count) = (*revision, count + 1);
         }
         rest = &rest[count..];
-        record.shrink_to_fit();
-        Some((event_key(*first), record.into()))
+        let stored = (event_key(*first), Bytes::copy_from_slice(&record));
+        scratch = record;
+        Some(stored)
     })
 }
 
@@ -104,48 +111,50 @@ fn encode_event(record: &mut Vec<u8>, last: Revision, revision: Revision, event:
 ///
 /// [`KvError::Corrupt`].
 pub fn decode_events(first: Revision, mut record: Bytes) -> Result<Vec<StoredEvent>, KvError> {
+    let bad = |cause: String| KvError::corrupt(format!("events from {first}: {cause}"));
     match record.first() {
         Some(&FORMAT) => return Ok(vec![(first, decode_single(record)?)]),
         Some(&SEVERAL) => record.advance(1),
-        Some(other) => return Err(KvError::corrupt(format!("events: unknown format {other}"))),
-        None => return Err(KvError::corrupt("events: empty")),
+        Some(other) => return Err(bad(format!("unknown format {other}"))),
+        None => return Err(bad("empty".to_owned())),
     }
     let mut events: Vec<StoredEvent> = Vec::new();
     while events.is_empty() || record.has_remaining() {
         let last = events.last().map(|(revision, _)| *revision);
-        let (revision, event) = decode_event(&mut record, last.unwrap_or(first))?;
-        if last.map_or(revision != first, |last| revision <= last) {
-            let what = format!("events: {revision} out of order in the record of {first}");
-            return Err(KvError::corrupt(what));
+        let event = decode_event(&mut record, last.unwrap_or(first)).map_err(bad)?;
+        if last.map_or(event.0 != first, |last| event.0 <= last) {
+            return Err(bad(format!("{} out of order", event.0)));
         }
-        events.push((revision, event));
+        if events.len() == EVENTS_MAX {
+            return Err(bad(format!("more than {EVENTS_MAX}")));
+        }
+        events.push(event);
     }
     Ok(events)
 }
 
-fn decode_event(record: &mut Bytes, last: Revision) -> Result<StoredEvent, KvError> {
-    let bad = |cause: &str| KvError::corrupt(format!("events: {cause}"));
+fn decode_event(record: &mut Bytes, last: Revision) -> Result<StoredEvent, String> {
     let main = number(record)?.checked_add(last.main);
-    let main = main.ok_or_else(|| bad("a revision beyond all"))?;
+    let main = main.ok_or("a revision beyond all")?;
     let sub = number(record)?;
     let flags = number(record)?.cast_unsigned();
     let both = PREVIOUS | NO_PREVIOUS;
     if flags > DELETED | REPLACED | both || flags & both == both {
-        return Err(bad(&format!("unknown kind {flags}")));
+        return Err(format!("unknown kind {flags}"));
     }
-    let mut revision_if = |flag| {
+    let mut revision_if = |flag| -> Result<_, String> {
         let is_there = flags & flag != 0;
-        let read = is_there.then(|| Ok(Revision::new(number(record)?, number(record)?)));
-        read.transpose()
+        let found = is_there.then(|| Ok(Revision::new(number(record)?, number(record)?)));
+        found.transpose()
     };
     let replaced = revision_if(REPLACED)?;
     let previous = match revision_if(PREVIOUS)? {
         None if flags & NO_PREVIOUS == 0 => replaced,
         previous => previous,
     };
-    let length = usize::try_from(number(record)?).map_err(|_| bad("a key beyond all"))?;
+    let length = usize::try_from(number(record)?).unwrap_or(usize::MAX);
     if length > record.len() {
-        return Err(bad("too short for a key"));
+        return Err("too short for a key".to_owned());
     }
     let event = EventRecord {
         deleted: flags & DELETED != 0,
@@ -156,9 +165,9 @@ fn decode_event(record: &mut Bytes, last: Revision) -> Result<StoredEvent, KvErr
     Ok((Revision::new(main, sub), event))
 }
 
-fn number(record: &mut Bytes) -> Result<i64, KvError> {
-    let read = decode_varint(record).map_err(|_| KvError::corrupt("events: too short"))?;
-    Ok(read.cast_signed())
+fn number(record: &mut Bytes) -> Result<i64, String> {
+    let number = decode_varint(record).map_err(|_| "too short")?;
+    Ok(number.cast_signed())
 }
 
 /// Reads a record of the first format: one event, in which 0 stands for no revision.

@@ -261,6 +261,12 @@ fn events_that_cannot_be_are_refused() {
     let beyond = b"\x02\xff\xff\xff\xff\xff\xff\xff\xff\x7f\x01\0\x01k";
     refused(beyond, "beyond all");
     refused(b"\x01\x02\0\0\0\0", "unknown kind 2");
+    let mut many = b"\x02\0\x01\0\0".to_vec();
+    for _ in 0..64 {
+        many.extend_from_slice(b"\x01\0\0\0");
+    }
+    let error = decode_events(first, many.into()).unwrap_err().to_string();
+    assert!(error.contains("events from 3.1: more than 64"), "{error}");
 }
 
 /// These bytes are on disks: a change of them needs a new format number and a way to read the old.

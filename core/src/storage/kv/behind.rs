@@ -1,10 +1,11 @@
-//! Does for the engine, on a thread behind its writes, what it would do with its locks held when a
-//! memtable is full: it syncs all of its journal that has gathered, and frees a memtable entry by entry.
-//! Every commit and every read would wait for that, tens of milliseconds every few seconds. Used by
-//! `disk`.
+//! Does for the engine, on a thread behind its writes, what others would wait for when it does it all
+//! at once. When a memtable is full it syncs, with its locks held, all of its journal that has gathered,
+//! and frees the memtable entry by entry: every commit and every read would wait for that, tens of
+//! milliseconds every few seconds. When a table is complete it syncs all of that: every log on the same
+//! disk would. Used by `disk`.
 
 use std::any::Any;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
@@ -24,6 +25,12 @@ const LOOK_EVERY_BYTES: u64 = 1 << 20;
 /// Pause between two looks whether a memtable that is held is let go by the engine.
 const HELD_PAUSE: Duration = Duration::from_secs(1);
 
+/// Pause between two looks at tables that grow.
+const GROWING_PAUSE: Duration = Duration::from_millis(10);
+
+/// Tables that may be growing, the newest: each of the engine's threads writes one.
+const GROWING_MAX: usize = super::disk::WORKERS;
+
 /// The engine's extension of journals; their names are numbers, the highest is written to.
 const SUFFIX: &str = "jnl";
 
@@ -40,14 +47,16 @@ pub(super) struct Behind {
 }
 
 impl Behind {
-    /// Syncs the journals in `folder`, and frees the memtables that `active` names in turn. A sync that
-    /// fails poisons the engine: what it holds for written may never reach the disk.
+    /// Syncs the journals in `journals` and the tables in `tables`, and frees the memtables that `active`
+    /// names in turn. A sync that fails poisons the engine: what it holds for written may never reach
+    /// the disk.
     ///
     /// # Errors
     ///
     /// The system refuses a thread.
     pub(super) fn start(
-        folder: PathBuf,
+        journals: PathBuf,
+        tables: PathBuf,
         poison: Arc<Poison>,
         active: impl Fn() -> Memtable + Send + 'static,
     ) -> io::Result<Self> {
@@ -55,15 +64,27 @@ impl Behind {
         let thread = thread::Builder::new()
             .name("quorate-kv-sync".to_owned())
             .spawn(move || {
-                let mut held = Held::default();
-                while let Some(written) = held.wait(&woken) {
-                    if written {
-                        held.hold(active());
-                        if poison.guard(|| sync(&folder)).is_err() {
-                            return;
+                let (mut held, mut growing) = (Held::default(), Growing::new(tables));
+                let mut pause = None;
+                while let Some(written) = wait(&woken, pause) {
+                    let mut grew = false;
+                    let synced = poison.guard(|| {
+                        if written {
+                            held.hold(active());
+                            sync(&journals)?;
                         }
+                        grew = growing.sync()?;
+                        Ok(())
+                    });
+                    if synced.is_err() {
+                        return;
                     }
                     held.free();
+                    pause = if grew {
+                        Some(GROWING_PAUSE)
+                    } else {
+                        held.is_any_old().then_some(HELD_PAUSE)
+                    };
                 }
             })?;
         Ok(Self {
@@ -95,22 +116,26 @@ impl Drop for Behind {
     }
 }
 
+/// Waits for writes, or for as long as `pause`. Returns whether there were any; `None` at the end.
+fn wait(woken: &Receiver<()>, pause: Option<Duration>) -> Option<bool> {
+    let Some(pause) = pause else {
+        return woken.recv().ok().map(|()| true);
+    };
+    match woken.recv_timeout(pause) {
+        Ok(()) => Some(true),
+        Err(RecvTimeoutError::Timeout) => Some(false),
+        Err(RecvTimeoutError::Disconnected) => None,
+    }
+}
+
 /// Memtables, the active one last. As long as they are here, nobody else frees them.
 #[derive(Default)]
 struct Held(VecDeque<Memtable>);
 
 impl Held {
-    /// Waits for writes, but not for long while the engine may let go of a memtable. Returns whether
-    /// there were any; `None` at the end.
-    fn wait(&self, woken: &Receiver<()>) -> Option<bool> {
-        if self.0.len() <= 1 {
-            return woken.recv().ok().map(|()| true);
-        }
-        match woken.recv_timeout(HELD_PAUSE) {
-            Ok(()) => Some(true),
-            Err(RecvTimeoutError::Timeout) => Some(false),
-            Err(RecvTimeoutError::Disconnected) => None,
-        }
+    /// Whether there are others than the active one, which the engine may let go of.
+    fn is_any_old(&self) -> bool {
+        self.0.len() > 1
     }
 
     fn hold(&mut self, active: Memtable) {
@@ -123,6 +148,53 @@ impl Held {
     /// Frees what nobody else has any more.
     fn free(&mut self) {
         self.0.retain(|memtable| Arc::strong_count(memtable) > 1);
+    }
+}
+
+/// The tables that the engine may be writing, and how much of them was there at the last look.
+struct Growing {
+    folder: PathBuf,
+    bytes: BTreeMap<u64, u64>,
+}
+
+impl Growing {
+    fn new(folder: PathBuf) -> Self {
+        let bytes = BTreeMap::new();
+        Self { folder, bytes }
+    }
+
+    /// Syncs those that have grown, and tells whether there were any. What cannot be looked at is left
+    /// to the engine.
+    fn sync(&mut self) -> Result<bool, KvError> {
+        let mut grew = false;
+        let before = std::mem::take(&mut self.bytes);
+        for (number, path) in self.newest().unwrap_or_default() {
+            let Ok(table) = File::open(&path) else {
+                continue;
+            };
+            let bytes = table.metadata().map_or(0, |metadata| metadata.len());
+            if before.get(&number).copied().unwrap_or(0) < bytes {
+                synced(&path, table.sync_data())?;
+                grew = true;
+            }
+            self.bytes.insert(number, bytes);
+        }
+        Ok(grew)
+    }
+
+    fn newest(&self) -> io::Result<BTreeMap<u64, PathBuf>> {
+        let mut newest = BTreeMap::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            let number = path.file_name().and_then(OsStr::to_str);
+            if let Some(number) = number.and_then(|number| number.parse().ok()) {
+                newest.insert(number, path);
+            }
+            if newest.len() > GROWING_MAX {
+                newest.pop_first();
+            }
+        }
+        Ok(newest)
     }
 }
 
@@ -140,10 +212,10 @@ fn sync(folder: &Path) -> Result<(), KvError> {
     }
 }
 
-fn synced(folder: &Path, synced: io::Result<()>) -> Result<(), KvError> {
+fn synced(path: &Path, synced: io::Result<()>) -> Result<(), KvError> {
     synced.map_err(|error| KvError::Io {
-        action: "sync the journal in",
-        path: folder.to_owned(),
+        action: "sync what was written to",
+        path: path.to_owned(),
         source: Arc::new(error),
     })
 }
@@ -178,6 +250,32 @@ mod tests {
     }
 
     #[test]
+    fn tables_are_synced_while_they_grow_and_no_longer() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut growing = Growing::new(folder.path().join("tables"));
+        assert!(!growing.sync().unwrap(), "there is none");
+        fs::create_dir(folder.path().join("tables")).unwrap();
+        let write = |name: &str, bytes: usize| {
+            fs::write(folder.path().join("tables").join(name), vec![0; bytes]).unwrap();
+        };
+        write("9", 0);
+        write("tmp", 7);
+        assert!(!growing.sync().unwrap(), "nothing was written to a table");
+        for bytes in [1, 2] {
+            write("9", bytes);
+            assert!(growing.sync().unwrap());
+            assert!(!growing.sync().unwrap());
+        }
+        for number in 10..10 + GROWING_MAX {
+            write(&number.to_string(), 1);
+        }
+        assert!(growing.sync().unwrap());
+        write("9", 3);
+        assert!(!growing.sync().unwrap(), "newer ones are written");
+        assert_eq!(growing.bytes.len(), GROWING_MAX);
+    }
+
+    #[test]
     fn a_memtable_is_held_until_the_engine_lets_go_of_it() {
         let (mut held, first) = (Held::default(), Arc::new(1));
         held.hold(Arc::clone(&first) as Memtable);
@@ -198,7 +296,8 @@ mod tests {
     fn what_cannot_be_opened_is_left_to_the_engine_and_a_failed_sync_is_not() {
         let poison = Arc::new(Poison::default());
         let active = || Arc::new(()) as Memtable;
-        let behind = Behind::start(PathBuf::from("/nowhere"), Arc::clone(&poison), active);
+        let nowhere = || PathBuf::from("/nowhere");
+        let behind = Behind::start(nowhere(), nowhere(), Arc::clone(&poison), active);
         let behind = behind.unwrap();
         behind.wrote(LOOK_EVERY_BYTES);
         drop(behind);
@@ -207,7 +306,7 @@ mod tests {
         let failed = || synced(Path::new("/there"), Err(io::ErrorKind::Other.into()));
         poison.guard(failed).unwrap_err();
         let text = poison.check().unwrap_err().to_string();
-        assert!(text.contains("sync the journal in /there"), "{text}");
+        assert!(text.contains("sync what was written to /there"), "{text}");
     }
 
     #[test]
@@ -220,7 +319,8 @@ mod tests {
             Arc::clone(&given)
         };
         let poison = Arc::new(Poison::default());
-        let behind = Behind::start(folder.path().to_owned(), poison, active).unwrap();
+        let path = || folder.path().to_owned();
+        let behind = Behind::start(path(), path(), poison, active).unwrap();
         behind.wrote(LOOK_EVERY_BYTES - 1);
         assert!(asked.try_recv().is_err(), "not much was written yet");
         behind.wrote(1);

@@ -28,6 +28,9 @@ use super::{Direction, Kv, KvError, Pairs, View, WriteBatch, bounds_cross};
 /// Name of the one keyspace.
 const KEYSPACE: &str = "state";
 
+/// Folder of a keyspace that has its tables.
+const TABLES: &str = "tables";
+
 /// File that fjall writes last when it creates a store.
 const MARKER: &str = "version";
 
@@ -43,7 +46,7 @@ const CACHED_FILES_MAX: usize = 256;
 
 /// Threads that flush and compact. With two, both were often busy with long compactions while full
 /// memtables waited to be flushed and commits waited for that.
-const WORKERS: usize = 4;
+pub(super) const WORKERS: usize = 4;
 
 /// The name of these threads.
 const WORKER_NAME: &str = "fjall:worker";
@@ -194,7 +197,8 @@ impl FjallKv {
                 give_way.call_once(give_way_to_others);
                 of.tree.active_memtable() as Memtable
             };
-            let behind = Behind::start(folder.to_owned(), Arc::clone(&poison), active)?;
+            let tables = keyspace.path().join(TABLES);
+            let behind = Behind::start(folder.to_owned(), tables, Arc::clone(&poison), active)?;
             let inner = Arc::new(Inner {
                 folder: folder.to_owned(),
                 database,
