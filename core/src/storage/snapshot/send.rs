@@ -11,6 +11,10 @@ use super::{
 };
 use crate::storage::kv::{Direction, View};
 
+/// Bytes of pairs read at once. To find where to go on takes a look into every table of the store, so
+/// many frames are read for one look.
+const READ_BYTES: usize = 16 * FRAME_BODY_BYTES_MAX;
+
 /// Turns a read view into frames. The same view always gives the same frames.
 #[derive(Debug)]
 pub struct Sender {
@@ -71,7 +75,7 @@ impl Sender {
         Ok(Some(self.frame(DATA, &body)))
     }
 
-    /// Reads pairs until a frame is full or there are no more.
+    /// Reads pairs for some frames, or until there are no more.
     fn read(&mut self) -> Result<(), SnapshotError> {
         let start = match self.last_key.take() {
             Some(key) => Bound::Excluded(key),
@@ -83,11 +87,11 @@ impl Sender {
             let (key, value) = pair?;
             self.put(&key, &value)?;
             last_key = Some(key);
-            if self.waiting.len() >= FRAME_BODY_BYTES_MAX {
+            if self.waiting.len() >= READ_BYTES {
                 break;
             }
         }
-        self.is_read = self.waiting.len() < FRAME_BODY_BYTES_MAX;
+        self.is_read = self.waiting.len() < READ_BYTES;
         self.last_key = last_key;
         Ok(())
     }
