@@ -9,6 +9,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+use crate::clock::{Clock, Instant, SystemClock};
 use crate::election::Election;
 use crate::error::Result;
 use crate::keys::{Key, KeyRange, LeaseId, Name, Revision};
@@ -31,6 +32,7 @@ pub struct Client {
 
 struct Inner {
     store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
     identity: Identity,
     random: Mutex<SmallRng>,
 }
@@ -75,6 +77,7 @@ impl Identity {
 #[derive(Debug)]
 pub struct ClientBuilder {
     store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
     identity: Identity,
     seed: Option<u64>,
 }
@@ -95,6 +98,13 @@ impl ClientBuilder {
         self
     }
 
+    /// What sessions read the time from. Default: the system's clock.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
     /// The client.
     #[must_use]
     pub fn build(self) -> Client {
@@ -112,6 +122,7 @@ impl ClientBuilder {
         Client {
             inner: Arc::new(Inner {
                 store: self.store,
+                clock: self.clock,
                 identity: self.identity,
                 random: Mutex::new(random),
             }),
@@ -137,6 +148,7 @@ impl Client {
     pub fn builder_shared(store: Arc<dyn Store>) -> ClientBuilder {
         ClientBuilder {
             store,
+            clock: Arc::new(SystemClock),
             identity: Identity::current(),
             seed: None,
         }
@@ -248,6 +260,34 @@ impl Client {
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.inner.identity
+    }
+
+    /// What sessions read the time from.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.inner.clock
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.inner.clock.now()
+    }
+
+    pub(crate) async fn sleep(&self, length: Duration) {
+        let clock = &self.inner.clock;
+        clock.sleep_until(clock.now() + length).await;
+    }
+
+    /// What `work` gives, or nothing when the client's clock has come to `deadline` before.
+    pub(crate) async fn before<T>(
+        &self,
+        deadline: Instant,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        tokio::select! {
+            biased;
+            output = work => Some(output),
+            () = self.inner.clock.sleep_until(deadline) => None,
+        }
     }
 
     /// A fresh number, different on every call and in every client.

@@ -1,9 +1,136 @@
-//! The crate's only reader of time: sessions ask it for their deadlines, envelopes for a date to
-//! show. With tokio's paused clock, or inside a simulation, it answers what the test decides.
+//! The crate's only reader of time. Sessions decide by a [`Clock`], which a simulation can put in the
+//! place of the system's; envelopes ask for a date to show. With tokio's paused clock everything here
+//! answers what the test decides.
 
+use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
 
-pub(crate) use tokio::time::Instant;
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+
+/// A moment of the monotonic clock.
+pub use tokio::time::Instant;
+
+/// What a session decides by: when to renew its lease, and until when it may believe in it.
+pub trait Clock: fmt::Debug + Send + Sync + 'static {
+    /// The monotonic time now.
+    fn now(&self) -> Instant;
+
+    /// How long the machine has been suspended since it booted, as far as that is known. The monotonic
+    /// clock stands still meanwhile and a lease does not.
+    fn suspended(&self) -> Duration;
+
+    /// Completes when [`Clock::now`] has reached `at`.
+    fn sleep_until(&self, at: Instant) -> BoxFuture<'static, ()>;
+}
+
+/// The system's clock, or tokio's where a test has paused that.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Instant {
+        now()
+    }
+
+    fn suspended(&self) -> Duration {
+        suspended()
+    }
+
+    fn sleep_until(&self, at: Instant) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep_until(at))
+    }
+}
+
+/// A clock that can be stopped, and is late from then on: for tests of what a holder may believe, while
+/// the store's time goes on. No real clock does that; a process that is stopped between a look at its
+/// clock and a write is in the same place.
+#[derive(Debug)]
+pub struct LateClock {
+    pace: watch::Sender<Pace>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Pace {
+    /// As fast as time, so much behind it.
+    Runs(Duration),
+    /// Shows this moment.
+    Stands(Instant),
+}
+
+impl Pace {
+    fn now(self) -> Instant {
+        match self {
+            Self::Runs(late) => now().checked_sub(late).unwrap_or_else(now),
+            Self::Stands(at) => at,
+        }
+    }
+}
+
+impl Default for LateClock {
+    fn default() -> Self {
+        Self {
+            pace: watch::Sender::new(Pace::Runs(Duration::ZERO)),
+        }
+    }
+}
+
+impl LateClock {
+    /// Stops the clock.
+    pub fn stop(&self) {
+        self.pace
+            .send_modify(|pace| *pace = Pace::Stands(pace.now()));
+    }
+
+    /// Lets the clock go on from where it stands.
+    pub fn go_on(&self) {
+        self.pace
+            .send_modify(|pace| *pace = Pace::Runs(now().saturating_duration_since(pace.now())));
+    }
+}
+
+impl Clock for LateClock {
+    fn now(&self) -> Instant {
+        self.pace.borrow().now()
+    }
+
+    fn suspended(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn sleep_until(&self, at: Instant) -> BoxFuture<'static, ()> {
+        let mut changes = self.pace.subscribe();
+        Box::pin(async move {
+            loop {
+                let pace = *changes.borrow_and_update();
+                let due = match pace {
+                    _ if pace.now() >= at => return,
+                    Pace::Runs(late) => Some(at + late),
+                    Pace::Stands(_) => None,
+                };
+                let changed = async {
+                    // A clock that is gone changes no more.
+                    if changes.changed().await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    () = changed => {}
+                    () = until(due) => {}
+                }
+            }
+        })
+    }
+}
+
+/// Completes at `deadline`; never without one.
+pub(crate) async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
 
 /// The monotonic time now.
 #[must_use]
@@ -45,4 +172,30 @@ pub(crate) fn suspended() -> Duration {
 #[must_use]
 pub(crate) fn suspended() -> Duration {
     Duration::ZERO
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_late_clock_stands_and_goes_on_from_there() {
+        let clock = Arc::new(LateClock::default());
+        let start = clock.now();
+        let second = Duration::from_secs(1);
+        clock.sleep_until(start + second).await;
+        assert_eq!(clock.now(), start + second);
+        clock.stop();
+        tokio::time::sleep(5 * second).await;
+        assert_eq!(clock.now(), start + second);
+        let asleep = clock.sleep_until(start + 2 * second);
+        let limit = tokio::time::timeout(3 * second, asleep).await;
+        assert!(limit.is_err(), "it stands");
+        clock.go_on();
+        let real = now();
+        clock.sleep_until(start + 2 * second).await;
+        assert_eq!((clock.now(), now()), (start + 2 * second, real + second));
+    }
 }

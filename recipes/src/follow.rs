@@ -138,6 +138,7 @@ impl<D: Digest> Follower<D> {
         loop {
             let deadline = self.digest.next_deadline();
             let news = tokio::select! {
+                biased;
                 batch = self.batches.next() => match self.take_all(batch) {
                     Ok(()) => true,
                     Err(error) => {
@@ -146,7 +147,7 @@ impl<D: Digest> Follower<D> {
                     }
                 },
                 Ok(()) = self.link.changed() => self.note_link(),
-                () = until(deadline) => self.digest.tick(clock::now()),
+                () = clock::until(deadline) => self.digest.tick(clock::now()),
             };
             if news {
                 let view = Arc::new(self.digest.view(self.stale_since));
@@ -177,12 +178,5 @@ impl<D: Digest> Follower<D> {
             false => before.or_else(|| Some(clock::now())),
         };
         self.stale_since.is_some() != before.is_some()
-    }
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
     }
 }

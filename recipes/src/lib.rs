@@ -46,7 +46,7 @@
 //! and elections is that of etcd's Go `concurrency` package, so its users stand in the same lines.
 
 mod client;
-mod clock;
+pub mod clock;
 pub mod election;
 pub mod error;
 mod follow;

@@ -42,7 +42,7 @@ impl Backoff {
     pub async fn pause(&mut self) {
         let length = self.client.jitter(self.next);
         self.next = (self.next * 2).min(self.longest);
-        tokio::time::sleep(length).await;
+        self.client.sleep(length).await;
     }
 
     /// Starts again from the first pause, after a success.

@@ -275,6 +275,7 @@ impl Hold {
         self.session.actor().spawn("key watch", async move {
             let ended = until_ended(ending.subscribe());
             tokio::select! {
+                biased;
                 () = until_replaced(actor.client(), &key, created) => {
                     // With the lease gone, it is the session that is lost, and says so itself.
                     if !matches!(actor.verify().await, Err(Error::SessionLost(_))) {

@@ -141,6 +141,7 @@ impl Keeper {
                 continue;
             }
             tokio::select! {
+                biased;
                 reason = self.session.lost() => {
                     if reason == LostReason::Closed {
                         self.leave(at, &wanted.farewell).await?;
@@ -277,6 +278,7 @@ impl Keeper {
             };
             tokio::pin!(ended);
             tokio::select! {
+                biased;
                 () = &mut ended => {}
                 reason = lost => {
                     if reason == LostReason::Closed {
@@ -294,6 +296,7 @@ impl Keeper {
                 return Ok(false);
             }
             let opened = tokio::select! {
+                biased;
                 opened = self.client.session().ttl(self.ttl) => opened,
                 () = leaving(self.wanted.clone()) => return Ok(false),
             };
@@ -316,6 +319,7 @@ impl Keeper {
     /// False when the owner wants to leave.
     async fn pause_unless_leaving(&self, pause: &mut Backoff) -> bool {
         tokio::select! {
+            biased;
             () = pause.pause() => true,
             () = leaving(self.wanted.clone()) => false,
         }

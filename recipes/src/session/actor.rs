@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Lost, SessionState};
 use crate::client::Client;
-use crate::clock::{self, Instant};
+use crate::clock::{Clock, Instant};
 use crate::error::{Error, LostReason, Result};
 use crate::keys::{Key, LeaseId, Revision};
 use crate::lock::Epoch;
@@ -67,20 +67,20 @@ struct Marks {
 impl Marks {
     /// Counts from the moment the request was sent, because the lease's time began after that,
     /// and leaves a tenth (at most 1 s) for clocks that run at different rates.
-    fn new(sent: Instant, ttl: Duration) -> Self {
+    fn new(clock: &dyn Clock, sent: Instant, ttl: Duration) -> Self {
         let margin = (ttl / 10).clamp(Duration::from_millis(100), Duration::from_secs(1));
         Self {
             sent,
             until: sent + ttl.saturating_sub(margin),
-            suspended: clock::suspended(),
+            suspended: clock.suspended(),
             ttl,
         }
     }
 
-    fn remaining(&self) -> Duration {
-        let slept = clock::suspended().saturating_sub(self.suspended);
+    fn remaining(&self, clock: &dyn Clock) -> Duration {
+        let slept = clock.suspended().saturating_sub(self.suspended);
         self.until
-            .saturating_duration_since(clock::now())
+            .saturating_duration_since(clock.now())
             .saturating_sub(slept)
     }
 }
@@ -94,7 +94,7 @@ impl Actor {
         value: Bytes,
         epoch: Epoch,
     ) -> Self {
-        let marks = Marks::new(clock::now(), Duration::ZERO);
+        let marks = Marks::new(&**client.clock(), client.now(), Duration::ZERO);
         let (state, _) = watch::channel(SessionState::Live { until: marks.until });
         Self {
             core: Arc::new(Core {
@@ -145,12 +145,12 @@ impl Actor {
         if matches!(current, SessionState::Lost(_)) {
             return current;
         }
-        let remaining = self.marks().remaining();
+        let remaining = self.left();
         if remaining.is_zero() {
             self.lose(LostReason::Expired);
             return *self.core.state.borrow();
         }
-        let until = clock::now() + remaining;
+        let until = self.core.client.now() + remaining;
         match current {
             SessionState::Live { .. } => SessionState::Live { until },
             _ => SessionState::Suspended { until },
@@ -162,7 +162,7 @@ impl Actor {
     pub fn remaining(&self) -> Duration {
         match self.state() {
             SessionState::Lost(_) => Duration::ZERO,
-            _ => self.marks().remaining(),
+            _ => self.left(),
         }
     }
 
@@ -201,7 +201,13 @@ impl Actor {
     }
 
     pub(super) fn since_acknowledged(&self) -> Duration {
-        clock::now().saturating_duration_since(self.marks().sent)
+        let now = self.core.client.now();
+        now.saturating_duration_since(self.marks().sent)
+    }
+
+    /// Time until the local deadline, whatever the state says.
+    fn left(&self) -> Duration {
+        self.marks().remaining(&**self.core.client.clock())
     }
 
     fn marks(&self) -> Marks {
@@ -219,7 +225,7 @@ impl Actor {
 
     /// Notes a renewal that was sent at `sent` and has been acknowledged. Loss is final.
     pub(super) fn acknowledge(&self, sent: Instant, lease: &Lease) {
-        let marks = Marks::new(sent, lease.ttl);
+        let marks = Marks::new(&**self.core.client.clock(), sent, lease.ttl);
         *self.lock_marks() = marks;
         let mut resumed = false;
         self.core.state.send_if_modified(|state| {
@@ -236,7 +242,7 @@ impl Actor {
     }
 
     pub(super) fn suspend(&self, why: &str) {
-        let until = clock::now() + self.marks().remaining();
+        let until = self.core.client.now() + self.left();
         let suspended = self.core.state.send_if_modified(|state| {
             let live = matches!(state, SessionState::Live { .. });
             if live {
@@ -269,7 +275,7 @@ impl Actor {
             // A renewal still under way could keep the lease, and so the keys, for another period.
             let actor = self.clone();
             self.core.tasks.spawn_apart("revoke", async move {
-                drop(actor.revoke(clock::now() + actor.ttl()).await);
+                drop(actor.revoke(actor.core.client.now() + actor.ttl()).await);
             });
         }
     }
@@ -363,6 +369,7 @@ impl Actor {
                 Err(Error::Store(error)) if error.is_transient() => {
                     repeated |= error.is_ambiguous();
                     tokio::select! {
+                        biased;
                         () = pause.pause() => {}
                         () = self.core.over.cancelled() => return Err(self.loss()),
                     }
@@ -393,7 +400,7 @@ impl Actor {
 
     /// Ends the session in the background; `done` hears how it went.
     pub(super) fn close_in_background(&self, done: Option<oneshot::Sender<Result<()>>>) {
-        let known = self.marks().remaining();
+        let known = self.left();
         self.lose(LostReason::Closed);
         let again = self.core.closing.swap(true, Ordering::AcqRel);
         let lost_before = self.core.over.is_cancelled();
@@ -405,7 +412,7 @@ impl Actor {
         }
         let actor = self.clone();
         self.core.tasks.spawn_apart("close", async move {
-            let deadline = clock::now() + known.max(Duration::from_secs(1));
+            let deadline = actor.core.client.now() + known.max(Duration::from_secs(1));
             if !actor.core.tasks.idle(CLOSE_GRACE.min(known)).await {
                 tracing::warn!(lease = %actor.core.lease, "closing with operations in progress");
             }
@@ -422,12 +429,12 @@ impl Actor {
         let mut pause = Backoff::between_attempts(&self.core.client);
         loop {
             let call = self.core.client.store().lease_revoke(self.core.lease);
-            match tokio::time::timeout_at(deadline, call).await {
-                Ok(Ok(()) | Err(StoreError::LeaseNotFound)) => return Ok(()),
-                Ok(Err(error)) if error.is_transient() && clock::now() < deadline => {
+            match self.core.client.before(deadline, call).await {
+                Some(Ok(()) | Err(StoreError::LeaseNotFound)) => return Ok(()),
+                Some(Err(error)) if error.is_transient() && self.core.client.now() < deadline => {
                     pause.pause().await;
                 }
-                Ok(Err(error)) if !error.is_transient() => return Err(error.into()),
+                Some(Err(error)) if !error.is_transient() => return Err(error.into()),
                 _ => {
                     return Err(Error::OutcomeUnknown(format!(
                         "lease {} was not revoked in time and is left to run out",

@@ -14,7 +14,7 @@ use crate::clock::{self, Instant};
 use crate::error::Result;
 use crate::keys::{EPOCH_KEY, Key, Revision, session_key};
 use crate::lock::Epoch;
-use crate::store::{Lease, StoreError, ops};
+use crate::store::{Cause, Lease, StoreError, ops};
 use crate::tasks::Tasks;
 use crate::value::{Json, Value};
 use crate::wait::Backoff;
@@ -77,7 +77,7 @@ impl SessionBuilder {
     }
 
     async fn open(self) -> Result<Session> {
-        let deadline = clock::now() + self.open_timeout;
+        let deadline = self.client.now() + self.open_timeout;
         let (sent, lease) = self.grant(deadline).await?;
         let key = session_key(lease.id);
         let mut who = self.client.identity().clone();
@@ -104,8 +104,11 @@ impl SessionBuilder {
         let mut unknown: Option<Instant> = None;
         let mut pause = Backoff::between_attempts(&self.client);
         loop {
-            let sent = clock::now();
-            let error = match before(deadline, self.client.store().lease_grant(id, ttl)).await {
+            let sent = self.client.now();
+            let error = match self
+                .before(deadline, self.client.store().lease_grant(id, ttl))
+                .await
+            {
                 Ok(lease) => return Ok((sent, lease)),
                 Err(StoreError::LeaseExists) => match unknown.take() {
                     Some(first) => match self.client.store().lease_keep_alive(id).await {
@@ -151,7 +154,10 @@ impl SessionBuilder {
         };
         let mut pause = Backoff::between_attempts(&self.client);
         loop {
-            match before(deadline, self.client.store().txn(request.clone())).await {
+            match self
+                .before(deadline, self.client.store().txn(request.clone()))
+                .await
+            {
                 Ok(answer) => {
                     let written = ops::kvs(&answer.responses, 0).first();
                     let revision = match written {
@@ -166,31 +172,29 @@ impl SessionBuilder {
         }
     }
 
+    /// The call's answer, or an unknown outcome once the deadline has passed.
+    async fn before<T>(
+        &self,
+        deadline: Instant,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let late = || StoreError::Unknown(Cause::new("no answer from the store in time"));
+        let answer = self.client.before(deadline, call).await;
+        answer.unwrap_or_else(|| Err(late()))
+    }
+
     async fn pause_or_fail(
         &self,
         error: StoreError,
         pause: &mut Backoff,
         deadline: Instant,
     ) -> Result<()> {
-        if !error.is_transient() || clock::now() >= deadline {
+        if !error.is_transient() || self.client.now() >= deadline {
             return Err(error.into());
         }
         tracing::debug!(%error, "opening a session");
         pause.pause().await;
         Ok(())
-    }
-}
-
-/// The call's answer, or an unknown outcome once the deadline has passed.
-async fn before<T>(
-    deadline: Instant,
-    call: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    match tokio::time::timeout_at(deadline, call).await {
-        Ok(answer) => answer,
-        Err(_) => Err(StoreError::Unknown(crate::store::Cause::new(
-            "no answer from the store in time",
-        ))),
     }
 }
 

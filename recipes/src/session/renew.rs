@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use super::{Actor, SessionState};
-use crate::clock;
 use crate::error::LostReason;
 use crate::wait::Backoff;
 
 /// Runs until the session is lost or closed.
 pub(super) async fn run(actor: Actor) {
     tokio::select! {
+        biased;
         reason = actor.lost() => {
             tracing::debug!(lease = %actor.lease(), %reason, "renewals end");
         }
@@ -22,7 +22,7 @@ async fn renewals(actor: &Actor) {
     loop {
         let due = actor.ttl() / 3;
         let rest = actor.since_acknowledged();
-        tokio::time::sleep(due.saturating_sub(rest)).await;
+        actor.client().sleep(due.saturating_sub(rest)).await;
         if !renew_once(actor).await {
             return;
         }
@@ -41,11 +41,11 @@ async fn renew_once(actor: &Actor) -> bool {
         if matches!(actor.state(), SessionState::Lost(_)) {
             return false;
         }
-        let sent = clock::now();
-        let limit = (ttl / 3).min(actor.remaining());
+        let sent = actor.client().now();
+        let limit = sent + (ttl / 3).min(actor.remaining());
         let call = actor.client().store().lease_keep_alive(actor.lease());
-        match tokio::time::timeout(limit, call).await {
-            Ok(Ok(Some(lease))) => {
+        match actor.client().before(limit, call).await {
+            Some(Ok(Some(lease))) => {
                 if actor.is_another_cluster(&lease.header) {
                     actor.lose(LostReason::StoreReplaced);
                     return false;
@@ -53,16 +53,17 @@ async fn renew_once(actor: &Actor) -> bool {
                 actor.acknowledge(sent, &lease);
                 return true;
             }
-            Ok(Ok(None)) => {
+            Some(Ok(None)) => {
                 actor.lose(LostReason::LeaseGone);
                 return false;
             }
-            Ok(Err(error)) => actor.suspend(&error.to_string()),
-            Err(_) => actor.suspend("no answer in time"),
+            Some(Err(error)) => actor.suspend(&error.to_string()),
+            None => actor.suspend("no answer in time"),
         }
         tokio::select! {
+            biased;
             () = pause.pause() => {}
-            () = tokio::time::sleep(actor.remaining()) => {}
+            () = actor.client().sleep(actor.remaining()) => {}
         }
     }
 }
