@@ -13,7 +13,7 @@ use crate::clock::{Clock, Instant, SystemClock};
 use crate::election::Election;
 use crate::error::Result;
 use crate::keys::{Key, KeyRange, LeaseId, Name, Revision};
-use crate::lock::{ExclusiveLock, Mutex as QueuedMutex};
+use crate::lock::{ExclusiveLock, Limit, MultiLock, Mutex as QueuedMutex, RwLock, Semaphore};
 use crate::session::SessionBuilder;
 use crate::store::{Store, ops};
 use crate::txn::Txn;
@@ -180,6 +180,24 @@ impl Client {
     #[must_use]
     pub fn exclusive(&self, name: impl Into<Name>) -> ExclusiveLock {
         ExclusiveLock::new(self.clone(), &name.into())
+    }
+
+    /// All queue-ordered locks of these names together.
+    #[must_use]
+    pub fn multi_lock<N: Into<Name>>(&self, names: impl IntoIterator<Item = N>) -> MultiLock {
+        MultiLock::new(self.clone(), names.into_iter().map(Into::into))
+    }
+
+    /// The read-write lock of this name.
+    #[must_use]
+    pub fn rw_lock(&self, name: impl Into<Name>) -> RwLock {
+        RwLock::new(self.clone(), &name.into())
+    }
+
+    /// The semaphore of this name, with so many permits: `client.semaphore("downloads", 5)`.
+    #[must_use]
+    pub fn semaphore(&self, name: impl Into<Name>, limit: impl Into<Limit>) -> Semaphore {
+        Semaphore::new(self.clone(), &name.into(), limit.into())
     }
 
     /// The election of this name.

@@ -66,6 +66,16 @@ pub enum Error {
         /// The lease it is attached to.
         lease: LeaseId,
     },
+    /// The store has agreed on another value of what all handles of one thing must agree on.
+    #[error("{key} is {stored}, not {wanted}")]
+    Mismatch {
+        /// The key.
+        key: Key,
+        /// What this handle was made with.
+        wanted: String,
+        /// What the store has.
+        stored: String,
+    },
     /// The operation can never succeed as it is.
     #[error("invalid: {0}")]
     Invalid(String),

@@ -204,6 +204,14 @@ impl Name {
         Self::Raw(prefix.into())
     }
 
+    /// The keys of this name for what is said about a recipe's contenders; never among them.
+    pub(crate) fn meta(&self, kind: &str) -> KeySpace {
+        match self {
+            Self::Plain(name) => KeySpace::of(&format!("{kind}-meta"), name),
+            Self::Raw(prefix) => KeySpace::of(&format!("raw-{kind}-meta"), prefix),
+        }
+    }
+
     /// The keys of this name for a recipe of the given kind (`lock`, `election`, ...).
     #[must_use]
     pub fn space(&self, kind: &str) -> KeySpace {

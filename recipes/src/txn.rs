@@ -8,14 +8,13 @@ use quorate_proto::mvccpb::KeyValue;
 
 use crate::client::Client;
 use crate::error::{Error, TxnError};
-use crate::keys::{EPOCH_KEY, Key, KeyRange, Revision};
+use crate::keys::{Key, KeyRange, Revision};
+use crate::lock::guard::Unsettled;
 use crate::lock::{Fence, Fenced, Holder};
 use crate::session::Session;
+use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
 use crate::value::Value;
-
-/// Reads that each guard adds to the branch of a refused transaction.
-const FENCE_READS: usize = 3;
 
 /// Compares and operations on several keys, done as one atomic step or not at all.
 ///
@@ -136,7 +135,18 @@ impl Txn {
     /// A dropped commit is an unknown outcome.
     pub async fn commit(self) -> Result<Committed, TxnError> {
         let request = self.request()?;
-        let answer = self.client.store().txn(request).await?;
+        let unsettled = || self.fences.iter().map(Fence::unsettled);
+        for (index, each) in unsettled().enumerate() {
+            if let Err(error) = each.sent() {
+                unsettled().take(index).for_each(Unsettled::settled);
+                return Err(error.into());
+            }
+        }
+        let answer = self.client.store().txn(request).await;
+        if !answer.as_ref().is_err_and(StoreError::is_ambiguous) {
+            unsettled().for_each(Unsettled::settled);
+        }
+        let answer = answer?;
         let revision = Revision(answer.header.map_or(0, |header| header.revision));
         if answer.succeeded {
             return Ok(Committed {
@@ -145,17 +155,17 @@ impl Txn {
             });
         }
         let mut responses = answer.responses;
-        for (index, fence) in self.fences.iter().enumerate() {
-            let read = |offset| ops::kvs(&responses, index * FENCE_READS + offset).first();
-            if !fence.holds_for(read(0), read(1)) {
-                let owner = read(2).filter(|kv| kv.create_revision != fence.revision().0);
-                let owner = owner.map(|kv| Box::new(Holder::of(kv)));
+        for fence in &self.fences {
+            let rest = responses.split_off(fence.reads().len());
+            if let Err(owner) = fence.judge(&responses) {
+                let owner = owner.map(|kv| Box::new(Holder::of(&kv)));
                 return Err(TxnError::Fenced { owner });
             }
+            responses = rest;
         }
         Err(TxnError::Conflict {
             revision,
-            responses: responses.split_off(self.fences.len() * FENCE_READS),
+            responses,
         })
     }
 
@@ -172,13 +182,7 @@ impl Txn {
         let failure: Vec<_> = self
             .fences
             .iter()
-            .flat_map(|fence| {
-                [
-                    ops::get(fence.key()),
-                    ops::get(EPOCH_KEY),
-                    ops::oldest(fence.contenders().clone(), 1),
-                ]
-            })
+            .flat_map(Fence::reads)
             .map(ops::read)
             .chain(self.failure.iter().cloned())
             .collect();
@@ -205,16 +209,17 @@ impl Txn {
                 Some(Request::RequestDeleteRange(delete)) => (&delete.key, Some(&delete.range_end)),
                 _ => continue,
             };
-            let own = fence.contenders();
-            let overlaps = own.contains(start)
-                || end.is_some_and(|end| {
-                    let range = KeyRange {
-                        start: start.clone(),
-                        end: end.clone(),
-                    };
-                    range.contains(&own.start)
-                });
-            if overlaps {
+            let overlaps = |own: &KeyRange| {
+                own.contains(start)
+                    || end.is_some_and(|end| {
+                        let range = KeyRange {
+                            start: start.clone(),
+                            end: end.clone(),
+                        };
+                        range.contains(&own.start)
+                    })
+            };
+            if fence.contenders().iter().any(overlaps) {
                 return Err(Error::Invalid(format!(
                     "a write under a lock to the lock's own keys: {}",
                     Key::from(start.clone())

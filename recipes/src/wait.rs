@@ -8,7 +8,7 @@ use quorate_proto::etcdserverpb::{WatchCreateRequest, watch_create_request::Filt
 use quorate_proto::mvccpb::event::EventType;
 
 use crate::client::Client;
-use crate::keys::{Key, Revision};
+use crate::keys::{Key, KeyRange, Revision};
 use crate::store::{Cause, StoreError, WatchStream};
 
 /// Pauses that double from a first length to a longest one, with jitter.
@@ -74,6 +74,33 @@ pub(crate) async fn deleted(
     });
     let stream = client.store().watch(requests.collect()).await?;
     first_deletion(stream).await
+}
+
+/// Waits for any change in `ranges` at or after revision `from`, or for the end of the watch, which
+/// says nothing about the keys: look again in either case.
+pub(crate) async fn changed(
+    client: &Client,
+    ranges: &[KeyRange],
+    from: Revision,
+) -> Result<(), StoreError> {
+    let requests = ranges.iter().map(|range| WatchCreateRequest {
+        key: range.start.clone(),
+        range_end: range.end.clone(),
+        start_revision: from.0,
+        ..Default::default()
+    });
+    let mut stream = client.store().watch(requests.collect()).await?;
+    while let Some(answer) = stream.next().await {
+        let answer = answer?;
+        if !answer.events.is_empty() {
+            return Ok(());
+        }
+        if answer.canceled {
+            let ended = || StoreError::NotApplied(Cause::new(&answer.cancel_reason));
+            return Err(refusal(&answer.cancel_reason).unwrap_or_else(ended));
+        }
+    }
+    Err(StoreError::NotApplied(Cause::new("the watch stream ended")))
 }
 
 async fn first_deletion(mut stream: WatchStream) -> Result<Woken, StoreError> {

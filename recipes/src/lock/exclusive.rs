@@ -85,6 +85,23 @@ impl ExclusiveLock {
         }
     }
 
+    /// As [`ExclusiveLock::lock`], for at most `limit`; `None` when the time was up before.
+    ///
+    /// # Errors
+    /// As [`ExclusiveLock::lock`].
+    ///
+    /// # Cancel safety
+    /// As [`ExclusiveLock::try_lock`].
+    pub async fn lock_within(
+        &self,
+        session: &Session,
+        limit: Duration,
+    ) -> Result<Option<ExclusiveGuard>> {
+        let deadline = self.client.now() + limit;
+        let locked = self.client.before(deadline, self.lock(session)).await;
+        locked.transpose()
+    }
+
     async fn lock_while_live(&self, session: &Session) -> Result<ExclusiveGuard> {
         let mut pause = Backoff::new(&self.client, Duration::from_millis(4), RETRY_PAUSE_MAX);
         loop {
@@ -103,23 +120,20 @@ impl ExclusiveLock {
     }
 
     async fn attempt(&self, session: &Session) -> Result<Tried> {
-        let record = ContenderRecord::now(&self.info, self.client.nonce());
-        let claim = Claim {
-            value: Value::from(Json(record)).into_bytes(&self.key)?,
-            ..Default::default()
-        };
-        let key = self.key.clone();
+        let record = ContenderRecord::now(session, &self.info).with_nonce(self.client.nonce());
+        let value = Value::from(Json(record)).into_bytes(&self.key)?;
+        let claim = Claim::of(self.key.clone(), value);
         let claimed = session
             .actor()
-            .run(|actor| async move { actor.claim(key, claim).await })
+            .run(|actor| async move { actor.claim(claim).await })
             .await?;
         match claimed {
             Claimed::Made { owned, .. } => {
-                let contenders = KeyRange::one(&self.key);
+                let contenders = vec![KeyRange::one(&self.key)];
                 Ok(Tried::Won(Hold::new(session.clone(), owned, contenders)))
             }
             Claimed::Refused { existing, .. }
-                if existing.as_ref().is_some_and(|kv| kv.lease == 0) =>
+                if existing.first().is_some_and(|kv| kv.lease == 0) =>
             {
                 Err(Error::ForeignKey(self.key.clone()))
             }

@@ -3,11 +3,13 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::Once;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_proto::epoch;
+use quorate_proto::etcdserverpb::{RangeRequest, RequestOp, ResponseOp, TxnRequest};
 use quorate_proto::mvccpb::KeyValue;
 use tokio::sync::watch;
 
@@ -91,21 +93,59 @@ impl fmt::Display for FencingToken {
 /// in its epoch. Only a guard has one, because while waiting in a queue they hold as well.
 #[derive(Debug, Clone)]
 pub struct Fence {
-    key: Key,
-    revision: Revision,
-    contenders: KeyRange,
+    /// Every key of the hold and the revision that created it; the first names the hold.
+    keys: Vec<(Key, Revision)>,
+    contenders: Vec<KeyRange>,
     actor: Actor,
+    unsettled: Unsettled,
+}
+
+/// How many transactions under a fence have not been answered for certain.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Unsettled(Arc<AtomicUsize>);
+
+/// The count of a fence under which nothing may be sent any more.
+const CLOSED: usize = usize::MAX;
+
+impl Unsettled {
+    /// Notes that one is sent.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when the fence is closed.
+    pub(crate) fn sent(&self) -> Result<()> {
+        let one_more = |count| (count != CLOSED).then(|| count + 1);
+        let noted = self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
+        noted.map_or(Err(Error::Fenced { owner: None }), |_| Ok(()))
+    }
+
+    /// Notes that one has been answered: nothing of it can take effect any more.
+    pub(crate) fn settled(&self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Lets nothing more be sent, if nothing that was sent can still take effect. Returns whether
+    /// that is so.
+    fn close(&self) -> bool {
+        let closed = self
+            .0
+            .compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire);
+        closed.is_ok()
+    }
 }
 
 impl Fence {
     /// The compares to put into a transaction.
     #[must_use]
     pub fn compares(&self) -> Vec<Compare> {
-        vec![
-            Compare::create_revision(&self.key, self.revision),
-            Compare::lease(&self.key, self.lease()),
-            self.actor.epoch().compare(),
-        ]
+        let mut compares = Vec::with_capacity(2 * self.keys.len() + 1);
+        for (key, revision) in &self.keys {
+            compares.push(Compare::create_revision(key, *revision));
+            compares.push(Compare::lease(key, self.lease()));
+        }
+        compares.push(self.actor.epoch().compare());
+        compares
     }
 
     /// The token that goes with it.
@@ -113,20 +153,21 @@ impl Fence {
     pub fn token(&self) -> FencingToken {
         FencingToken {
             epoch: self.actor.epoch().number(),
-            revision: self.revision,
+            revision: self.revision(),
         }
     }
 
-    /// The hold's key.
+    /// The hold's key; the first of several.
     #[must_use]
     pub fn key(&self) -> &Key {
-        &self.key
+        &self.keys[0].0
     }
 
-    /// The revision at which the key was created.
+    /// The revision at which the hold began: at which the last of its keys was created.
     #[must_use]
     pub fn revision(&self) -> Revision {
-        self.revision
+        let newest = self.keys.iter().map(|(_, revision)| *revision).max();
+        newest.expect("a hold has a key")
     }
 
     /// The lease that the key is attached to.
@@ -135,9 +176,23 @@ impl Fence {
         self.actor.lease()
     }
 
-    /// The keys that holders and waiters of the same thing live in.
-    pub(crate) fn contenders(&self) -> &KeyRange {
+    /// The ranges that holders and waiters of the same thing live in; at least one.
+    pub(crate) fn contenders(&self) -> &[KeyRange] {
         &self.contenders
+    }
+
+    pub(crate) fn unsettled(&self) -> &Unsettled {
+        &self.unsettled
+    }
+
+    /// The reads by which [`Fence::judge`] tells who is at fault.
+    pub(crate) fn reads(&self) -> Vec<RangeRequest> {
+        let keys = self.keys.iter().map(|(key, _)| ops::get(key));
+        let rest = [
+            ops::get(EPOCH_KEY),
+            ops::oldest(self.contenders[0].clone(), 1),
+        ];
+        keys.chain(rest).collect()
     }
 
     /// Fails once the session is lost.
@@ -145,10 +200,25 @@ impl Fence {
         self.actor.check()
     }
 
-    /// Whether the conditions hold for what was read of the key and of the epoch key.
-    pub(crate) fn holds_for(&self, kv: Option<&KeyValue>, epoch: Option<&KeyValue>) -> bool {
-        let [created, lease, in_epoch] = self.compares().try_into().expect("there are three");
-        created.holds_for(kv) && lease.holds_for(kv) && in_epoch.holds_for(epoch)
+    /// Whether the conditions held for what [`Fence::reads`] found, which comes first in `found`;
+    /// if not, who is first in line instead.
+    pub(crate) fn judge(&self, found: &[ResponseOp]) -> Result<(), Option<KeyValue>> {
+        let read = |index| ops::kvs(found, index).first();
+        let held = self
+            .keys
+            .iter()
+            .enumerate()
+            .all(|(index, (key, revision))| {
+                let kv = read(index);
+                Compare::create_revision(key, *revision).holds_for(kv)
+                    && Compare::lease(key, self.lease()).holds_for(kv)
+            });
+        let keys = self.keys.len();
+        if held && self.actor.epoch().compare().holds_for(read(keys)) {
+            return Ok(());
+        }
+        let own = |kv: &&KeyValue| self.keys.iter().any(|(key, _)| kv.key == *key.as_bytes());
+        Err(read(keys + 1).filter(|kv| !own(kv)).cloned())
     }
 }
 
@@ -200,13 +270,13 @@ impl Fenced for Hold {
 }
 
 impl Hold {
-    /// Holds `owned`, which is first among the keys of `contenders` and stays it while it exists.
-    pub(crate) fn new(session: Session, owned: Owned, contenders: KeyRange) -> Self {
+    /// Holds `owned`, whose turn it is among the keys of `contenders`, and stays it while it exists.
+    pub(crate) fn new(session: Session, owned: Owned, contenders: Vec<KeyRange>) -> Self {
         let fence = Fence {
-            key: owned.key().clone(),
-            revision: owned.revision(),
+            keys: owned.keys(),
             contenders,
             actor: session.actor().clone(),
+            unsettled: Unsettled::default(),
         };
         Self {
             owned,
@@ -223,10 +293,30 @@ impl Hold {
         &self.session
     }
 
-    /// The client it is held through.
+    /// The client it is held through, whose writes are *not* refused when the hold is lost.
     #[must_use]
-    pub fn client(&self) -> &Client {
+    pub fn unfenced(&self) -> &Client {
         self.session.client()
+    }
+
+    /// Ends the hold without giving its keys up: for another hold of the same keys.
+    pub(crate) fn into_parts(self) -> (Owned, Session, Vec<KeyRange>) {
+        (self.owned, self.session, self.fence.contenders)
+    }
+
+    /// Ends the use of the fence so far, for one who goes on with the same keys. False when something
+    /// that was sent under it may still take effect.
+    pub(crate) fn renew_fence(&mut self) -> bool {
+        let closed = self.fence.unsettled.close();
+        if closed {
+            self.fence.unsettled = Unsettled::default();
+        }
+        closed
+    }
+
+    /// Has `op` done in the transaction that gives the hold up.
+    pub(crate) fn when_released(&mut self, op: RequestOp) {
+        self.owned.when_released(op);
     }
 
     /// The fencing token, for services outside the store.
@@ -270,13 +360,13 @@ impl Hold {
 
     fn watch_key(&self) {
         let actor = self.session.actor().clone();
-        let (key, created) = (self.key().clone(), self.owned.revision());
+        let keys = self.owned.keys();
         let ending = self.ending.0.clone();
         self.session.actor().spawn("key watch", async move {
             let ended = until_ended(ending.subscribe());
             tokio::select! {
                 biased;
-                () = until_replaced(actor.client(), &key, created) => {
+                () = until_replaced(actor.client(), &keys) => {
                     // With the lease gone, it is the session that is lost, and says so itself.
                     if !matches!(actor.verify().await, Err(Error::SessionLost(_))) {
                         Ending(ending).end(LostReason::Removed);
@@ -308,7 +398,7 @@ impl Hold {
 
     /// A transaction that the store refuses unless this is still held.
     pub fn txn(&self) -> Txn {
-        self.client().txn().guard(self)
+        self.unfenced().txn().guard(self)
     }
 
     /// Writes one key, refused by the store unless this is still held.
@@ -365,26 +455,30 @@ async fn until_ended(mut ended: watch::Receiver<Option<LostReason>>) -> LostReas
     }
 }
 
-/// Completes once `key` is no longer the one created at `created`. Says so only after the store
-/// did: trouble with the store is waited out.
-async fn until_replaced(client: &Client, key: &Key, created: Revision) {
+/// Completes once one of the keys is no longer as it was created. Says so only after the store did:
+/// trouble with the store is waited out.
+async fn until_replaced(client: &Client, created: &[(Key, Revision)]) {
+    let keys: Vec<Key> = created.iter().map(|(key, _)| key.clone()).collect();
+    let request = TxnRequest {
+        compare: created
+            .iter()
+            .map(|(key, revision)| Compare::create_revision(key, *revision).into())
+            .collect(),
+        ..Default::default()
+    };
     let mut pause = Backoff::between_attempts(client);
     loop {
-        match client.store().range(ops::get(key)).await {
+        match client.store().txn(request.clone()).await {
+            Ok(answer) if !answer.succeeded => return,
             Ok(answer) => {
-                let kv = answer.kvs.first();
-                if kv.is_none_or(|kv| kv.create_revision != created.0) {
-                    return;
-                }
                 let seen = answer.header.map_or(0, |header| header.revision);
-                let from = Revision(seen + 1);
-                match deleted(client, std::slice::from_ref(key), from).await {
+                match deleted(client, &keys, Revision(seen + 1)).await {
                     Ok(Woken::Deleted(_)) => return,
                     Ok(Woken::Interrupted) => {}
-                    Err(error) => tracing::debug!(%key, %error, "watching a held key"),
+                    Err(error) => tracing::debug!(key = %keys[0], %error, "watching a held key"),
                 }
             }
-            Err(error) => tracing::debug!(%key, %error, "reading a held key"),
+            Err(error) => tracing::debug!(key = %keys[0], %error, "reading a held key"),
         }
         pause.pause().await;
     }

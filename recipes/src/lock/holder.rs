@@ -12,7 +12,7 @@ use crate::client::{Client, Identity};
 use crate::clock;
 use crate::error::Result;
 use crate::keys::{Key, KeyRange, LeaseId, Revision, session_key};
-use crate::session::SessionRecord;
+use crate::session::{Session, SessionRecord};
 use crate::store::ops;
 
 /// The value of a lock contender's key.
@@ -23,18 +23,27 @@ pub(crate) struct ContenderRecord {
     info: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     nonce: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    task: Option<String>,
     since_ms: u64,
 }
 
 impl ContenderRecord {
-    /// A contender that begins now. Without a nonce in its key it needs one here.
-    pub(crate) fn now(info: &str, nonce: String) -> Self {
+    /// A contender of this session that begins now.
+    pub(crate) fn now(session: &Session, info: &str) -> Self {
         Self {
             v: 1,
             info: info.to_owned(),
-            nonce,
+            nonce: String::new(),
+            task: session.task().map(str::to_owned),
             since_ms: clock::wall_millis(),
         }
+    }
+
+    /// With a nonce, which a contender without one in its key needs.
+    pub(crate) fn with_nonce(mut self, nonce: String) -> Self {
+        self.nonce = nonce;
+        self
     }
 }
 
@@ -53,6 +62,8 @@ pub struct Holder {
     pub who: Option<Identity>,
     /// What the contender says it is doing; may be empty.
     pub info: String,
+    /// The task of the session, where it was named; see [`Session::for_task`].
+    pub task: Option<String>,
     /// Since when it contends, in milliseconds since the Unix epoch by its own wall clock.
     pub since_ms: Option<u64>,
 }
@@ -67,6 +78,7 @@ impl Holder {
             lease: LeaseId(kv.lease),
             who: None,
             since_ms: record.as_ref().map(|record| record.since_ms),
+            task: record.as_ref().and_then(|record| record.task.clone()),
             info: record.map(|record| record.info).unwrap_or_default(),
         }
     }
@@ -77,6 +89,9 @@ impl fmt::Display for Holder {
         match &self.who {
             Some(who) => write!(f, "{who}")?,
             None => write!(f, "lease {}", self.lease)?,
+        }
+        if let Some(task) = &self.task {
+            write!(f, " task {task}")?;
         }
         if !self.info.is_empty() {
             write!(f, " ({})", self.info)?;
@@ -103,13 +118,15 @@ pub(crate) async fn queue_of(
 ) -> Result<Vec<Holder>> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let answer = client.store().range(ops::oldest(contenders, limit)).await?;
-    let mut queue: Vec<Holder> = answer.kvs.iter().map(Holder::of).collect();
-    introduce(client, &mut queue).await?;
-    Ok(queue)
+    introduced(client, &answer.kvs).await
 }
 
-/// Adds what the sessions say about themselves.
-async fn introduce(client: &Client, queue: &mut [Holder]) -> Result<()> {
+/// What contenders' keys say, and what their sessions say about themselves.
+pub(crate) async fn introduced<'a>(
+    client: &Client,
+    kvs: impl IntoIterator<Item = &'a KeyValue>,
+) -> Result<Vec<Holder>> {
+    let mut queue: Vec<Holder> = kvs.into_iter().map(Holder::of).collect();
     let mut leases: Vec<LeaseId> = queue.iter().map(|holder| holder.lease).collect();
     leases.sort_unstable();
     leases.dedup();
@@ -132,8 +149,8 @@ async fn introduce(client: &Client, queue: &mut [Holder]) -> Result<()> {
             }
         }
     }
-    for holder in queue {
+    for holder in &mut queue {
         holder.who = known.get(&holder.lease).cloned();
     }
-    Ok(())
+    Ok(queue)
 }

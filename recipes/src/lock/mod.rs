@@ -1,14 +1,30 @@
-//! Locks. [`Mutex`] stands in a queue ordered by the store and wakes one waiter a release;
-//! [`ExclusiveLock`] is a compare-and-swap on one key, for few contenders. Both give guards whose
+//! Locks. [`Mutex`] stands in a queue ordered by the store and wakes one waiter a release, alone,
+//! [`shared`](Mutex::shared) or [`combined`](Mutex::combined); [`MultiLock`] stands in several of these
+//! queues at once; [`RwLock`] lets readers in together, [`Semaphore`] a number of holders;
+//! [`ExclusiveLock`] is a compare-and-swap on one key, for few contenders. All give guards whose
 //! writes the store refuses once the lock is lost ([`guard`]).
 
+mod combined;
+mod delay;
 mod exclusive;
 pub mod guard;
 mod holder;
+mod multi;
 mod queued;
+mod request;
+mod rw;
+mod semaphore;
+mod shared;
 
+pub use combined::{CombinedGuard, CombinedMutex};
 pub use exclusive::{ExclusiveGuard, ExclusiveLock};
 pub use guard::{Epoch, Fence, Fenced, FencingToken, Hold};
-pub(crate) use holder::{ContenderRecord, queue_of};
+pub(crate) use holder::{ContenderRecord, introduced, queue_of};
 pub use holder::{Holder, Waiter};
+pub use multi::{MultiGuard, MultiLock};
 pub use queued::{Mutex, MutexGuard};
+pub use request::{ReleaseRequest, ReleaseRequested};
+pub(crate) use request::{ask, asked};
+pub use rw::{Access, ReadGuard, RwContender, RwLock, Upgraded, WriteGuard};
+pub use semaphore::{Limit, Permit, PermitHolder, Semaphore};
+pub use shared::{SharedGuard, SharedMutex};

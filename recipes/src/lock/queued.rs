@@ -3,19 +3,23 @@
 //! `concurrency.Mutex`, so such programs and `etcdctl lock` stand in the same line.
 
 use std::ops::Deref;
+use std::time::Duration;
 
-use super::{ContenderRecord, Hold, Holder, Waiter, queue_of};
+use super::delay::Note;
+use super::request::{self, ReleaseRequest, ReleaseRequested};
+use super::{CombinedMutex, ContenderRecord, Hold, Holder, SharedMutex, Waiter, queue_of};
 use crate::client::Client;
 use crate::error::Result;
 use crate::keys::{KeySpace, Name};
-use crate::kit::Contender;
+use crate::kit::{Contender, Line};
 use crate::lock::{Fence, Fenced};
 use crate::session::Session;
 use crate::value::{Json, Value};
 
 /// A lock that is granted in the order of asking. A handle: cheap to clone, holds nothing.
 ///
-/// Two calls under one session are two contenders: the lock is not re-entrant.
+/// Two calls under one session are two contenders: the lock is not re-entrant. See
+/// [`Mutex::shared`] for one that is, and [`Mutex::combined`] for many tasks of one process.
 ///
 /// Costs: an uncontended `lock` is one transaction; a wait is one watch and, a wake-up, one more
 /// transaction; a release is one transaction and wakes one waiter, however many there are.
@@ -23,7 +27,9 @@ use crate::value::{Json, Value};
 pub struct Mutex {
     client: Client,
     space: KeySpace,
+    meta: KeySpace,
     info: String,
+    delay: Option<Duration>,
 }
 
 impl Mutex {
@@ -31,7 +37,9 @@ impl Mutex {
         Self {
             client,
             space: name.space("lock"),
+            meta: name.meta("lock"),
             info: String::new(),
+            delay: None,
         }
     }
 
@@ -42,14 +50,45 @@ impl Mutex {
         self
     }
 
+    /// Keeps the lock shut for `delay` after a holder has gone without releasing it, because its session
+    /// ended: time in which that holder's effects outside the store, where no fence reaches, can end.
+    /// Costs one more transaction a waiter. It works between contenders that have a delay; others,
+    /// etcd's own among them, neither leave a note nor heed one.
+    #[must_use]
+    pub fn with_delay(mut self, delay: Duration) -> Self {
+        self.delay = Some(delay);
+        self
+    }
+
+    /// This lock for one session, held as often as one likes: it is released with the last guard.
+    #[must_use]
+    pub fn shared(&self, session: &Session) -> SharedMutex {
+        SharedMutex::new(self.clone(), session.clone())
+    }
+
+    /// This lock for many tasks of one session, which stand in the store's line as one.
+    #[must_use]
+    pub fn combined(&self, session: &Session) -> CombinedMutex {
+        CombinedMutex::new(self.clone(), session.clone())
+    }
+
     /// The key prefix, as a Go program passes it to `NewMutex`, and a shell to `etcdctl lock`.
     #[must_use]
     pub fn prefix(&self) -> &str {
         self.space.prefix()
     }
 
-    fn value(&self) -> Value {
-        Json(ContenderRecord::now(&self.info, String::new())).into()
+    fn value(&self, session: &Session) -> Value {
+        Json(ContenderRecord::now(session, &self.info)).into()
+    }
+
+    fn note(&self) -> Note {
+        Note::new(self.meta.key("held"), self.client.nonce())
+    }
+
+    fn guard(&self, hold: Hold) -> MutexGuard {
+        let meta = self.meta.clone();
+        MutexGuard { hold, meta }
     }
 
     /// Waits in line until the lock is held.
@@ -64,11 +103,32 @@ impl Mutex {
     /// Dropping the future leaves the line, also while its key is still on the way to the store.
     /// The next call stands at the end.
     pub async fn lock(&self, session: &Session) -> Result<MutexGuard> {
-        let contender = Contender::enter(session, &self.space, self.value()).await?;
-        Ok(MutexGuard(contender.wait_turn().await?))
+        let contender = Contender::enter(session, &self.space, self.value(session)).await?;
+        let mut hold = contender.wait_turn().await?;
+        if let Some(delay) = self.delay {
+            hold = self.note().take(hold, delay).await?;
+        }
+        Ok(self.guard(hold))
     }
 
-    /// Takes the lock if nobody holds it or waits for it; writes nothing otherwise.
+    /// As [`Mutex::lock`], for at most `limit`; `None` when the time was up before.
+    ///
+    /// # Errors
+    /// As [`Mutex::lock`].
+    ///
+    /// # Cancel safety
+    /// As [`Mutex::lock`].
+    pub async fn lock_within(
+        &self,
+        session: &Session,
+        limit: Duration,
+    ) -> Result<Option<MutexGuard>> {
+        let deadline = self.client.now() + limit;
+        let locked = self.client.before(deadline, self.lock(session)).await;
+        locked.transpose()
+    }
+
+    /// Takes the lock if nobody holds it or waits for it, and no delay runs; writes nothing otherwise.
     ///
     /// # Errors
     /// [`Error::SessionLost`](crate::Error::SessionLost); the store's final refusals.
@@ -76,11 +136,21 @@ impl Mutex {
     /// # Cancel safety
     /// As [`Mutex::lock`].
     pub async fn try_lock(&self, session: &Session) -> Result<Option<MutexGuard>> {
-        let hold = Contender::try_enter(session, &self.space, self.value()).await?;
-        Ok(hold.map(MutexGuard))
+        let (line, value) = (Line::of(&self.space), self.value(session));
+        if self.delay.is_none() {
+            let hold = Contender::try_enter(session, line, value).await?;
+            return Ok(hold.map(|hold| self.guard(hold)));
+        }
+        let note = self.note();
+        let (when, also) = (vec![note.is_absent()], vec![note.put()]);
+        let hold = Contender::try_enter_with(session, line, value, when, also).await?;
+        Ok(hold.map(|mut hold| {
+            note.remove_with(&mut hold);
+            self.guard(hold)
+        }))
     }
 
-    /// Who holds the lock.
+    /// Who holds the lock, or is first in line while a delay runs.
     ///
     /// # Errors
     /// The store's.
@@ -104,15 +174,46 @@ impl Mutex {
             })
             .collect())
     }
+
+    /// Asks whoever holds the lock to release it; `None` when nobody does. A holder hears it that
+    /// waits for [`MutexGuard::release_requested`]; nobody is forced. The request stands until it is
+    /// dropped.
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`](crate::Error::SessionLost); the store's.
+    ///
+    /// # Cancel safety
+    /// Dropping the future takes the request back.
+    pub async fn request_release(
+        &self,
+        session: &Session,
+        reason: impl Into<String>,
+    ) -> Result<Option<ReleaseRequest>> {
+        request::ask(session, self.space.range(), &self.meta, reason.into()).await
+    }
 }
 
 /// A held [`Mutex`]; everything a guard can do is in [`Hold`]. Dropping it releases the lock in the
 /// background.
 #[derive(Debug)]
 #[must_use = "a dropped guard releases the lock at once"]
-pub struct MutexGuard(Hold);
+pub struct MutexGuard {
+    hold: Hold,
+    meta: KeySpace,
+}
 
 impl MutexGuard {
+    /// Waits until somebody asks for the release, and tells why. See [`Mutex::request_release`].
+    ///
+    /// # Errors
+    /// The store's final refusals. Trouble with the store is waited out.
+    ///
+    /// # Cancel safety
+    /// No request is lost when the future is dropped, as long as it stands.
+    pub async fn release_requested(&self) -> Result<ReleaseRequested> {
+        request::asked(&self.hold, &self.meta).await
+    }
+
     /// Releases the lock and waits until the store has confirmed. As [`Hold::release`].
     ///
     /// # Errors
@@ -122,7 +223,11 @@ impl MutexGuard {
     /// # Cancel safety
     /// The release goes on when the future is dropped.
     pub async fn release(self) -> Result<()> {
-        self.0.release().await
+        self.hold.release().await
+    }
+
+    pub(super) fn hold_mut(&mut self) -> &mut Hold {
+        &mut self.hold
     }
 }
 
@@ -130,12 +235,12 @@ impl Deref for MutexGuard {
     type Target = Hold;
 
     fn deref(&self) -> &Hold {
-        &self.0
+        &self.hold
     }
 }
 
 impl Fenced for MutexGuard {
     fn fence(&self) -> &Fence {
-        self.0.fence()
+        self.hold.fence()
     }
 }

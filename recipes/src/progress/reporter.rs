@@ -139,17 +139,15 @@ impl Begin {
     async fn run(mut self, actor: Actor) -> Result<Begun> {
         let (owner_key, record_key) = (owner_key(&self.name), record_key(&self.name));
         let mark = serde_json::json!({ "v": 1, "nonce": actor.client().nonce() });
-        let claim = Claim {
-            value: Value::from(Json(mark)).into_bytes(&owner_key)?,
-            ..Default::default()
-        };
-        let owned = match actor.claim(owner_key.clone(), claim).await? {
+        let mark = Value::from(Json(mark)).into_bytes(&owner_key)?;
+        let claim = Claim::of(owner_key.clone(), mark);
+        let owned = match actor.claim(claim).await? {
             Claimed::Made { owned, .. } => owned,
             Claimed::Refused {
                 revision, existing, ..
             } => {
                 return Ok(Begun::Elsewhere {
-                    lease: LeaseId(existing.map_or(0, |kv| kv.lease)),
+                    lease: LeaseId(existing.first().map_or(0, |kv| kv.lease)),
                     seen: revision,
                 });
             }

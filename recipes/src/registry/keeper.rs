@@ -171,29 +171,24 @@ impl Keeper {
         let mut pause = Backoff::between_attempts(&self.client);
         loop {
             let wanted = self.wanted.borrow().clone();
-            let claim = Claim {
-                value: wanted.value.clone(),
-                ..Default::default()
-            };
+            let claim = Claim::of(self.key.clone(), wanted.value.clone());
             let actor = self.session.actor();
-            match actor.claim(self.key.clone(), claim).await? {
+            match actor.claim(claim).await? {
                 Claimed::Made { owned, .. } => {
                     let at = owned.revision();
                     owned.disarm();
                     return Ok((at, wanted.sequence));
                 }
-                Claimed::Refused {
-                    existing: Some(kv), ..
-                } => {
+                Claimed::Refused { existing, .. } => {
+                    let Some(kv) = existing.first() else { continue };
                     if !self.replace && !record::is_of(&kv.value, &self.nonce) {
-                        return Err(self.taken(&kv));
+                        return Err(self.taken(kv));
                     }
                     let before = Revision(kv.mod_revision);
                     if let Written::At(at) = self.write_over(before, &wanted.value).await? {
                         return Ok((at, wanted.sequence));
                     }
                 }
-                Claimed::Refused { existing: None, .. } => {}
             }
             pause.pause().await;
         }

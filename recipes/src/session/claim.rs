@@ -1,8 +1,9 @@
-//! Creating a key of a session exactly once, although answers get lost: the core of every lock and
+//! Creating keys of a session exactly once, although answers get lost: the core of every lock and
 //! election. A claim whose outcome is unknown is first *sealed* (the session's own key, which every
 //! claim compares with, is moved on), so that no old copy of it can land later; then it is asked
 //! again.
 
+use std::iter;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,79 +13,162 @@ use tokio::sync::oneshot;
 
 use super::Actor;
 use crate::error::{Error, LostReason, Result};
-use crate::keys::{Key, KeyRange, Revision};
+use crate::keys::{Key, KeyRange, LeaseId, Revision};
 use crate::store::{ops, ops::Compare};
 use crate::wait::Backoff;
 
-/// A key to be created, attached to the session's lease, with a value that no other claim has
-/// (because of a nonce in it or in the key).
+/// What a new key hangs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    /// The session's lease: it goes when the session ends.
+    Session,
+    /// Another lease.
+    Lease(LeaseId),
+    /// Nothing: it stays until somebody deletes it.
+    Nothing,
+}
+
+/// A key to be created, with a value that no other claim has (because of a nonce in it or in the
+/// key).
+#[derive(Debug, Clone)]
+pub struct NewKey {
+    /// The key.
+    pub key: Key,
+    /// Its value.
+    pub value: Bytes,
+    /// What it hangs on.
+    pub attach: Attach,
+}
+
+/// Keys to be created, all of them in one transaction or none.
 #[derive(Debug, Clone, Default)]
 pub struct Claim {
-    /// The value.
-    pub value: Bytes,
-    /// Conditions besides that the key does not exist.
+    /// The keys; at least one.
+    pub keys: Vec<NewKey>,
+    /// Conditions besides that the keys do not exist.
     pub when: Vec<Compare>,
-    /// Done in the same transaction when the key is created.
+    /// Done in the same transaction when the keys are created.
     pub also: Vec<RequestOp>,
-    /// Reads done when it is not.
+    /// Reads done when they are not.
     pub otherwise: Vec<RequestOp>,
+}
+
+impl Claim {
+    /// A claim of one key, attached to the session's lease.
+    #[must_use]
+    pub fn of(key: Key, value: Bytes) -> Self {
+        Self::default().and(key, value)
+    }
+
+    /// One key more, attached to the session's lease.
+    #[must_use]
+    pub fn and(mut self, key: Key, value: Bytes) -> Self {
+        let attach = Attach::Session;
+        self.keys.push(NewKey { key, value, attach });
+        self
+    }
 }
 
 /// What became of a [`Claim`].
 #[derive(Debug)]
 pub enum Claimed {
-    /// The key was created.
+    /// The keys were created.
     Made {
-        /// The key.
+        /// The keys.
         owned: Owned,
         /// The store's revision at the answer.
         revision: Revision,
         /// The answers to the claim's `also`; `None` when the creation was found out about later.
         responses: Option<Vec<ResponseOp>>,
     },
-    /// Nothing was written: the key exists, or a condition does not hold.
+    /// Nothing was written: a key exists, or a condition does not hold.
     Refused {
         /// The store's revision at the answer.
         revision: Revision,
-        /// The key as it is, if it exists.
-        existing: Option<KeyValue>,
+        /// The claim's keys that exist.
+        existing: Vec<KeyValue>,
         /// The answers to the claim's `otherwise`.
         responses: Vec<ResponseOp>,
     },
 }
 
-/// A key that this session created. Dropping it deletes the key in the background, repeated until
-/// the store has answered or the session is over.
+/// Keys that this session created. Dropping the value deletes them in the background, in one
+/// transaction, repeated until the store has answered or the session is over.
 #[derive(Debug)]
 pub struct Owned {
     actor: Actor,
+    /// At least one.
+    keys: Vec<OwnedKey>,
+    /// Done in the transaction that deletes the first key, if that still is as created.
+    last: Vec<RequestOp>,
+    armed: bool,
+}
+
+#[derive(Debug, Clone)]
+struct OwnedKey {
     key: Key,
     revision: Revision,
     /// The revision of the last write to the key; held while writing.
     written: Arc<tokio::sync::Mutex<Revision>>,
-    armed: bool,
+}
+
+impl OwnedKey {
+    fn is_there(&self) -> Compare {
+        Compare::create_revision(&self.key, self.revision)
+    }
 }
 
 impl Owned {
-    /// The key.
+    /// The key; the first of several.
     #[must_use]
     pub fn key(&self) -> &Key {
-        &self.key
+        &self.keys[0].key
     }
 
-    /// The revision at which the key was created.
+    /// The revision at which the key was created; the first of several.
     #[must_use]
     pub fn revision(&self) -> Revision {
-        self.revision
+        self.keys[0].revision
     }
 
-    /// Leaves the key to somebody who writes and deletes it by other means.
+    /// All keys, and the revisions at which they were created.
+    #[must_use]
+    pub fn keys(&self) -> Vec<(Key, Revision)> {
+        let each = self.keys.iter();
+        each.map(|owned| (owned.key.clone(), owned.revision))
+            .collect()
+    }
+
+    /// Leaves the keys to somebody who writes and deletes them by other means.
     pub(crate) fn disarm(mut self) {
         self.armed = false;
     }
 
-    /// Writes a new value to the key, keeping its lease. Writes of one key take effect in the order
-    /// of the calls. Returns the revision of the write.
+    /// Has `op` done in the very transaction that deletes the first key, if it was there until then.
+    pub(crate) fn when_released(&mut self, op: RequestOp) {
+        self.last.push(op);
+    }
+
+    /// Takes the keys of `other`, of the same session, behind its own.
+    pub(crate) fn absorb(&mut self, mut other: Self) {
+        other.armed = false;
+        self.keys.append(&mut other.keys);
+        self.last.append(&mut other.last);
+    }
+
+    /// Gives all keys but the first away. `None` when there is only one.
+    pub(crate) fn split_rest(&mut self) -> Option<Self> {
+        let keys = self.keys.split_off(1);
+        (!keys.is_empty()).then(|| Self {
+            actor: self.actor.clone(),
+            keys,
+            last: Vec::new(),
+            armed: self.armed,
+        })
+    }
+
+    /// Writes a new value to the first key, keeping its lease. Writes of one key take effect in the
+    /// order of the calls. Returns the revision of the write.
     ///
     /// # Errors
     /// [`Error::Removed`] when the key is not there as created; [`Error::SessionLost`]; the store's
@@ -93,15 +177,16 @@ impl Owned {
     /// # Cancel safety
     /// The write goes on when the future is dropped.
     pub async fn write(&self, value: Bytes) -> Result<Revision> {
-        let written = Arc::clone(&self.written).lock_owned().await;
-        let (key, created) = (self.key.clone(), self.revision);
+        let first = &self.keys[0];
+        let written = Arc::clone(&first.written).lock_owned().await;
+        let (key, created) = (first.key.clone(), first.revision);
         self.actor
             .run(move |actor| async move { actor.overwrite(key, created, written, value).await })
             .await
     }
 
-    /// Deletes the key now. Returns whether it still existed as created; `None` when an answer was
-    /// lost on the way, so that an earlier copy of the deletion may have been the one.
+    /// Deletes the keys now. Returns whether they all still existed as created; `None` when an
+    /// answer was lost on the way, so that an earlier copy of the deletion may have been the one.
     ///
     /// # Errors
     /// [`Error::SessionLost`]; the store's final refusals.
@@ -110,13 +195,44 @@ impl Owned {
     /// The deletion goes on when the future is dropped.
     pub async fn release(mut self) -> Result<Option<bool>> {
         self.armed = false;
-        let (actor, key, revision) = (self.actor.clone(), self.key.clone(), self.revision);
+        let request = self.deletion();
         let (tell, answer) = oneshot::channel();
-        let task = actor.clone();
-        actor.spawn("release", async move {
-            drop(tell.send(task.delete_created(&key, revision).await));
+        let actor = self.actor.clone();
+        self.actor.spawn("release", async move {
+            drop(tell.send(actor.delete_created(request).await));
         });
         answer.await.map_err(|_| self.actor.loss())?
+    }
+
+    /// Deletes each key that still is as it was created, in one transaction. It succeeds as a whole
+    /// if and only if all are.
+    fn deletion(&self) -> TxnRequest {
+        let delete = |owned: &OwnedKey| ops::delete(KeyRange::one(&owned.key));
+        let first = || iter::once(delete(&self.keys[0])).chain(self.last.iter().cloned());
+        let mut request = TxnRequest {
+            compare: self
+                .keys
+                .iter()
+                .map(|owned| owned.is_there().into())
+                .collect(),
+            success: first().chain(self.keys[1..].iter().map(delete)).collect(),
+            failure: Vec::new(),
+        };
+        if self.keys.len() > 1 {
+            // Some may be gone; the others are still to be deleted.
+            let mut each = self
+                .keys
+                .iter()
+                .map(|owned| ops::when(owned.is_there(), delete(owned)));
+            let head = TxnRequest {
+                compare: vec![self.keys[0].is_there().into()],
+                success: first().collect(),
+                failure: Vec::new(),
+            };
+            each.next();
+            request.failure = iter::once(ops::nested(head)).chain(each).collect();
+        }
+        request
     }
 }
 
@@ -125,9 +241,9 @@ impl Drop for Owned {
         if !self.armed {
             return;
         }
-        let (actor, key, revision) = (self.actor.clone(), self.key.clone(), self.revision);
+        let (actor, key, request) = (self.actor.clone(), self.key().clone(), self.deletion());
         self.actor.spawn("release", async move {
-            if let Err(error) = actor.delete_created(&key, revision).await {
+            if let Err(error) = actor.delete_created(request).await {
                 tracing::debug!(%key, %error, "a dropped key was left to its lease");
             }
         });
@@ -135,23 +251,28 @@ impl Drop for Owned {
 }
 
 impl Actor {
-    /// Creates a key of the session, exactly once, and says for certain whether it was created.
+    /// Creates keys of the session, exactly once, and says for certain whether they were created.
     /// To be called inside [`Actor::run`].
     ///
     /// # Errors
     /// [`Error::SessionLost`]; the store's final refusals.
-    pub async fn claim(&self, key: Key, claim: Claim) -> Result<Claimed> {
+    ///
+    /// # Panics
+    /// Without any key.
+    pub async fn claim(&self, claim: Claim) -> Result<Claimed> {
+        assert!(!claim.keys.is_empty(), "a claim of nothing");
         let mut pause = Backoff::between_attempts(self.client());
         loop {
             let at = *self.core.sealed_at.lock().await;
-            match self.attempt(self.claim_request(&key, &claim, at)).await {
+            match self.attempt(self.claim_request(&claim, at)).await {
                 Ok(answer) => {
-                    if let Some(claimed) = self.judge(&key, &claim, at, answer).await? {
+                    if let Some(claimed) = self.judge(&claim, at, answer).await? {
                         return Ok(claimed);
                     }
                 }
                 Err(Error::Store(error)) if error.is_retryable() => pause.pause().await,
                 Err(Error::Store(error)) if error.is_ambiguous() => {
+                    let key = &claim.keys[0].key;
                     tracing::debug!(%key, %error, "outcome of a claim unknown; sealing");
                     self.seal(at).await?;
                 }
@@ -160,63 +281,76 @@ impl Actor {
         }
     }
 
-    fn claim_request(&self, key: &Key, claim: &Claim, at: Revision) -> TxnRequest {
-        let own = [
-            Compare::mod_revision(self.session_key(), at),
-            Compare::absent(key),
-        ];
-        let put = ops::put(key, claim.value.clone(), Some(self.lease()));
-        let reads = [ops::get(key), ops::get(self.session_key())];
+    fn claim_request(&self, claim: &Claim, at: Revision) -> TxnRequest {
+        let keys = &claim.keys;
+        let absent = keys.iter().map(|new| Compare::absent(&new.key));
+        let puts = keys
+            .iter()
+            .map(|new| ops::put(&new.key, new.value.clone(), self.lease_of(new)));
+        let reads = keys.iter().map(|new| ops::get(&new.key));
+        let reads = iter::once(ops::get(self.session_key())).chain(reads);
         TxnRequest {
-            compare: own
-                .into_iter()
+            compare: iter::once(Compare::mod_revision(self.session_key(), at))
+                .chain(absent)
                 .chain(claim.when.iter().cloned())
                 .map(Into::into)
                 .collect(),
-            success: [put]
-                .into_iter()
-                .chain(claim.also.iter().cloned())
-                .collect(),
+            success: puts.chain(claim.also.iter().cloned()).collect(),
             failure: reads
-                .into_iter()
                 .map(ops::read)
                 .chain(claim.otherwise.iter().cloned())
                 .collect(),
         }
     }
 
+    fn lease_of(&self, new: &NewKey) -> Option<LeaseId> {
+        match new.attach {
+            Attach::Session => Some(self.lease()),
+            Attach::Lease(lease) => Some(lease),
+            Attach::Nothing => None,
+        }
+    }
+
     /// What an answer to a claim means; `None`: send it again, sealed at the newer revision.
     async fn judge(
         &self,
-        key: &Key,
         claim: &Claim,
         at: Revision,
         mut answer: TxnResponse,
     ) -> Result<Option<Claimed>> {
         let revision = Revision(answer.header.map_or(0, |header| header.revision));
-        let owned = |created| Owned {
+        let keys = &claim.keys;
+        let owned = |created: Revision| Owned {
             actor: self.clone(),
-            key: key.clone(),
-            revision: created,
-            written: Arc::new(tokio::sync::Mutex::new(created)),
+            keys: keys
+                .iter()
+                .map(|new| OwnedKey {
+                    key: new.key.clone(),
+                    revision: created,
+                    written: Arc::new(tokio::sync::Mutex::new(created)),
+                })
+                .collect(),
+            last: Vec::new(),
             armed: true,
         };
         if answer.succeeded {
             return Ok(Some(Claimed::Made {
                 owned: owned(revision),
                 revision,
-                responses: Some(answer.responses.split_off(1)),
+                responses: Some(answer.responses.split_off(keys.len())),
             }));
         }
-        let existing = ops::kvs(&answer.responses, 0).first().cloned();
-        let Some(session) = ops::kvs(&answer.responses, 1).first() else {
+        let Some(session) = ops::kvs(&answer.responses, 0).first() else {
             self.lose(LostReason::LeaseGone);
             return Err(self.loss());
         };
-        if let Some(kv) = &existing
-            && kv.lease == self.lease().0
-            && kv.value == claim.value
-        {
+        // All or none were created by an earlier copy of this claim: one that is ours tells.
+        let found = |index: usize| ops::kvs(&answer.responses, 1 + index).first();
+        let ours = keys.iter().enumerate().find_map(|(index, new)| {
+            let lease = self.lease_of(new).map_or(0, |lease| lease.0);
+            found(index).filter(|kv| kv.lease == lease && kv.value == new.value)
+        });
+        if let Some(kv) = ours {
             return Ok(Some(Claimed::Made {
                 owned: owned(Revision(kv.create_revision)),
                 revision,
@@ -228,10 +362,11 @@ impl Actor {
             *sealed_at = (*sealed_at).max(Revision(session.mod_revision));
             return Ok(None);
         }
+        let existing = (0..keys.len()).filter_map(|index| found(index).cloned());
         Ok(Some(Claimed::Refused {
             revision,
-            existing,
-            responses: answer.responses.split_off(2),
+            existing: existing.collect(),
+            responses: answer.responses.split_off(1 + keys.len()),
         }))
     }
 
@@ -290,13 +425,8 @@ impl Actor {
         Ok(*written)
     }
 
-    /// Deletes a key if it is the one created at `revision`. See [`Owned::release`].
-    async fn delete_created(&self, key: &Key, revision: Revision) -> Result<Option<bool>> {
-        let request = TxnRequest {
-            compare: vec![Compare::create_revision(key, revision).into()],
-            success: vec![ops::delete(KeyRange::one(key))],
-            failure: Vec::new(),
-        };
+    /// Sends a deletion. See [`Owned::release`].
+    async fn delete_created(&self, request: TxnRequest) -> Result<Option<bool>> {
         let (answer, repeated) = self.repeat(request).await?;
         Ok(match (answer.succeeded, repeated) {
             (true, _) => Some(true),

@@ -18,7 +18,7 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 pub use actor::Actor;
-pub use claim::{Claim, Claimed, Owned};
+pub use claim::{Attach, Claim, Claimed, NewKey, Owned};
 pub use open::{SessionBuilder, SessionRecord};
 
 use crate::client::Client;
@@ -54,6 +54,7 @@ pub enum SessionState {
 #[derive(Clone)]
 pub struct Session {
     handle: Arc<Handle>,
+    task: Option<Arc<str>>,
 }
 
 /// The counted part: its drop is the drop of the last handle.
@@ -71,7 +72,24 @@ impl Session {
     fn new(actor: Actor) -> Self {
         Self {
             handle: Arc::new(Handle { actor }),
+            task: None,
         }
+    }
+
+    /// A handle of the same session for one of its tasks. What is taken through it is shown under that
+    /// name, and told apart from what other tasks hold when deadlocks are looked for.
+    #[must_use]
+    pub fn for_task(&self, name: &str) -> Self {
+        Self {
+            handle: Arc::clone(&self.handle),
+            task: Some(name.into()),
+        }
+    }
+
+    /// The task that this handle is for.
+    #[must_use]
+    pub fn task(&self) -> Option<&str> {
+        self.task.as_deref()
     }
 
     /// Where the session stands now. Judged by the clock, so it is right even when the session's

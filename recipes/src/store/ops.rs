@@ -157,6 +157,22 @@ pub fn read(request: pb::RangeRequest) -> pb::RequestOp {
     op(Request::RequestRange(request))
 }
 
+/// A transaction as part of a transaction.
+#[must_use]
+pub fn nested(request: pb::TxnRequest) -> pb::RequestOp {
+    op(Request::RequestTxn(request))
+}
+
+/// An operation that is only done if this holds, whatever else the transaction does.
+#[must_use]
+pub fn when(compare: Compare, operation: pb::RequestOp) -> pb::RequestOp {
+    nested(pb::TxnRequest {
+        compare: vec![compare.into()],
+        success: vec![operation],
+        failure: Vec::new(),
+    })
+}
+
 fn op(request: Request) -> pb::RequestOp {
     pb::RequestOp {
         request: Some(request),

@@ -1,0 +1,14 @@
+//! The building blocks of the recipes, public so that others can be built of them.
+//!
+//! A [`Contender`] stands in a [`Line`] until its turn has come; an [`Actor`] does writes that must
+//! not be left half done, [`Claim`] among them; a [`Watcher`] follows a range of keys for ever.
+
+mod contender;
+mod line;
+
+pub use contender::Contender;
+pub use line::Line;
+
+pub use crate::session::{Actor, Attach, Claim, Claimed, NewKey, Owned};
+pub use crate::wait::Backoff;
+pub use crate::watch::{Mirror, Watcher};

@@ -1,0 +1,199 @@
+//! The queue-ordered lock for many tasks of one process: they queue here, and stand in the store's line
+//! as one. A release that finds a task waiting hands the hold on without a word to the store.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::OwnedMutexGuard;
+
+use super::{Fence, Fenced, Hold, Mutex, MutexGuard};
+use crate::error::Result;
+use crate::session::Session;
+
+/// How often a hold is handed on before others in the store's line get their turn.
+const PASSES_MAX: u32 = 16;
+
+/// A [`Mutex`] for the tasks that have clones of this value. They get it in the order of asking among
+/// themselves; the store's line sees one contender. After a number of hand-overs the lock is released
+/// and taken anew, at the end of the line.
+///
+/// Tasks that a hold is handed on to have the same fencing token. The hold is handed on only if every
+/// transaction under the guard before has been answered for certain, so what a task sent can never
+/// take effect in the time of the next one; otherwise the lock is released and taken anew.
+#[derive(Debug, Clone)]
+pub struct CombinedMutex {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    mutex: Mutex,
+    session: Session,
+    passes_max: u32,
+    waiting: AtomicUsize,
+    place: Arc<tokio::sync::Mutex<Place>>,
+}
+
+/// What the tasks hand on. Whoever has it locked holds the lock, or is about to.
+#[derive(Debug, Default)]
+struct Place {
+    held: Option<MutexGuard>,
+    passes: u32,
+}
+
+impl CombinedMutex {
+    pub(super) fn new(mutex: Mutex, session: Session) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                mutex,
+                session,
+                passes_max: PASSES_MAX,
+                waiting: AtomicUsize::new(0),
+                place: Arc::default(),
+            }),
+        }
+    }
+
+    /// How often a hold is handed on before it is released. Default: 16.
+    ///
+    /// # Panics
+    /// When the value has been cloned or is in use already.
+    #[must_use]
+    pub fn passes_max(mut self, passes: u32) -> Self {
+        let inner = Arc::get_mut(&mut self.inner);
+        inner.expect("set before it is used").passes_max = passes;
+        self
+    }
+
+    /// Waits until the lock is held.
+    ///
+    /// # Errors
+    /// As [`Mutex::lock`].
+    ///
+    /// # Cancel safety
+    /// As [`Mutex::lock`].
+    pub async fn lock(&self) -> Result<CombinedGuard> {
+        let waiting = Waiting::new(&self.inner);
+        let place = Arc::clone(&self.inner.place).lock_owned().await;
+        drop(waiting);
+        let mut guard = CombinedGuard {
+            inner: Arc::clone(&self.inner),
+            place: Some(place),
+        };
+        guard.acquire().await?;
+        Ok(guard)
+    }
+}
+
+impl Inner {
+    /// Releases a hold that was left for somebody who has gone. Called after each step that may have
+    /// left one: by whoever gives the place up, and by whoever stops waiting for it.
+    fn sweep(&self) {
+        if self.waiting.load(Ordering::SeqCst) == 0
+            && let Ok(mut place) = self.place.try_lock()
+        {
+            drop(place.held.take());
+        }
+    }
+}
+
+/// Counts one who waits.
+struct Waiting {
+    inner: Arc<Inner>,
+}
+
+impl Waiting {
+    fn new(inner: &Arc<Inner>) -> Self {
+        inner.waiting.fetch_add(1, Ordering::SeqCst);
+        Self {
+            inner: Arc::clone(inner),
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.inner.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.inner.sweep();
+    }
+}
+
+/// A held [`CombinedMutex`]; everything a guard can do is in [`Hold`]. Dropping it hands the lock on,
+/// or releases it in the background.
+#[derive(Debug)]
+#[must_use = "a dropped guard gives the lock up at once"]
+pub struct CombinedGuard {
+    inner: Arc<Inner>,
+    /// `None` once it is given up.
+    place: Option<OwnedMutexGuard<Place>>,
+}
+
+impl CombinedGuard {
+    /// Takes the lock in the store, unless it was handed on.
+    async fn acquire(&mut self) -> Result<()> {
+        let place = self.place.as_mut().expect("it has just got it");
+        // One that was lost meanwhile is of no use.
+        let is_lost = |held: &mut MutexGuard| held.remaining().is_zero();
+        drop(place.held.take_if(is_lost));
+        if place.held.is_none() {
+            place.passes = 0;
+            place.held = Some(self.inner.mutex.lock(&self.inner.session).await?);
+        }
+        Ok(())
+    }
+
+    /// Hands the lock on, or releases it and waits until the store has confirmed.
+    ///
+    /// # Errors
+    /// As [`MutexGuard::release`], when it is released.
+    ///
+    /// # Cancel safety
+    /// The release goes on when the future is dropped.
+    pub async fn release(mut self) -> Result<()> {
+        match self.give_up() {
+            Some(guard) => guard.release().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Leaves the place, and the hold in it if a task waits for it. Otherwise returns the hold.
+    fn give_up(&mut self) -> Option<MutexGuard> {
+        let mut place = self.place.take()?;
+        let passes_max = self.inner.passes_max;
+        let waited_for = self.inner.waiting.load(Ordering::SeqCst) > 0;
+        let hand_on = |passes: u32, held: &mut MutexGuard| {
+            waited_for
+                && passes < passes_max
+                && !held.remaining().is_zero()
+                && held.hold_mut().renew_fence()
+        };
+        let passes = place.passes;
+        let released = place.held.take_if(|held| !hand_on(passes, held));
+        place.passes += 1;
+        drop(place);
+        self.inner.sweep();
+        released
+    }
+}
+
+impl Drop for CombinedGuard {
+    fn drop(&mut self) {
+        drop(self.give_up());
+    }
+}
+
+impl Deref for CombinedGuard {
+    type Target = Hold;
+
+    fn deref(&self) -> &Hold {
+        let held = self.place.as_ref().and_then(|place| place.held.as_ref());
+        held.expect("a guard holds until it is given up")
+    }
+}
+
+impl Fenced for CombinedGuard {
+    fn fence(&self) -> &Fence {
+        self.deref().fence()
+    }
+}
