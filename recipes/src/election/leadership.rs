@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::keys::Revision;
-use crate::lock::{Fence, Fenced, Hold};
+use crate::keys::{KeySpace, Revision};
+use crate::lock::{Fence, Fenced, Hold, ReleaseRequested, asked};
 use crate::value::Json;
 
 /// A won election; everything a guard can do is in [`Hold`]: its token, its loss, writes that the
@@ -17,6 +17,10 @@ use crate::value::Json;
 #[must_use = "a dropped leadership resigns at once"]
 pub struct Leadership<T> {
     hold: Hold,
+    /// What is said about the election's candidates.
+    pub(super) meta: KeySpace,
+    /// The candidates.
+    pub(super) space: KeySpace,
     said: Mutex<Said<T>>,
 }
 
@@ -28,11 +32,13 @@ struct Said<T> {
 }
 
 impl<T> Leadership<T> {
-    pub(super) fn new(hold: Hold, value: T) -> Self {
+    pub(super) fn new(hold: Hold, space: KeySpace, meta: KeySpace, value: T) -> Self {
         let at = hold.token().revision;
         let value = Arc::new(value);
         Self {
             hold,
+            meta,
+            space,
             said: Mutex::new(Said { at, value }),
         }
     }
@@ -67,6 +73,18 @@ impl<T> Leadership<T> {
         Ok(at)
     }
 
+    /// Waits until somebody asks it to resign, and tells why. See
+    /// [`Election::request_resignation`](super::Election::request_resignation).
+    ///
+    /// # Errors
+    /// The store's final refusals. Trouble with the store is waited out.
+    ///
+    /// # Cancel safety
+    /// No request is lost when the future is dropped, as long as it stands.
+    pub async fn resignation_requested(&self) -> Result<ReleaseRequested> {
+        asked(&self.hold, &self.meta).await
+    }
+
     /// Gives the leadership up and waits until the store has confirmed.
     ///
     /// # Errors
@@ -77,6 +95,12 @@ impl<T> Leadership<T> {
     /// Resigning goes on when the future is dropped.
     pub async fn resign(self) -> Result<()> {
         self.hold.release().await
+    }
+
+    /// Ends the leadership without giving its key up: somebody else has deleted it, in its name.
+    pub(super) fn forget(self) {
+        let (owned, ..) = self.hold.into_parts();
+        owned.disarm();
     }
 }
 

@@ -2,8 +2,10 @@
 //! learn when nobody leads. The layout is that of etcd's Go `concurrency.Election`, so such programs
 //! and `etcdctl elect` stand in the same election.
 
+mod handover;
 mod leadership;
 mod observe;
+mod selector;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -18,8 +20,8 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::keys::{EPOCH_KEY, Key, KeySpace, LeaseId, Name, Revision};
-use crate::kit::Contender;
-use crate::lock::{Epoch, FencingToken, Holder, queue_of};
+use crate::kit::{Contender, Line};
+use crate::lock::{Epoch, FencingToken, Hold, Holder, ReleaseRequest, ask, queue_of};
 use crate::session::Session;
 use crate::store::ops;
 use crate::value::Json;
@@ -43,6 +45,8 @@ pub use leadership::Leadership;
 pub struct Election<T> {
     client: Client,
     space: KeySpace,
+    meta: KeySpace,
+    priority: u32,
     value: PhantomData<fn(T) -> T>,
 }
 
@@ -67,8 +71,45 @@ impl<T> Election<T> {
         Self {
             client,
             space: name.space("election"),
+            meta: name.meta("election"),
+            priority: 0,
             value: PhantomData,
         }
+    }
+
+    /// What candidates made by this handle count for: a leader can see who counts for more
+    /// ([`Leadership::outranked`]) and hand over to it. It does not change the order of the line by
+    /// itself. Default: 0.
+    #[must_use]
+    pub fn with_priority(mut self, priority: u32) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    fn line(&self) -> Line {
+        Line::of(&self.space)
+            .with_handover(handover::key(&self.meta))
+            .with_priority(self.priority)
+    }
+
+    fn leadership(&self, hold: Hold, value: T) -> Leadership<T> {
+        Leadership::new(hold, self.space.clone(), self.meta.clone(), value)
+    }
+
+    /// Asks whoever leads to resign; `None` when nobody does. A leader hears it that waits for
+    /// [`Leadership::resignation_requested`]; nobody is forced. The request stands until it is dropped.
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`]; the store's.
+    ///
+    /// # Cancel safety
+    /// Dropping the future takes the request back.
+    pub async fn request_resignation(
+        &self,
+        session: &Session,
+        reason: impl Into<String>,
+    ) -> Result<Option<ReleaseRequest>> {
+        ask(session, self.space.range(), &self.meta, reason.into()).await
     }
 
     /// The key prefix, as a Go program passes it to `NewElection`, and a shell to `etcdctl elect`.
@@ -100,8 +141,20 @@ impl<T: Serialize> Election<T> {
     /// Dropping the future withdraws the candidate, also while its key is still on the way to the
     /// store. The next call stands at the end of the line.
     pub async fn campaign(&self, session: &Session, value: T) -> Result<Leadership<T>> {
-        let contender = Contender::enter(session, &self.space, Json(&value)).await?;
-        Ok(Leadership::new(contender.wait_turn().await?, value))
+        let contender = Contender::enter(session, self.line(), Json(&value)).await?;
+        Ok(self.leadership(contender.wait_turn().await?, value))
+    }
+
+    /// Is elected if there is no candidate; writes nothing otherwise.
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`]; [`Error::Codec`]; the store's final refusals.
+    ///
+    /// # Cancel safety
+    /// As [`Election::campaign`].
+    pub async fn try_campaign(&self, session: &Session, value: T) -> Result<Option<Leadership<T>>> {
+        let hold = Contender::try_enter(session, self.line(), Json(&value)).await?;
+        Ok(hold.map(|hold| self.leadership(hold, value)))
     }
 }
 
@@ -178,6 +231,8 @@ impl<T> Clone for Election<T> {
         Self {
             client: self.client.clone(),
             space: self.space.clone(),
+            meta: self.meta.clone(),
+            priority: self.priority,
             value: PhantomData,
         }
     }

@@ -16,6 +16,8 @@ pub struct Line {
     contenders: Vec<KeyRange>,
     /// Where a leader names the contender that is to come next.
     handover: Option<Key>,
+    /// Written into a contender's key; 0: left out.
+    priority: u32,
 }
 
 impl Line {
@@ -38,6 +40,7 @@ impl Line {
             behind: spaces.clone(),
             own: spaces,
             handover: None,
+            priority: 0,
         }
     }
 
@@ -48,6 +51,7 @@ impl Line {
             behind: vec![space.child("write")],
             contenders: vec![space.range()],
             handover: None,
+            priority: 0,
         }
     }
 
@@ -66,6 +70,12 @@ impl Line {
         self
     }
 
+    /// With a priority that others read in the contenders' keys ([`priority_of`]).
+    pub(crate) fn with_priority(mut self, priority: u32) -> Self {
+        self.priority = priority;
+        self
+    }
+
     pub(super) fn handover(&self) -> Option<&Key> {
         self.handover.as_ref()
     }
@@ -80,7 +90,10 @@ impl Line {
 
     /// The keys of a contender with this lease and nonce.
     pub(super) fn keys(&self, lease: LeaseId, nonce: &str) -> Vec<Key> {
-        let name = format!("{lease}/{nonce}");
+        let name = match self.priority {
+            0 => format!("{lease}/{nonce}"),
+            priority => format!("{lease}/{nonce}.{priority}"),
+        };
         self.own.iter().map(|space| space.key(&name)).collect()
     }
 
@@ -98,6 +111,21 @@ impl Line {
     }
 }
 
+/// The priority in a contender's key; 0 where it has none.
+pub(crate) fn priority_of(key: &Key) -> u32 {
+    let name = std::str::from_utf8(key.as_bytes()).unwrap_or_default();
+    let nonce = name.rsplit('/').next().unwrap_or_default();
+    let priority = nonce.split_once('.').map(|(_, priority)| priority.parse());
+    priority.and_then(Result::ok).unwrap_or(0)
+}
+
+/// Whether a contender's key is of the recipes here, not of etcd's own clients, which know nothing of
+/// hand-overs.
+pub(crate) fn is_of_recipes(space: &KeySpace, key: &Key) -> bool {
+    let suffix = space.suffix(key.as_bytes());
+    suffix.is_some_and(|suffix| suffix.contains('/'))
+}
+
 impl From<&KeySpace> for Line {
     fn from(space: &KeySpace) -> Self {
         Self::of(space)
@@ -113,6 +141,20 @@ impl From<&Line> for Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn priorities_are_read_from_keys_as_they_were_written() {
+        let line = Line::of(&KeySpace::raw("jobs"));
+        for priority in [0, 1, u32::MAX] {
+            let keys = line
+                .clone()
+                .with_priority(priority)
+                .keys(LeaseId(255), "1a");
+            assert_eq!(priority_of(&keys[0]), priority, "{keys:?}");
+        }
+        assert_eq!(priority_of(&"jobs/ff".into()), 0);
+        assert_eq!(priority_of(&"jobs/ff/1a.x".into()), 0);
+    }
 
     #[test]
     fn only_keys_bound_to_the_lease_they_name_are_contenders() {

@@ -8,6 +8,7 @@ mod line;
 
 pub use contender::Contender;
 pub use line::Line;
+pub(crate) use line::{is_of_recipes, priority_of};
 
 pub use crate::session::{Actor, Attach, Claim, Claimed, NewKey, Owned};
 pub use crate::wait::Backoff;

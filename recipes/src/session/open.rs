@@ -38,6 +38,7 @@ pub struct SessionRecord {
 }
 
 /// Opens a [`Session`] when awaited.
+#[derive(Clone)]
 #[must_use = "awaiting the builder opens the session"]
 pub struct SessionBuilder {
     client: Client,
