@@ -1,7 +1,8 @@
 //! The seam below every recipe: what a store must offer, and how it may fail. [`remote`] speaks to
-//! any etcd v3 endpoint, `embedded` to a node in this process.
+//! any etcd v3 endpoint, `embedded` to a node in this process; [`MemStore`] is one for tests.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,12 +16,14 @@ use crate::keys::{LeaseId, Revision};
 
 #[cfg(feature = "embedded")]
 pub mod embedded;
+mod mem;
 pub mod ops;
 pub mod remote;
 mod status;
 
 #[cfg(feature = "embedded")]
 pub use embedded::Embedded;
+pub use mem::{Commit, MemStore};
 pub use remote::Remote;
 
 /// What comes back from [`Store::watch`]: the server's answers as they are. The stream may end at
@@ -129,6 +132,42 @@ impl LeaseTtl {
             granted,
             header,
         }
+    }
+}
+
+/// A store that is shared is a store.
+#[async_trait]
+impl<S: Store + ?Sized> Store for Arc<S> {
+    async fn range(&self, request: RangeRequest) -> Result<RangeResponse, StoreError> {
+        (**self).range(request).await
+    }
+
+    async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, StoreError> {
+        (**self).txn(request).await
+    }
+
+    async fn watch(&self, requests: Vec<WatchCreateRequest>) -> Result<WatchStream, StoreError> {
+        (**self).watch(requests).await
+    }
+
+    async fn lease_grant(&self, id: LeaseId, ttl: Duration) -> Result<Lease, StoreError> {
+        (**self).lease_grant(id, ttl).await
+    }
+
+    async fn lease_keep_alive(&self, id: LeaseId) -> Result<Option<Lease>, StoreError> {
+        (**self).lease_keep_alive(id).await
+    }
+
+    async fn lease_ttl(&self, id: LeaseId) -> Result<Option<LeaseTtl>, StoreError> {
+        (**self).lease_ttl(id).await
+    }
+
+    async fn lease_revoke(&self, id: LeaseId) -> Result<(), StoreError> {
+        (**self).lease_revoke(id).await
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        (**self).capabilities()
     }
 }
 

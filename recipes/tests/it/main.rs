@@ -13,5 +13,6 @@ mod bodies;
 mod cluster;
 mod embedded;
 mod etcd;
+mod mem;
 mod services;
 mod support;
