@@ -5,7 +5,9 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bodies::{elections, progress, registry, session};
+use crate::bodies::{
+    elections, lock_forms, progress, registry, rw_locks, semaphores, session, successions,
+};
 use crate::support::etcd::Etcd;
 use crate::support::faulty::{Fault, Faulty};
 use crate::support::{soon, until};
@@ -65,6 +67,26 @@ on_every_store! {
     elections::no_phantom_leader,
     elections::observers_see_every_change,
     elections::dropped_campaigns_leave_nothing,
+    successions::named_successors_come_next,
+    successions::named_successors_may_go,
+    successions::others_let_nobody_pass,
+    successions::the_best_candidate_is_told,
+    successions::leading_goes_on_after_a_loss,
+    successions::leaders_are_asked_to_resign,
+    rw_locks::readers_share_and_writers_do_not,
+    rw_locks::downgrading_lets_no_writer_in,
+    rw_locks::upgrading_never_waits,
+    rw_locks::half_a_writer_is_fenced,
+    semaphores::never_more_than_the_limit,
+    semaphores::large_requests_do_not_starve,
+    semaphores::limits_are_agreed,
+    semaphores::permits_end_with_the_session,
+    lock_forms::several_at_once_never_block_each_other,
+    lock_forms::several_at_once_are_all_of_them,
+    lock_forms::shared_guards_are_counted,
+    lock_forms::combined_tasks_are_one_contender,
+    lock_forms::delay_follows_a_loss,
+    lock_forms::holders_are_asked_to_let_go,
     registry::views_and_events,
     registry::comes_back_as_it_was_last,
     registry::ids_are_taken_once,

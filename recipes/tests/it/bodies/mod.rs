@@ -8,10 +8,14 @@
 
 pub mod elections;
 pub mod faults;
+pub mod lock_forms;
 pub mod locks;
 pub mod progress;
 pub mod registry;
+pub mod rw_locks;
+pub mod semaphores;
 pub mod sessions;
+pub mod successions;
 
 use quorate_recipes::{Client, KeyRange, Session};
 use std::time::Duration;
