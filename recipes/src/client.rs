@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::{Clock, Instant, SystemClock};
 use crate::election::Election;
 use crate::error::Result;
+use crate::inspect::Inspect;
 use crate::keys::{Key, KeyRange, LeaseId, Name, Revision};
 use crate::lock::{ExclusiveLock, Limit, MultiLock, Mutex as QueuedMutex, RwLock, Semaphore};
 use crate::session::SessionBuilder;
@@ -222,7 +223,20 @@ impl Client {
     /// The store's; [`StoreError::Compacted`](crate::StoreError::Compacted) when the revision of
     /// the first page is compacted before the last page is read.
     pub async fn list(&self, range: KeyRange) -> Result<(Revision, Vec<KeyValue>)> {
+        self.list_at(range, Revision(0)).await
+    }
+
+    /// As [`Client::list`], as they were at this revision; 0: now.
+    ///
+    /// # Errors
+    /// As [`Client::list`].
+    pub async fn list_at(
+        &self,
+        range: KeyRange,
+        revision: Revision,
+    ) -> Result<(Revision, Vec<KeyValue>)> {
         let mut request = ops::range(range);
+        request.revision = revision.0;
         request.limit = LIST_PAGE_KEYS;
         let mut all = Vec::new();
         loop {
@@ -272,6 +286,12 @@ impl Client {
     /// The store's, when the first listing is refused for good.
     pub async fn mirror(&self, range: KeyRange) -> Result<Mirror> {
         Mirror::start(self.clone(), range).await
+    }
+
+    /// Looks at what recipes do, from their keys.
+    #[must_use]
+    pub fn inspect(&self) -> Inspect {
+        Inspect::new(self.clone())
     }
 
     /// Who this process is.

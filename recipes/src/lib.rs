@@ -50,6 +50,7 @@ pub mod clock;
 pub mod election;
 pub mod error;
 mod follow;
+pub mod inspect;
 pub mod keys;
 pub mod kit;
 pub mod lock;

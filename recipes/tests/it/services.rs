@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bodies::{
-    elections, lock_forms, progress, registry, rw_locks, semaphores, session, successions,
+    deadlocks, elections, lock_forms, progress, registry, rw_locks, semaphores, session,
+    successions,
 };
 use crate::support::etcd::Etcd;
 use crate::support::faulty::{Fault, Faulty};
@@ -87,6 +88,8 @@ on_every_store! {
     lock_forms::combined_tasks_are_one_contender,
     lock_forms::delay_follows_a_loss,
     lock_forms::holders_are_asked_to_let_go,
+    deadlocks::circles_are_found_with_their_owners,
+    deadlocks::sessions_without_tasks_are_only_possible,
     registry::views_and_events,
     registry::comes_back_as_it_was_last,
     registry::ids_are_taken_once,

@@ -6,6 +6,7 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub mod deadlocks;
 pub mod elections;
 pub mod faults;
 pub mod lock_forms;
@@ -22,7 +23,7 @@ use std::time::Duration;
 
 /// A session with a short time to live.
 pub async fn session(client: &Client) -> Session {
-    let open = client.session().ttl(Duration::from_secs(3));
+    let open = client.session().ttl(Duration::from_secs(5));
     open.label("test").await.unwrap()
 }
 

@@ -1,0 +1,401 @@
+//! Who waits for whom, over all locks, as it stood at one revision; and circles in it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+
+use petgraph::Direction;
+use petgraph::algo::tarjan_scc;
+use petgraph::graph::{DiGraph, EdgeIndex, NodeIndex};
+use petgraph::visit::EdgeRef;
+use quorate_proto::mvccpb::KeyValue;
+
+use super::Inspect;
+use crate::error::Result;
+use crate::keys::{KeyRange, ROOT, Revision, decode};
+use crate::lock::{Holder, introduced};
+
+/// A kind of lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LockKind {
+    /// A [`Mutex`](crate::lock::Mutex), or one of a [`MultiLock`](crate::lock::MultiLock).
+    Mutex,
+    /// A [`RwLock`](crate::lock::RwLock).
+    RwLock,
+    /// A [`Semaphore`](crate::lock::Semaphore).
+    Semaphore,
+}
+
+impl LockKind {
+    const ALL: [Self; 3] = [Self::Mutex, Self::RwLock, Self::Semaphore];
+
+    /// The name that the kind's keys have.
+    fn segment(self) -> &'static str {
+        match self {
+            Self::Mutex => "lock",
+            Self::RwLock => "rwlock",
+            Self::Semaphore => "semaphore",
+        }
+    }
+}
+
+/// One lock.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LockName {
+    /// Its kind.
+    pub kind: LockKind,
+    /// The name its user gave it.
+    pub name: String,
+}
+
+impl fmt::Display for LockName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind.segment(), self.name)
+    }
+}
+
+/// One contender waits for another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Wait {
+    /// Who waits, and since when.
+    pub waiter: Holder,
+    /// For what.
+    pub lock: LockName,
+    /// Who stands before it, or holds it.
+    pub holder: Holder,
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} waits for {} of {}",
+            self.waiter, self.lock, self.holder
+        )
+    }
+}
+
+/// A circle of waits: each waits for the next one, the last for the first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Deadlock {
+    /// The waits, in a circle.
+    pub waits: Vec<Wait>,
+    /// Whether it cannot end by itself. It can if one of the owners is a session whose tasks are not told
+    /// apart ([`Session::for_task`](crate::Session::for_task)), since another task may release what this
+    /// one waits for; or if somebody waits for any one of several permits.
+    pub certain: bool,
+    /// The revision at which it stood.
+    pub revision: Revision,
+}
+
+/// Who can release: a task of a session, or a session that does not name its tasks.
+type Owner = (i64, Option<String>);
+
+struct Edge {
+    waiter: KeyValue,
+    holder: KeyValue,
+    lock: LockName,
+    /// Whether the wait ends only when this very holder goes.
+    only: bool,
+}
+
+impl Inspect {
+    /// The circles of waits among all locks: mutexes, read-write locks and semaphores of this library,
+    /// under whatever session; not those under literal prefixes ([`Name::Raw`](crate::Name::Raw)), nor
+    /// compare-and-swap locks, whose waiters leave no keys. Of locks that are entangled in several
+    /// circles, one circle is told.
+    ///
+    /// The answer is exact for the revision it names. It reads the keys of all locks.
+    ///
+    /// # Errors
+    /// The store's; [`StoreError::Compacted`](crate::StoreError::Compacted) when the revision was
+    /// compacted during the reads: ask again.
+    pub async fn deadlocks(&self) -> Result<Vec<Deadlock>> {
+        let mut waits = Vec::new();
+        let mut at = Revision(0);
+        for kind in LockKind::ALL {
+            let root = format!("{ROOT}/{}/", kind.segment());
+            let range = KeyRange::prefix(root.as_str());
+            let (revision, kvs) = self.client.list_at(range, at).await?;
+            at = revision;
+            for (name, line) in by_name(&root, kvs) {
+                edges(&LockName { kind, name }, &line, &mut waits);
+            }
+        }
+        let mut found = Vec::new();
+        for circle in circles(&waits) {
+            found.push(self.tell(&circle, at).await?);
+        }
+        Ok(found)
+    }
+
+    async fn tell(&self, circle: &[&Edge], revision: Revision) -> Result<Deadlock> {
+        let waiters = introduced(&self.client, circle.iter().map(|edge| &edge.waiter)).await?;
+        let holders = introduced(&self.client, circle.iter().map(|edge| &edge.holder)).await?;
+        let certain = waiters.iter().all(|waiter| waiter.task.is_some())
+            && circle.iter().all(|edge| edge.only);
+        let each = circle.iter().zip(waiters).zip(holders);
+        Ok(Deadlock {
+            waits: each
+                .map(|((edge, waiter), holder)| Wait {
+                    waiter,
+                    lock: edge.lock.clone(),
+                    holder,
+                })
+                .collect(),
+            certain,
+            revision,
+        })
+    }
+}
+
+/// The keys of each lock by what follows its name, in the order of asking.
+fn by_name(root: &str, kvs: Vec<KeyValue>) -> BTreeMap<String, Vec<(String, KeyValue)>> {
+    let mut lines: BTreeMap<String, Vec<(String, KeyValue)>> = BTreeMap::new();
+    for kv in kvs {
+        let key = String::from_utf8_lossy(&kv.key).into_owned();
+        let below = key.strip_prefix(root).and_then(|rest| rest.split_once('/'));
+        if let Some((segment, rest)) = below
+            && let Some(name) = decode(segment)
+            && kv.lease != 0
+        {
+            lines.entry(name).or_default().push((rest.to_owned(), kv));
+        }
+    }
+    for line in lines.values_mut() {
+        line.sort_by_key(|(_, kv)| kv.create_revision);
+    }
+    lines
+}
+
+/// Adds who waits for whom in one lock. A contender that waits for one that waits itself is told as
+/// waiting for that one only.
+fn edges(lock: &LockName, line: &[(String, KeyValue)], waits: &mut Vec<Edge>) {
+    let mut add = |waiter: &KeyValue, holder: &KeyValue, only: bool| {
+        waits.push(Edge {
+            waiter: waiter.clone(),
+            holder: holder.clone(),
+            lock: lock.clone(),
+            only,
+        });
+    };
+    let under = |part: &str| -> Vec<(&str, &KeyValue)> {
+        let inside = line.iter().filter_map(|(rest, kv)| {
+            let name = rest.strip_prefix(part)?.strip_prefix('/')?;
+            Some((name, kv))
+        });
+        inside.collect()
+    };
+    match lock.kind {
+        LockKind::Mutex => {
+            for pair in line.windows(2) {
+                add(&pair[1].1, &pair[0].1, true);
+            }
+        }
+        LockKind::RwLock => {
+            let writers = under("write");
+            // Those that a writer to come would wait for: the last writer and all after it.
+            let mut ahead: Vec<&KeyValue> = Vec::new();
+            for (name, kv) in under("read") {
+                let created = kv.create_revision;
+                let asked_to_write = writers
+                    .iter()
+                    .any(|(writer, twin)| *writer == name && twin.create_revision == created);
+                if asked_to_write {
+                    ahead.drain(..).for_each(|holder| add(kv, holder, true));
+                } else {
+                    // Also for one that asked to read and has become a writer since.
+                    let before =
+                        |(_, writer): &&(&str, &KeyValue)| writer.create_revision < created;
+                    let last = writers.iter().rfind(before);
+                    last.into_iter()
+                        .for_each(|(_, writer)| add(kv, writer, true));
+                }
+                ahead.push(kv);
+            }
+        }
+        LockKind::Semaphore => {
+            let (door, permits) = (under("door"), under("permit"));
+            for pair in door.windows(2) {
+                add(pair[1].1, pair[0].1, true);
+            }
+            if let Some((_, first)) = door.first() {
+                for (_, permit) in &permits {
+                    add(first, permit, permits.len() == 1);
+                }
+            }
+        }
+    }
+}
+
+fn owner(kv: &KeyValue) -> Owner {
+    (kv.lease, Holder::of(kv).task)
+}
+
+/// One circle of each knot of waits.
+fn circles(waits: &[Edge]) -> Vec<Vec<&Edge>> {
+    let mut graph: DiGraph<Owner, usize> = DiGraph::new();
+    let mut nodes: BTreeMap<Owner, NodeIndex> = BTreeMap::new();
+    for (index, edge) in waits.iter().enumerate() {
+        let mut node = |owner: Owner| {
+            let known = nodes.entry(owner);
+            *known.or_insert_with_key(|owner| graph.add_node(owner.clone()))
+        };
+        let (from, to) = (owner(&edge.waiter), owner(&edge.holder));
+        // Tasks that are not told apart wait for each other all the time.
+        if from == to && from.1.is_none() {
+            continue;
+        }
+        let (from, to) = (node(from), node(to));
+        graph.add_edge(from, to, index);
+    }
+    let knots = tarjan_scc(&graph).into_iter();
+    let mut found: Vec<Vec<&Edge>> = knots
+        .filter_map(|knot| circle(&graph, &knot))
+        .map(|circle| circle.into_iter().map(|edge| &waits[graph[edge]]).collect())
+        .collect();
+    found.sort_by_key(|circle| circle.iter().map(|edge| edge.waiter.create_revision).min());
+    found
+}
+
+/// A shortest way from the first node of `knot` back to it; `None` when it is alone.
+fn circle(graph: &DiGraph<Owner, usize>, knot: &[NodeIndex]) -> Option<Vec<EdgeIndex>> {
+    let start = *knot.iter().min()?;
+    let mut came_by: BTreeMap<NodeIndex, EdgeIndex> = BTreeMap::new();
+    let mut next = VecDeque::from([start]);
+    while let Some(node) = next.pop_front() {
+        for edge in graph.edges_directed(node, Direction::Outgoing) {
+            let to = edge.target();
+            if !knot.contains(&to) || came_by.contains_key(&to) {
+                continue;
+            }
+            came_by.insert(to, edge.id());
+            next.push_back(to);
+        }
+    }
+    let mut way = Vec::new();
+    let mut node = start;
+    loop {
+        let edge = *came_by.get(&node)?;
+        way.push(edge);
+        (node, _) = graph.edge_endpoints(edge)?;
+        if node == start {
+            way.reverse();
+            return Some(way);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::LeaseId;
+
+    fn kv(lease: i64, task: &str, created: i64) -> KeyValue {
+        let value = match task {
+            "" => r#"{"v":1,"since_ms":0}"#.to_owned(),
+            task => format!(r#"{{"v":1,"since_ms":0,"task":"{task}"}}"#),
+        };
+        KeyValue {
+            lease,
+            create_revision: created,
+            value: value.into(),
+            key: format!("{}/{created}", LeaseId(lease)).into(),
+            ..Default::default()
+        }
+    }
+
+    fn waits(kind: LockKind, line: &[(&str, KeyValue)]) -> Vec<(i64, i64)> {
+        let name = "x".to_owned();
+        let line: Vec<_> = line
+            .iter()
+            .map(|(rest, kv)| ((*rest).to_owned(), kv.clone()))
+            .collect();
+        let mut waits = Vec::new();
+        edges(&LockName { kind, name }, &line, &mut waits);
+        let each = waits.iter();
+        each.map(|edge| (edge.waiter.lease, edge.holder.lease))
+            .collect()
+    }
+
+    #[test]
+    fn who_waits_for_whom() {
+        let line = [
+            ("1/a", kv(1, "", 1)),
+            ("2/a", kv(2, "", 2)),
+            ("3/a", kv(3, "", 3)),
+        ];
+        assert_eq!(waits(LockKind::Mutex, &line), [(2, 1), (3, 2)]);
+        let line = [
+            ("read/1/a", kv(1, "", 1)),
+            ("read/2/a", kv(2, "", 2)),
+            ("read/3/a", kv(3, "", 3)),
+            ("write/3/a", kv(3, "", 3)),
+            ("read/4/a", kv(4, "", 4)),
+            ("read/5/a", kv(5, "", 5)),
+            ("write/5/a", kv(5, "", 5)),
+        ];
+        let expected = [(3, 1), (3, 2), (4, 3), (5, 3), (5, 4)];
+        assert_eq!(waits(LockKind::RwLock, &line), expected);
+        let upgraded = [
+            ("read/1/a", kv(1, "", 1)),
+            ("write/1/a", kv(1, "", 2)),
+            ("read/2/a", kv(2, "", 3)),
+            ("read/3/a", kv(3, "", 4)),
+            ("write/3/a", kv(3, "", 4)),
+        ];
+        let expected = [(2, 1), (3, 1), (3, 2)];
+        assert_eq!(waits(LockKind::RwLock, &upgraded), expected);
+        let line = [
+            ("permit/1/a", kv(1, "", 1)),
+            ("permit/2/a", kv(2, "", 2)),
+            ("door/3/a", kv(3, "", 3)),
+            ("door/4/a", kv(4, "", 4)),
+        ];
+        assert_eq!(waits(LockKind::Semaphore, &line), [(4, 3), (3, 1), (3, 2)]);
+    }
+
+    fn edge(waiter: KeyValue, holder: KeyValue) -> Edge {
+        let lock = LockName {
+            kind: LockKind::Mutex,
+            name: format!("{}", holder.lease),
+        };
+        Edge {
+            waiter,
+            holder,
+            lock,
+            only: true,
+        }
+    }
+
+    #[test]
+    fn circles_are_found_and_only_they() {
+        let line = [
+            edge(kv(1, "", 1), kv(2, "", 2)),
+            edge(kv(2, "", 3), kv(3, "", 4)),
+            edge(kv(4, "", 5), kv(3, "", 4)),
+        ];
+        assert!(circles(&line).is_empty());
+        let mut ring = Vec::from(line);
+        ring.push(edge(kv(3, "", 6), kv(1, "", 7)));
+        let found = circles(&ring);
+        assert_eq!(found.len(), 1);
+        let way: Vec<_> = found[0].iter().map(|edge| edge.waiter.lease).collect();
+        assert_eq!(way.len(), 3);
+        for pair in found[0].windows(2) {
+            assert_eq!(pair[0].holder.lease, pair[1].waiter.lease);
+        }
+        assert_eq!(found[0][2].holder.lease, found[0][0].waiter.lease);
+    }
+
+    #[test]
+    fn a_task_that_waits_for_itself_is_a_circle_and_a_session_is_not() {
+        let by_session = [edge(kv(1, "", 2), kv(1, "", 1))];
+        assert!(circles(&by_session).is_empty());
+        let by_task = [edge(kv(1, "t", 2), kv(1, "t", 1))];
+        assert_eq!(circles(&by_task).len(), 1);
+        let by_tasks = [edge(kv(1, "t", 2), kv(1, "u", 1))];
+        assert!(circles(&by_tasks).is_empty());
+    }
+}
