@@ -16,7 +16,7 @@ use crate::inspect::Inspect;
 use crate::keys::{Key, KeyRange, LeaseId, Name, Revision};
 use crate::lock::{ExclusiveLock, Limit, MultiLock, Mutex as QueuedMutex, RwLock, Semaphore};
 use crate::session::SessionBuilder;
-use crate::store::{Store, ops};
+use crate::store::{Namespaced, Store, ops};
 use crate::txn::Txn;
 use crate::value::Value;
 use crate::watch::{Mirror, Watcher};
@@ -35,7 +35,7 @@ struct Inner {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     identity: Identity,
-    random: Mutex<SmallRng>,
+    random: Arc<Mutex<SmallRng>>,
 }
 
 /// Who a session says it is, for people who look at locks and queues. Never used in a decision.
@@ -125,7 +125,7 @@ impl ClientBuilder {
                 store: self.store,
                 clock: self.clock,
                 identity: self.identity,
-                random: Mutex::new(random),
+                random: Arc::new(Mutex::new(random)),
             }),
         }
     }
@@ -152,6 +152,22 @@ impl Client {
             clock: Arc::new(SystemClock),
             identity: Identity::current(),
             seed: None,
+        }
+    }
+
+    /// A client of the part of the store under a literal key prefix, such as `team-a/`: it sees and
+    /// writes nothing else, and its recipes meet no others of the same name. It draws from the same
+    /// seed, with the same clock. See [`Namespaced`].
+    #[must_use]
+    pub fn namespace(&self, prefix: impl Into<Key>) -> Self {
+        let store = Namespaced::new(Arc::clone(self.store()), prefix);
+        Self {
+            inner: Arc::new(Inner {
+                store: Arc::new(store),
+                clock: Arc::clone(&self.inner.clock),
+                identity: self.inner.identity.clone(),
+                random: Arc::clone(&self.inner.random),
+            }),
         }
     }
 

@@ -132,6 +132,13 @@ pub(crate) async fn until(deadline: Option<Instant>) {
     }
 }
 
+/// Completes after `length`; at once for no time at all.
+pub(crate) async fn pause(length: Duration) {
+    if !length.is_zero() {
+        tokio::time::sleep(length).await;
+    }
+}
+
 /// The monotonic time now.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this module is the clock")]

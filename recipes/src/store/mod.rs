@@ -14,16 +14,22 @@ use quorate_proto::etcdserverpb::{
 
 use crate::keys::{LeaseId, Revision};
 
+mod counting;
 #[cfg(feature = "embedded")]
 pub mod embedded;
+pub mod faulty;
 mod mem;
+mod namespaced;
 pub mod ops;
 pub mod remote;
 mod status;
 
+pub use counting::{Counting, Counts};
 #[cfg(feature = "embedded")]
 pub use embedded::Embedded;
+pub use faulty::{Faulty, Rates};
 pub use mem::{Commit, MemStore};
+pub use namespaced::Namespaced;
 pub use remote::Remote;
 
 /// What comes back from [`Store::watch`]: the server's answers as they are. The stream may end at

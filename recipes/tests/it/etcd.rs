@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::bodies::{faults, keys_below, locks, session, sessions};
 use crate::support::etcd::Etcd;
-use crate::support::faulty::Faulty;
 use crate::support::{soon, until};
+use quorate_recipes::store::faulty::Faulty;
 use quorate_recipes::store::remote::Remote;
 use quorate_recipes::watch::{Change, Origin};
 use quorate_recipes::{Client, Error, KeyRange, LostReason, Name, SessionState};
@@ -170,7 +170,7 @@ async fn watcher_resumes_and_resyncs() {
         return;
     };
     let faulty = Faulty::new(Arc::clone(etcd.client().store()));
-    let client = Client::builder_shared(Arc::clone(&faulty) as _).build();
+    let client = Client::builder(faulty.clone()).build();
     client.put("w/a", "1").await.unwrap();
     client.put("w/b", "1").await.unwrap();
     let mut watcher = client.watch(KeyRange::prefix("w/"));

@@ -10,10 +10,10 @@ use crate::bodies::{
     successions,
 };
 use crate::support::etcd::Etcd;
-use crate::support::faulty::{Fault, Faulty};
 use crate::support::{soon, until};
 use futures::StreamExt;
 use quorate_recipes::registry::{Departure, Instance, MassLoss, RegistrationState};
+use quorate_recipes::store::faulty::{Fault, Faulty};
 use quorate_recipes::{Client, Name};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -205,7 +205,7 @@ async fn discovery_survives_compaction() {
     };
     let client = etcd.client();
     let faulty = Faulty::new(Arc::clone(client.store()));
-    let cut_off = Client::builder_shared(Arc::clone(&faulty) as _).build();
+    let cut_off = Client::builder(faulty.clone()).build();
     let session = session(&client).await;
     let register = |id: &str| session.register(Instance::builder("c").id(id).build());
     let one = register("1").await.unwrap();
@@ -301,7 +301,7 @@ async fn lost_answers_change_nothing() {
         return;
     };
     let faulty = Faulty::new(Arc::clone(etcd.client().store()));
-    let client = Client::builder_shared(Arc::clone(&faulty) as _).build();
+    let client = Client::builder(faulty.clone()).build();
     let session = session(&client).await;
     let faults = || [Fault::Unanswered, Fault::Late, Fault::NotSent];
     faulty.plan("quorate/service/f/", faults());

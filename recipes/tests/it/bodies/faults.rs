@@ -4,15 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_recipes::{Client, Error};
+use quorate_recipes::{Client, Error, Store};
 use tokio::sync::Notify;
 
 use super::{keys_below, session};
-use crate::support::faulty::{Fault, Faulty};
 use crate::support::{soon, until};
+use quorate_recipes::store::faulty::{Fault, Faulty};
 
-fn client_of(faulty: &Arc<Faulty>) -> Client {
-    Client::builder_shared(Arc::clone(faulty) as _).build()
+fn client_of(faulty: &Faulty<Arc<dyn Store>>) -> Client {
+    Client::builder(faulty.clone()).build()
 }
 
 /// The lock is taken once, with one key, whatever becomes of the first copies of the call.

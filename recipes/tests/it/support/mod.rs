@@ -1,5 +1,4 @@
-//! What the recipes' tests need around them: an etcd server of their own, and a store that fails on
-//! demand.
+//! What the recipes' tests need around them: an etcd server of their own, and waiting with a limit.
 
 #![allow(
     dead_code,
@@ -8,7 +7,6 @@
 )]
 
 pub mod etcd;
-pub mod faulty;
 
 use std::future::Future;
 use std::time::Duration;
