@@ -10,6 +10,7 @@ use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, Instant, SystemClock};
+use crate::counter::{Adder, AtomicCounter, IdBlocks};
 use crate::election::Election;
 use crate::error::Result;
 use crate::keys::{Key, KeyRange, LeaseId, Name, Revision};
@@ -202,6 +203,24 @@ impl Client {
     #[must_use]
     pub fn election<T>(&self, name: impl Into<Name>) -> Election<T> {
         Election::new(self.clone(), &name.into())
+    }
+
+    /// The counter of this name.
+    #[must_use]
+    pub fn counter(&self, name: &str) -> AtomicCounter {
+        AtomicCounter::new(self.clone(), name)
+    }
+
+    /// The adder of this name.
+    #[must_use]
+    pub fn adder(&self, name: &str) -> Adder {
+        Adder::new(self.clone(), name)
+    }
+
+    /// The source of ids of this name.
+    #[must_use]
+    pub fn ids(&self, name: &str) -> IdBlocks {
+        IdBlocks::new(self.clone(), name)
     }
 
     /// Reads one key.

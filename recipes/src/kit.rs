@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::keys::{Key, KeySpace, LeaseId, Revision};
 use crate::lock::Hold;
 use crate::session::Session;
-pub use crate::session::{Actor, Claim, Claimed, Owned};
+pub use crate::session::{Actor, Claim, Claimed, Effect, Effected, Lane, Owned};
 use crate::store::ops::{self, Compare};
 use crate::value::Value;
 pub use crate::wait::Backoff;

@@ -1,4 +1,5 @@
-//! Coordination recipes over any etcd v3 store: locks, elections, service registry, task progress.
+//! Coordination recipes over any etcd v3 store: locks, elections, service registry, task progress,
+//! counters.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -28,6 +29,8 @@
 //! | a guard | the release is queued at once and repeated until the store has answered; nothing blocks |
 //! | a `release()` future | the release goes on unobserved |
 //! | a `commit()` future | an unknown outcome |
+//! | an `add()`, `set()` future | an unknown outcome: what is on its way ends by itself, once or not at all |
+//! | a `next()` future of ids | a block may go unused |
 //! | a `campaign()` future | as a `lock()` future |
 //! | a leadership | resigns, as a guard releases |
 //! | a registration, or a `register()` future | deregistered |
@@ -42,11 +45,15 @@
 //!
 //! All keys lie under `quorate/`: locks at `quorate/lock/<name>/<lease>/<nonce>`, sessions at
 //! `quorate/session/<lease>`, elections at `quorate/election/<name>/…`, services at
-//! `quorate/service/<name>/<id>`, progress at `quorate/progress/<job>/…`. Names are escaped so that none lies under another. The layout of locks
+//! `quorate/service/<name>/<id>`, progress at `quorate/progress/<job>/…`, counters at
+//! `quorate/counter/<name>/value`, adders at `quorate/adder/<name>/…`, ids at `quorate/ids/<name>/last`,
+//! the lanes of a session at `quorate/lane/<lease>/<n>`. Names
+//! are escaped so that none lies under another. The layout of locks
 //! and elections is that of etcd's Go `concurrency` package, so its users stand in the same lines.
 
 mod client;
 pub mod clock;
+pub mod counter;
 pub mod election;
 pub mod error;
 mod follow;
@@ -54,6 +61,7 @@ pub mod keys;
 pub mod kit;
 pub mod lock;
 pub mod progress;
+mod register;
 pub mod registry;
 pub mod session;
 pub mod store;
@@ -64,6 +72,7 @@ mod wait;
 pub mod watch;
 
 pub use client::{Client, ClientBuilder, Identity};
+pub use counter::{Adder, AtomicCounter, IdBlocks};
 pub use election::{Election, Leader, Leadership};
 pub use error::{Error, LostReason, Result, TxnError};
 pub use keys::{Key, KeyRange, KeySpace, LeaseId, Name, Revision};

@@ -1,11 +1,11 @@
-//! Elections, the registry and progress on a real etcd server, on a node in this process and on a
+//! Elections, the registry, progress, counters on a real etcd server, on a node in this process and on a
 //! cluster of three, and what only a real server can show: its stop, its compactions, its own programs.
 
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bodies::{elections, progress, registry, session};
+use crate::bodies::{counters, elections, progress, registry, session};
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
 use futures::StreamExt;
@@ -73,6 +73,13 @@ on_every_store! {
     progress::attempts_follow_one_another,
     progress::zombies_are_refused,
     progress::stalls_and_deaths,
+    counters::additions_are_exact,
+    counters::numbers_are_set_and_compared,
+    counters::additions_survive_lost_answers,
+    counters::additions_of_a_lost_session,
+    counters::dropped_additions_end_by_themselves,
+    counters::folding_keeps_the_sum,
+    counters::ids_are_unique,
 }
 
 /// `etcdctl elect` and the election stand in the same line, and each sees the other lead.
