@@ -14,6 +14,7 @@ use crate::counter::{Adder, AtomicCounter, IdBlocks};
 use crate::election::Election;
 use crate::error::Result;
 use crate::keys::{Key, KeyRange, LeaseId, Name, Revision};
+use crate::latch::CountdownLatch;
 use crate::lock::{ExclusiveLock, Mutex as QueuedMutex};
 use crate::session::SessionBuilder;
 use crate::store::{Namespaced, Store, ops};
@@ -221,6 +222,12 @@ impl Client {
     #[must_use]
     pub fn ids(&self, name: &str) -> IdBlocks {
         IdBlocks::new(self.clone(), name)
+    }
+
+    /// The latch of this name.
+    #[must_use]
+    pub fn latch(&self, name: &str) -> CountdownLatch {
+        CountdownLatch::new(self.clone(), name)
     }
 
     /// Reads one key.

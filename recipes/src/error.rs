@@ -66,6 +66,16 @@ pub enum Error {
         /// The lease it is attached to.
         lease: LeaseId,
     },
+    /// Somebody else has set up the same thing with another number: the count of a latch.
+    #[error("{key} was set up with {stored}, not with {wanted}")]
+    Mismatch {
+        /// The key that has the number.
+        key: Key,
+        /// The caller's number.
+        wanted: u64,
+        /// The number in the store.
+        stored: u64,
+    },
     /// The operation can never succeed as it is.
     #[error("invalid: {0}")]
     Invalid(String),

@@ -1,5 +1,5 @@
 //! Coordination recipes over any etcd v3 store: locks, elections, service registry, task progress,
-//! counters.
+//! counters, latches.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -29,7 +29,7 @@
 //! | a guard | the release is queued at once and repeated until the store has answered; nothing blocks |
 //! | a `release()` future | the release goes on unobserved |
 //! | a `commit()` future | an unknown outcome |
-//! | an `add()`, `set()` future | an unknown outcome: what is on its way ends by itself, once or not at all |
+//! | an `add()`, `set()`, `count_down()` future | an unknown outcome: what is on its way ends by itself, once or not at all |
 //! | a `next()` future of ids | a block may go unused |
 //! | a `campaign()` future | as a `lock()` future |
 //! | a leadership | resigns, as a guard releases |
@@ -47,7 +47,7 @@
 //! `quorate/session/<lease>`, elections at `quorate/election/<name>/…`, services at
 //! `quorate/service/<name>/<id>`, progress at `quorate/progress/<job>/…`, counters at
 //! `quorate/counter/<name>/value`, adders at `quorate/adder/<name>/…`, ids at `quorate/ids/<name>/last`,
-//! the lanes of a session at `quorate/lane/<lease>/<n>`. Names
+//! latches at `quorate/latch/<name>/state`, the lanes of a session at `quorate/lane/<lease>/<n>`. Names
 //! are escaped so that none lies under another. The layout of locks
 //! and elections is that of etcd's Go `concurrency` package, so its users stand in the same lines.
 
@@ -59,6 +59,7 @@ pub mod error;
 mod follow;
 pub mod keys;
 pub mod kit;
+pub mod latch;
 pub mod lock;
 pub mod progress;
 mod register;
@@ -76,6 +77,7 @@ pub use counter::{Adder, AtomicCounter, IdBlocks};
 pub use election::{Election, Leader, Leadership};
 pub use error::{Error, LostReason, Result, TxnError};
 pub use keys::{Key, KeyRange, KeySpace, LeaseId, Name, Revision};
+pub use latch::CountdownLatch;
 pub use lock::{Fence, Fenced, FencingToken};
 pub use session::{Lost, Session, SessionBuilder, SessionState};
 pub use store::{Store, StoreError, ops::Compare};

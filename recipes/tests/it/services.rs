@@ -1,11 +1,11 @@
-//! Elections, the registry, progress, counters on a real etcd server, on a node in this process and on a
+//! Elections, the registry, progress, counters and latches on a real etcd server, on a node in this process and on a
 //! cluster of three, and what only a real server can show: its stop, its compactions, its own programs.
 
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bodies::{counters, elections, progress, registry, session};
+use crate::bodies::{counters, elections, latches, progress, registry, session};
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
 use futures::StreamExt;
@@ -80,6 +80,8 @@ on_every_store! {
     counters::dropped_additions_end_by_themselves,
     counters::folding_keeps_the_sum,
     counters::ids_are_unique,
+    latches::opens_at_zero,
+    latches::survives_lost_answers,
 }
 
 /// `etcdctl elect` and the election stand in the same line, and each sees the other lead.

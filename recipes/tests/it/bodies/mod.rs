@@ -9,6 +9,7 @@
 pub mod counters;
 pub mod elections;
 pub mod faults;
+pub mod latches;
 pub mod locks;
 pub mod progress;
 pub mod registry;
