@@ -17,6 +17,7 @@ use crate::keys::{Key, KeyRange, LeaseId, Name, Revision};
 use crate::latch::CountdownLatch;
 use crate::lock::{ExclusiveLock, Mutex as QueuedMutex};
 use crate::session::SessionBuilder;
+use crate::stm::Stm;
 use crate::store::{Namespaced, Store, ops};
 use crate::txn::Txn;
 use crate::value::Value;
@@ -228,6 +229,11 @@ impl Client {
     #[must_use]
     pub fn latch(&self, name: &str) -> CountdownLatch {
         CountdownLatch::new(self.clone(), name)
+    }
+
+    /// A transaction over what it reads: `client.stm().run(async |tx| ...)`.
+    pub fn stm(&self) -> Stm {
+        Stm::new(self.clone())
     }
 
     /// Reads one key.

@@ -1,5 +1,5 @@
 //! Coordination recipes over any etcd v3 store: locks, elections, service registry, task progress,
-//! counters, latches.
+//! counters, latches, transactional memory.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -29,6 +29,7 @@
 //! | a guard | the release is queued at once and repeated until the store has answered; nothing blocks |
 //! | a `release()` future | the release goes on unobserved |
 //! | a `commit()` future | an unknown outcome |
+//! | a `run()` future of a transaction | before its commit nothing; during it an unknown outcome |
 //! | an `add()`, `set()`, `count_down()` future | an unknown outcome: what is on its way ends by itself, once or not at all |
 //! | a `next()` future of ids | a block may go unused |
 //! | a `campaign()` future | as a `lock()` future |
@@ -65,6 +66,7 @@ pub mod progress;
 mod register;
 pub mod registry;
 pub mod session;
+pub mod stm;
 pub mod store;
 mod tasks;
 pub mod txn;
@@ -80,6 +82,7 @@ pub use keys::{Key, KeyRange, KeySpace, LeaseId, Name, Revision};
 pub use latch::CountdownLatch;
 pub use lock::{Fence, Fenced, FencingToken};
 pub use session::{Lost, Session, SessionBuilder, SessionState};
+pub use stm::{Stm, Transaction};
 pub use store::{Store, StoreError, ops::Compare};
 pub use txn::{Committed, Txn};
 pub use value::{Json, Value, from_json};

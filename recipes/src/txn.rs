@@ -10,7 +10,7 @@ use crate::client::Client;
 use crate::error::{Error, TxnError};
 use crate::keys::{EPOCH_KEY, Key, KeyRange, Revision};
 use crate::lock::{Fence, Fenced, Holder};
-use crate::session::Session;
+use crate::session::{Effect, Effected, LANE_OPS, Session};
 use crate::store::ops::{self, Compare};
 use crate::value::Value;
 
@@ -135,7 +135,7 @@ impl Txn {
     /// # Cancel safety
     /// A dropped commit is an unknown outcome.
     pub async fn commit(self) -> Result<Committed, TxnError> {
-        let request = self.request()?;
+        let request = self.request(0)?;
         let answer = self.client.store().txn(request).await?;
         let revision = Revision(answer.header.map_or(0, |header| header.revision));
         if answer.succeeded {
@@ -144,22 +144,51 @@ impl Txn {
                 responses: answer.responses,
             });
         }
-        let mut responses = answer.responses;
+        Err(self.refusal(revision, answer.responses))
+    }
+
+    /// Commits exactly once, although answers get lost, through a lane of the session. Returns the
+    /// revision.
+    ///
+    /// # Errors
+    /// As [`Txn::commit`], ambiguous only when the session ended with an answer still to come.
+    ///
+    /// # Cancel safety
+    /// The commit goes on when the future is dropped: an unknown outcome.
+    pub(crate) async fn commit_once(self, session: &Session) -> Result<Revision, TxnError> {
+        let request = self.request(LANE_OPS)?;
+        let effect = Effect {
+            when: request.compare.into_iter().map(Into::into).collect(),
+            then: request.success,
+            otherwise: request.failure,
+        };
+        match session.actor().apply(effect).await? {
+            Effected::Applied { revision, .. } => Ok(revision),
+            Effected::Refused {
+                revision,
+                responses,
+            } => Err(self.refusal(revision, responses)),
+        }
+    }
+
+    /// What the answers of the other branch say.
+    fn refusal(&self, revision: Revision, mut responses: Vec<ResponseOp>) -> TxnError {
         for (index, fence) in self.fences.iter().enumerate() {
             let read = |offset| ops::kvs(&responses, index * FENCE_READS + offset).first();
             if !fence.holds_for(read(0), read(1)) {
                 let owner = read(2).filter(|kv| kv.create_revision != fence.revision().0);
                 let owner = owner.map(|kv| Box::new(Holder::of(kv)));
-                return Err(TxnError::Fenced { owner });
+                return TxnError::Fenced { owner };
             }
         }
-        Err(TxnError::Conflict {
+        TxnError::Conflict {
             revision,
             responses: responses.split_off(self.fences.len() * FENCE_READS),
-        })
+        }
     }
 
-    fn request(&self) -> Result<TxnRequest, Error> {
+    /// The request, if it leaves room for `added` more compares and operations.
+    fn request(&self, added: usize) -> Result<TxnRequest, Error> {
         if let Some(error) = &self.error {
             return Err(error.clone());
         }
@@ -183,10 +212,10 @@ impl Txn {
             .chain(self.failure.iter().cloned())
             .collect();
         let most = self.client.store().capabilities().max_txn_ops;
-        let used = compare.len().max(failure.len()).max(self.success.len());
+        let used = compare.len().max(failure.len()).max(self.success.len()) + added;
         if used > most {
             return Err(Error::Invalid(format!(
-                "a transaction of {used} compares or operations, the guards' included; the store takes {most}"
+                "a transaction of {used} compares or operations, those of guards and lanes included; the store takes {most}"
             )));
         }
         Ok(TxnRequest {

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 pub use actor::Actor;
 pub use claim::{Claim, Claimed, Owned};
+pub(crate) use lane::LANE_OPS;
 pub use lane::{Effect, Effected, Lane};
 pub use open::{SessionBuilder, SessionRecord};
 

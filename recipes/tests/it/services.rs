@@ -1,11 +1,11 @@
-//! Elections, the registry, progress, counters and latches on a real etcd server, on a node in this process and on a
+//! Elections, the registry, progress, counters, latches and transactional memory on a real etcd server, on a node in this process and on a
 //! cluster of three, and what only a real server can show: its stop, its compactions, its own programs.
 
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bodies::{counters, elections, latches, progress, registry, session};
+use crate::bodies::{counters, elections, latches, progress, registry, session, transactions};
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
 use futures::StreamExt;
@@ -82,6 +82,12 @@ on_every_store! {
     counters::ids_are_unique,
     latches::opens_at_zero,
     latches::survives_lost_answers,
+    transactions::transfers_keep_the_sum,
+    transactions::skew_is_impossible,
+    transactions::own_writes_are_read,
+    transactions::limits_and_guards,
+    transactions::commits_survive_lost_answers,
+    transactions::runs_anywhere,
 }
 
 /// `etcdctl elect` and the election stand in the same line, and each sees the other lead.

@@ -14,6 +14,7 @@ pub mod locks;
 pub mod progress;
 pub mod registry;
 pub mod sessions;
+pub mod transactions;
 
 use quorate_recipes::{Client, KeyRange, Session};
 use std::time::Duration;
