@@ -5,6 +5,8 @@
 mod adder;
 mod atomic;
 mod ids;
+#[cfg(test)]
+mod tests;
 
 pub use adder::Adder;
 pub use atomic::AtomicCounter;
@@ -34,27 +36,4 @@ fn sum(key: &Key, number: i64, delta: i64) -> Result<i64> {
     number
         .checked_add(delta)
         .ok_or_else(|| Error::Invalid(format!("{key}: {number} and {delta} overflow 64 bits")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_decimal_numbers_are_numbers() {
-        let key = Key::from("k");
-        let parse_i64 = |text: &'static str| parse::<i64>(&key, Some(&text.into()));
-        assert_eq!(parse::<i64>(&key, None).unwrap(), 0);
-        assert_eq!(parse_i64("-7").unwrap(), -7);
-        assert_eq!(parse_i64("9223372036854775807").unwrap(), i64::MAX);
-        for text in ["", " 1", "1.0", "9223372036854775808", "x"] {
-            assert!(
-                matches!(parse_i64(text), Err(Error::Codec { .. })),
-                "{text:?}"
-            );
-        }
-        assert!(matches!(sum(&key, i64::MAX, 1), Err(Error::Invalid(_))));
-        assert!(matches!(sum(&key, i64::MIN, -1), Err(Error::Invalid(_))));
-        assert_eq!(sum(&key, i64::MAX, i64::MIN).unwrap(), -1);
-    }
 }

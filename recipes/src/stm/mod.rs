@@ -88,9 +88,10 @@ impl Stm {
     /// what was there at the revision of its commit. Reads in any run, also one that will conflict, are
     /// of one revision, so `body` never sees half of another transaction.
     ///
-    /// `body` is an async closure, or one that returns a future; it may be run several times, so it
-    /// should change nothing but through the transaction. When
-    /// it returns an error, nothing is written and the error is returned.
+    /// `body` may be run several times, so it should change nothing but through the transaction. When
+    /// it returns an error, nothing is written and the error is returned. It is an async closure
+    /// (`async |tx: Transaction| ...`, which borrows what it uses), or one that returns a future
+    /// (`move |tx| async move { ... }`).
     ///
     /// # Errors
     /// Those of `body`. [`Error::Conflict`] after the last attempt; [`Error::Fenced`] when a guard of the
