@@ -10,12 +10,15 @@ use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, Instant, SystemClock};
+use crate::counter::{Adder, AtomicCounter, IdBlocks};
 use crate::election::Election;
 use crate::error::Result;
 use crate::inspect::Inspect;
 use crate::keys::{Key, KeyRange, LeaseId, Name, Revision};
+use crate::latch::CountdownLatch;
 use crate::lock::{ExclusiveLock, Limit, MultiLock, Mutex as QueuedMutex, RwLock, Semaphore};
 use crate::session::SessionBuilder;
+use crate::stm::Stm;
 use crate::store::{Namespaced, Store, ops};
 use crate::txn::Txn;
 use crate::value::Value;
@@ -221,6 +224,35 @@ impl Client {
     #[must_use]
     pub fn election<T>(&self, name: impl Into<Name>) -> Election<T> {
         Election::new(self.clone(), &name.into())
+    }
+
+    /// The counter of this name.
+    #[must_use]
+    pub fn counter(&self, name: &str) -> AtomicCounter {
+        AtomicCounter::new(self.clone(), name)
+    }
+
+    /// The adder of this name.
+    #[must_use]
+    pub fn adder(&self, name: &str) -> Adder {
+        Adder::new(self.clone(), name)
+    }
+
+    /// The source of ids of this name.
+    #[must_use]
+    pub fn ids(&self, name: &str) -> IdBlocks {
+        IdBlocks::new(self.clone(), name)
+    }
+
+    /// The latch of this name.
+    #[must_use]
+    pub fn latch(&self, name: &str) -> CountdownLatch {
+        CountdownLatch::new(self.clone(), name)
+    }
+
+    /// A transaction over what it reads: `client.stm().run(async |tx| ...)`.
+    pub fn stm(&self) -> Stm {
+        Stm::new(self.clone())
     }
 
     /// Reads one key.

@@ -91,7 +91,8 @@ pub enum Error {
         /// What the codec said.
         reason: String,
     },
-    /// May or may not have happened, and the session that could have found out is over.
+    /// May or may not have happened, and the session that could have found out is over, or the store
+    /// refuses to tell.
     #[error("outcome unknown: {0}")]
     OutcomeUnknown(String),
     /// The task behind this handle is gone: the runtime is shutting down.

@@ -1,4 +1,5 @@
-//! Coordination recipes over any etcd v3 store: locks, elections, service registry, task progress.
+//! Coordination recipes over any etcd v3 store: locks, elections, service registry, task progress,
+//! counters, latches, transactional memory.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -28,6 +29,9 @@
 //! | a guard | the release is queued at once and repeated until the store has answered; nothing blocks |
 //! | a `release()` future | the release goes on unobserved |
 //! | a `commit()` future | an unknown outcome |
+//! | a `run()` future of a transaction | before its commit nothing; during it an unknown outcome |
+//! | an `add()`, `set()`, `count_down()` future | an unknown outcome: what is on its way ends by itself, once or not at all |
+//! | a `next()` future of ids | a block may go unused |
 //! | a `campaign()` future | as a `lock()` future |
 //! | a leadership | resigns, as a guard releases |
 //! | a registration, or a `register()` future | deregistered |
@@ -42,21 +46,28 @@
 //!
 //! All keys lie under `quorate/`: locks at `quorate/lock/<name>/<lease>/<nonce>`, sessions at
 //! `quorate/session/<lease>`, elections at `quorate/election/<name>/…`, services at
-//! `quorate/service/<name>/<id>`, progress at `quorate/progress/<job>/…`. Names are escaped so that none lies under another. The layout of locks
+//! `quorate/service/<name>/<id>`, progress at `quorate/progress/<job>/…`, counters at
+//! `quorate/counter/<name>/value`, adders at `quorate/adder/<name>/…`, ids at `quorate/ids/<name>/last`,
+//! latches at `quorate/latch/<name>/state`, the lanes of a session at `quorate/lane/<lease>/<n>`. Names
+//! are escaped so that none lies under another. The layout of locks
 //! and elections is that of etcd's Go `concurrency` package, so its users stand in the same lines.
 
 mod client;
 pub mod clock;
+pub mod counter;
 pub mod election;
 pub mod error;
 mod follow;
 pub mod inspect;
 pub mod keys;
 pub mod kit;
+pub mod latch;
 pub mod lock;
 pub mod progress;
+mod register;
 pub mod registry;
 pub mod session;
+pub mod stm;
 pub mod store;
 mod tasks;
 pub mod txn;
@@ -65,11 +76,14 @@ mod wait;
 pub mod watch;
 
 pub use client::{Client, ClientBuilder, Identity};
+pub use counter::{Adder, AtomicCounter, IdBlocks};
 pub use election::{Election, Leader, Leadership};
 pub use error::{Error, LostReason, Result, TxnError};
 pub use keys::{Key, KeyRange, KeySpace, LeaseId, Name, Revision};
+pub use latch::CountdownLatch;
 pub use lock::{Fence, Fenced, FencingToken};
 pub use session::{Lost, Session, SessionBuilder, SessionState};
+pub use stm::{Stm, Transaction};
 pub use store::{Store, StoreError, ops::Compare};
 pub use txn::{Committed, Txn};
 pub use value::{Json, Value, from_json};

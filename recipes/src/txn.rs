@@ -11,7 +11,7 @@ use crate::error::{Error, TxnError};
 use crate::keys::{Key, KeyRange, Revision};
 use crate::lock::guard::Unsettled;
 use crate::lock::{Fence, Fenced, Holder};
-use crate::session::Session;
+use crate::session::{Effect, Effected, LANE_OPS, Session};
 use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
 use crate::value::Value;
@@ -134,17 +134,11 @@ impl Txn {
     /// # Cancel safety
     /// A dropped commit is an unknown outcome.
     pub async fn commit(self) -> Result<Committed, TxnError> {
-        let request = self.request()?;
-        let unsettled = || self.fences.iter().map(Fence::unsettled);
-        for (index, each) in unsettled().enumerate() {
-            if let Err(error) = each.sent() {
-                unsettled().take(index).for_each(Unsettled::settled);
-                return Err(error.into());
-            }
-        }
+        let request = self.request(0)?;
+        self.sent()?;
         let answer = self.client.store().txn(request).await;
         if !answer.as_ref().is_err_and(StoreError::is_ambiguous) {
-            unsettled().for_each(Unsettled::settled);
+            self.settled();
         }
         let answer = answer?;
         let revision = Revision(answer.header.map_or(0, |header| header.revision));
@@ -154,22 +148,74 @@ impl Txn {
                 responses: answer.responses,
             });
         }
-        let mut responses = answer.responses;
+        Err(self.refusal(revision, answer.responses))
+    }
+
+    /// Commits exactly once, although answers get lost, through a lane of the session. Returns the
+    /// revision.
+    ///
+    /// # Errors
+    /// As [`Txn::commit`], ambiguous only when the session ended with an answer still to come.
+    ///
+    /// # Cancel safety
+    /// The commit goes on when the future is dropped: an unknown outcome.
+    pub(crate) async fn commit_once(self, session: &Session) -> Result<Revision, TxnError> {
+        let request = self.request(LANE_OPS)?;
+        let effect = Effect {
+            when: request.compare.into_iter().map(Into::into).collect(),
+            then: request.success,
+            otherwise: request.failure,
+        };
+        self.sent()?;
+        let answer = session.actor().apply(effect).await;
+        if !answer.as_ref().is_err_and(Error::is_ambiguous) {
+            self.settled();
+        }
+        match answer? {
+            Effected::Applied { revision, .. } => Ok(revision),
+            Effected::Refused {
+                revision,
+                responses,
+            } => Err(self.refusal(revision, responses)),
+        }
+    }
+
+    /// What the answers of the other branch say.
+    fn refusal(&self, revision: Revision, mut responses: Vec<ResponseOp>) -> TxnError {
         for fence in &self.fences {
             let rest = responses.split_off(fence.reads().len());
             if let Err(owner) = fence.judge(&responses) {
                 let owner = owner.map(|kv| Box::new(Holder::of(&kv)));
-                return Err(TxnError::Fenced { owner });
+                return TxnError::Fenced { owner };
             }
             responses = rest;
         }
-        Err(TxnError::Conflict {
+        TxnError::Conflict {
             revision,
             responses,
+        }
+    }
+
+    /// Notes with all fences that something is sent under them.
+    fn sent(&self) -> Result<(), Error> {
+        let mut noted = self.unsettled().enumerate();
+        noted.try_for_each(|(index, each)| {
+            each.sent()
+                .inspect_err(|_| self.unsettled().take(index).for_each(Unsettled::settled))
         })
     }
 
-    fn request(&self) -> Result<TxnRequest, Error> {
+    /// Notes that it can have no effect any more.
+    fn settled(&self) {
+        self.unsettled().for_each(Unsettled::settled);
+    }
+
+    fn unsettled(&self) -> impl Iterator<Item = &Unsettled> {
+        self.fences.iter().map(Fence::unsettled)
+    }
+
+    /// The request, if it leaves room for `added` more compares and operations.
+    fn request(&self, added: usize) -> Result<TxnRequest, Error> {
         if let Some(error) = &self.error {
             return Err(error.clone());
         }
@@ -187,10 +233,10 @@ impl Txn {
             .chain(self.failure.iter().cloned())
             .collect();
         let most = self.client.store().capabilities().max_txn_ops;
-        let used = compare.len().max(failure.len()).max(self.success.len());
+        let used = compare.len().max(failure.len()).max(self.success.len()) + added;
         if used > most {
             return Err(Error::Invalid(format!(
-                "a transaction of {used} compares or operations, the guards' included; the store takes {most}"
+                "a transaction of {used} compares or operations, those of guards and lanes included; the store takes {most}"
             )));
         }
         Ok(TxnRequest {

@@ -10,6 +10,6 @@ pub use contender::Contender;
 pub use line::Line;
 pub(crate) use line::{is_of_recipes, priority_of};
 
-pub use crate::session::{Actor, Attach, Claim, Claimed, NewKey, Owned};
+pub use crate::session::{Actor, Attach, Claim, Claimed, Effect, Effected, Lane, NewKey, Owned};
 pub use crate::wait::Backoff;
 pub use crate::watch::{Mirror, Watcher};

@@ -13,6 +13,7 @@ use quorate_proto::etcdserverpb::{ResponseHeader, TxnRequest, TxnResponse};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::lane::Lanes;
 use super::{Lost, SessionState};
 use crate::client::Client;
 use crate::clock::{Clock, Instant};
@@ -49,10 +50,11 @@ pub(super) struct Core {
     pub(super) sealed_at: tokio::sync::Mutex<Revision>,
     /// The highest revision that an answer has shown.
     floor: AtomicI64,
+    pub(super) lanes: Lanes,
     operations: Arc<Semaphore>,
     closing: AtomicBool,
     /// Cancelled once no write of this session can matter any more.
-    over: CancellationToken,
+    pub(super) over: CancellationToken,
 }
 
 /// When the lease was last known to be alive, and until when that holds.
@@ -109,6 +111,7 @@ impl Actor {
                 state,
                 sealed_at: tokio::sync::Mutex::new(Revision(0)),
                 floor: AtomicI64::new(0),
+                lanes: Lanes::new(),
                 operations: Arc::new(Semaphore::new(OPERATIONS_MAX)),
                 closing: AtomicBool::new(false),
                 over: CancellationToken::new(),
@@ -331,18 +334,24 @@ impl Actor {
     /// # Errors
     /// [`Error::SessionLost`], else the store's.
     pub async fn attempt(&self, request: TxnRequest) -> Result<TxnResponse> {
+        let answer = self.send(request).await;
+        answer.unwrap_or_else(|| Err(self.loss()))
+    }
+
+    /// As [`Actor::attempt`]; `None` when the session was over before the answer came.
+    pub(super) async fn send(&self, request: TxnRequest) -> Option<Result<TxnResponse>> {
         let floor = self.core.floor.load(Ordering::Acquire);
         let answer = tokio::select! {
             biased;
-            () = self.core.over.cancelled() => return Err(self.loss()),
+            () = self.core.over.cancelled() => return None,
             answer = self.core.client.store().txn(request) => answer,
         };
-        match answer {
+        Some(match answer {
             Ok(answer) => {
                 let header = answer.header.unwrap_or_default();
                 if self.is_another_cluster(&header) || header.revision < floor {
                     self.lose(LostReason::StoreReplaced);
-                    return Err(self.loss());
+                    return None;
                 }
                 self.core.floor.fetch_max(header.revision, Ordering::AcqRel);
                 Ok(answer)
@@ -352,7 +361,7 @@ impl Actor {
                 Err(self.loss())
             }
             Err(error) => Err(error.into()),
-        }
+        })
     }
 
     /// Sends an idempotent transaction until it is answered or the session is over. Also returns

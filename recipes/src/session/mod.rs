@@ -1,9 +1,11 @@
 //! A session is one lease and what keeps it alive: everything a process holds, it holds under a
 //! session, and loses with it. `actor` does the writes that must not be
-//! left half done, `claim` creates keys exactly once, `renew` keeps the lease.
+//! left half done, `claim` creates keys exactly once, `lane` changes exactly once what others may
+//! change as well, `renew` keeps the lease.
 
 mod actor;
 mod claim;
+mod lane;
 mod open;
 mod renew;
 
@@ -19,6 +21,8 @@ use tokio::sync::watch;
 
 pub use actor::Actor;
 pub use claim::{Attach, Claim, Claimed, NewKey, Owned};
+pub(crate) use lane::LANE_OPS;
+pub use lane::{Effect, Effected, Lane};
 pub use open::{SessionBuilder, SessionRecord};
 
 use crate::client::Client;

@@ -1,4 +1,4 @@
-//! Elections, the registry and progress on a real etcd server, on a node in this process and on a
+//! Elections, the registry, progress, counters, latches and transactional memory on a real etcd server, on a node in this process and on a
 //! cluster of three, and what only a real server can show: its stop, its compactions, its own programs.
 
 use std::process::Stdio;
@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bodies::{
-    deadlocks, elections, lock_forms, progress, registry, rw_locks, semaphores, session,
-    successions,
+    counters, deadlocks, elections, latches, lock_forms, progress, registry, rw_locks, semaphores,
+    session, successions, transactions,
 };
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
@@ -98,6 +98,21 @@ on_every_store! {
     progress::attempts_follow_one_another,
     progress::zombies_are_refused,
     progress::stalls_and_deaths,
+    counters::additions_are_exact,
+    counters::numbers_are_set_and_compared,
+    counters::additions_survive_lost_answers,
+    counters::additions_of_a_lost_session,
+    counters::dropped_additions_end_by_themselves,
+    counters::folding_keeps_the_sum,
+    counters::ids_are_unique,
+    latches::opens_at_zero,
+    latches::survives_lost_answers,
+    transactions::transfers_keep_the_sum,
+    transactions::skew_is_impossible,
+    transactions::own_writes_are_read,
+    transactions::limits_and_guards,
+    transactions::commits_survive_lost_answers,
+    transactions::runs_anywhere,
 }
 
 /// `etcdctl elect` and the election stand in the same line, and each sees the other lead.

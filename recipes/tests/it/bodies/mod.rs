@@ -6,9 +6,11 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub mod counters;
 pub mod deadlocks;
 pub mod elections;
 pub mod faults;
+pub mod latches;
 pub mod lock_forms;
 pub mod locks;
 pub mod progress;
@@ -17,6 +19,7 @@ pub mod rw_locks;
 pub mod semaphores;
 pub mod sessions;
 pub mod successions;
+pub mod transactions;
 
 use quorate_recipes::{Client, KeyRange, Session};
 use std::time::Duration;
