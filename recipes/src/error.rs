@@ -66,6 +66,24 @@ pub enum Error {
         /// The lease it is attached to.
         lease: LeaseId,
     },
+    /// The thing exists, made with other settings; nothing was written.
+    #[error("{key} is {stored}, not {wanted}")]
+    Mismatch {
+        /// The key that the settings are stored in.
+        key: Key,
+        /// The caller's.
+        wanted: String,
+        /// Those that hold.
+        stored: String,
+    },
+    /// A member of a barrier's generation ended before all had arrived: nobody passes this one.
+    #[error("generation {generation} of the barrier {key} is broken")]
+    Broken {
+        /// The key that the barrier's state is stored in.
+        key: Key,
+        /// The generation.
+        generation: u64,
+    },
     /// The operation can never succeed as it is.
     #[error("invalid: {0}")]
     Invalid(String),

@@ -1,4 +1,5 @@
-//! Coordination recipes over any etcd v3 store: locks, elections, service registry, task progress.
+//! Coordination recipes over any etcd v3 store: locks, elections, service registry, task progress,
+//! barriers, shared results, rate limits.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -36,15 +37,24 @@
 //! | the last handle of a session | every hold is given up, then the lease is revoked |
 //! | a `close()` future | closing goes on |
 //! | a watcher, a mirror | the watch is closed |
+//! | a hold of a barrier | opens it, as a guard releases |
+//! | a `wait()` at a cyclic barrier, an `enter()` future | the member withdraws, unless all have come |
+//! | an entered double barrier | leaves, without waiting for the others |
+//! | a `get_or_try_init()` future | the computation is dropped, and the next candidate computes |
+//! | an `acquire()` of a rate limiter | no permit is used; granted ones are at hand for the next call |
 //! | the runtime, or the process, killed | the lease runs out and takes the keys along |
 //!
 //! # Where things live
 //!
 //! All keys lie under `quorate/`: locks at `quorate/lock/<name>/<lease>/<nonce>`, sessions at
 //! `quorate/session/<lease>`, elections at `quorate/election/<name>/…`, services at
-//! `quorate/service/<name>/<id>`, progress at `quorate/progress/<job>/…`. Names are escaped so that none lies under another. The layout of locks
+//! `quorate/service/<name>/<id>`, progress at `quorate/progress/<job>/…`,
+//! barriers at `quorate/barrier/<name>/…`, `quorate/cyclic-barrier/<name>/…` and
+//! `quorate/double-barrier/<name>/…`, shared results at `quorate/once/<name>/…`, rate limits at
+//! `quorate/rate/<name>/…`. Names are escaped so that none lies under another. The layout of locks
 //! and elections is that of etcd's Go `concurrency` package, so its users stand in the same lines.
 
+pub mod barrier;
 mod client;
 pub mod clock;
 pub mod election;
@@ -53,7 +63,9 @@ mod follow;
 pub mod keys;
 pub mod kit;
 pub mod lock;
+pub mod once;
 pub mod progress;
+pub mod rate;
 pub mod registry;
 pub mod session;
 pub mod store;
@@ -63,11 +75,14 @@ mod value;
 mod wait;
 pub mod watch;
 
+pub use barrier::{Barrier, CyclicBarrier, DoubleBarrier};
 pub use client::{Client, ClientBuilder, Identity};
 pub use election::{Election, Leader, Leadership};
 pub use error::{Error, LostReason, Result, TxnError};
 pub use keys::{Key, KeyRange, KeySpace, LeaseId, Name, Revision};
 pub use lock::{Fence, Fenced, FencingToken};
+pub use once::{OnceCell, OnceError};
+pub use rate::RateLimiter;
 pub use session::{Lost, Session, SessionBuilder, SessionState};
 pub use store::{Store, StoreError, ops::Compare};
 pub use txn::{Committed, Txn};

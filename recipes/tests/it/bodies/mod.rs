@@ -6,10 +6,13 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub mod barriers;
 pub mod elections;
 pub mod faults;
 pub mod locks;
+pub mod once;
 pub mod progress;
+pub mod rates;
 pub mod registry;
 pub mod sessions;
 
