@@ -70,15 +70,23 @@ pub enum Error {
         /// The lease it is attached to.
         lease: LeaseId,
     },
-    /// The store has agreed on another value of what all handles of one thing must agree on.
+    /// The thing exists, made with other settings; nothing was written.
     #[error("{key} is {stored}, not {wanted}")]
     Mismatch {
-        /// The key.
+        /// The key that the settings are stored in.
         key: Key,
-        /// What this handle was made with.
+        /// The caller's.
         wanted: String,
-        /// What the store has.
+        /// Those that hold.
         stored: String,
+    },
+    /// A member of a barrier's generation ended before all had arrived: nobody passes this one.
+    #[error("generation {generation} of the barrier {key} is broken")]
+    Broken {
+        /// The key that the barrier's state is stored in.
+        key: Key,
+        /// The generation.
+        generation: u64,
     },
     /// The operation can never succeed as it is.
     #[error("invalid: {0}")]

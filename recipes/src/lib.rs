@@ -1,5 +1,5 @@
 //! Coordination recipes over any etcd v3 store: locks, elections, service registry, task progress,
-//! counters, latches, transactional memory.
+//! counters, latches, transactional memory, barriers, shared results, rate limits.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -40,6 +40,11 @@
 //! | the last handle of a session | every hold is given up, then the lease is revoked |
 //! | a `close()` future | closing goes on |
 //! | a watcher, a mirror | the watch is closed |
+//! | a hold of a barrier | opens it, as a guard releases |
+//! | a `wait()` at a cyclic barrier, an `enter()` future | the member withdraws, unless all have come |
+//! | an entered double barrier | leaves, without waiting for the others |
+//! | a `get_or_try_init()` future | the computation is dropped, and the next candidate computes |
+//! | an `acquire()` of a rate limiter | no permit is used; granted ones are at hand for the next call |
 //! | the runtime, or the process, killed | the lease runs out and takes the keys along |
 //!
 //! # Where things live
@@ -50,8 +55,13 @@
 //! `quorate/counter/<name>/value`, adders at `quorate/adder/<name>/…`, ids at `quorate/ids/<name>/last`,
 //! latches at `quorate/latch/<name>/state`, the lanes of a session at `quorate/lane/<lease>/<n>`. Names
 //! are escaped so that none lies under another. The layout of locks
+//! `quorate/service/<name>/<id>`, progress at `quorate/progress/<job>/…`,
+//! barriers at `quorate/barrier/<name>/…`, `quorate/cyclic-barrier/<name>/…` and
+//! `quorate/double-barrier/<name>/…`, shared results at `quorate/once/<name>/…`, rate limits at
+//! `quorate/rate/<name>/…`. Names are escaped so that none lies under another. The layout of locks
 //! and elections is that of etcd's Go `concurrency` package, so its users stand in the same lines.
 
+pub mod barrier;
 mod client;
 pub mod clock;
 pub mod counter;
@@ -63,7 +73,9 @@ pub mod keys;
 pub mod kit;
 pub mod latch;
 pub mod lock;
+pub mod once;
 pub mod progress;
+pub mod rate;
 mod register;
 pub mod registry;
 pub mod session;
@@ -75,6 +87,7 @@ mod value;
 mod wait;
 pub mod watch;
 
+pub use barrier::{Barrier, CyclicBarrier, DoubleBarrier};
 pub use client::{Client, ClientBuilder, Identity};
 pub use counter::{Adder, AtomicCounter, IdBlocks};
 pub use election::{Election, Leader, Leadership};
@@ -82,6 +95,8 @@ pub use error::{Error, LostReason, Result, TxnError};
 pub use keys::{Key, KeyRange, KeySpace, LeaseId, Name, Revision};
 pub use latch::CountdownLatch;
 pub use lock::{Fence, Fenced, FencingToken};
+pub use once::{OnceCell, OnceError};
+pub use rate::RateLimiter;
 pub use session::{Lost, Session, SessionBuilder, SessionState};
 pub use stm::{Stm, Transaction};
 pub use store::{Store, StoreError, ops::Compare};

@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use quorate_proto::Reason;
-use quorate_proto::etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType};
+use quorate_proto::etcdserverpb::{
+    RangeRequest, RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest,
+    watch_create_request::FilterType,
+};
+use quorate_proto::mvccpb::Event;
 use quorate_proto::mvccpb::event::EventType;
 
 use crate::client::Client;
@@ -76,12 +80,44 @@ pub(crate) async fn deleted(
     first_deletion(stream).await
 }
 
-/// Waits for any change in `ranges` at or after revision `from`, or for the end of the watch, which
-/// says nothing about the keys: look again in either case.
-pub(crate) async fn changed(
+async fn first_deletion(stream: WatchStream) -> Result<Woken, StoreError> {
+    let deleted = |event: &Event| event.r#type() == EventType::Delete;
+    let event = first_event(stream, deleted).await?;
+    Ok(match event.and_then(|event| event.kv) {
+        Some(kv) => Woken::Deleted(kv.key.into()),
+        None => Woken::Interrupted,
+    })
+}
+
+/// The first event that is `wanted`; `None` when the watch ended before.
+async fn first_event(
+    mut stream: WatchStream,
+    wanted: impl Fn(&Event) -> bool,
+) -> Result<Option<Event>, StoreError> {
+    while let Some(answer) = stream.next().await {
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) if error.is_transient() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if let Some(event) = answer.events.into_iter().find(&wanted) {
+            return Ok(Some(event));
+        }
+        if answer.canceled {
+            return refusal(&answer.cancel_reason).map_or(Ok(None), Err);
+        }
+    }
+    Ok(None)
+}
+
+/// Waits until an event of these ranges is `wanted`, from revision `from` on. May return before:
+/// then it has paused, and the caller looks again, as it does in any case.
+pub(crate) async fn until_event(
     client: &Client,
     ranges: &[KeyRange],
     from: Revision,
+    pause: &mut Backoff,
+    wanted: impl Fn(&Event) -> bool,
 ) -> Result<(), StoreError> {
     let requests = ranges.iter().map(|range| WatchCreateRequest {
         key: range.start.clone(),
@@ -89,42 +125,50 @@ pub(crate) async fn changed(
         start_revision: from.0,
         ..Default::default()
     });
-    let mut stream = client.store().watch(requests.collect()).await?;
-    while let Some(answer) = stream.next().await {
-        let answer = answer?;
-        if !answer.events.is_empty() {
-            return Ok(());
-        }
-        if answer.canceled {
-            let ended = || StoreError::NotApplied(Cause::new(&answer.cancel_reason));
-            return Err(refusal(&answer.cancel_reason).unwrap_or_else(ended));
-        }
+    let event = match client.store().watch(requests.collect()).await {
+        Ok(stream) => first_event(stream, wanted).await,
+        Err(error) => Err(error),
+    };
+    match event {
+        Ok(Some(_)) => pause.reset(),
+        Ok(None) => pause.pause().await,
+        Err(error) if error.is_transient() => pause.pause().await,
+        Err(error) => return Err(error),
     }
-    Err(StoreError::NotApplied(Cause::new("the watch stream ended")))
+    Ok(())
 }
 
-async fn first_deletion(mut stream: WatchStream) -> Result<Woken, StoreError> {
-    while let Some(answer) = stream.next().await {
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(error) if error.is_transient() => return Ok(Woken::Interrupted),
-            Err(error) => return Err(error),
-        };
-        let gone = answer.events.into_iter().find_map(|event| {
-            let deleted = event.r#type() == EventType::Delete;
-            event.kv.filter(|_| deleted).map(|kv| kv.key)
-        });
-        if let Some(key) = gone {
-            return Ok(Woken::Deleted(key.into()));
-        }
-        if answer.canceled {
-            return match refusal(&answer.cancel_reason) {
-                Some(error) => Err(error),
-                None => Ok(Woken::Interrupted),
-            };
+/// Reads until the store answers.
+pub(crate) async fn read(
+    client: &Client,
+    request: RangeRequest,
+) -> Result<RangeResponse, StoreError> {
+    let mut pause = Backoff::between_attempts(client);
+    loop {
+        match client.store().range(request.clone()).await {
+            Err(error) if error.is_transient() => pause.pause().await,
+            answer => return answer,
         }
     }
-    Ok(Woken::Interrupted)
+}
+
+/// As [`Actor::repeat`](crate::session::Actor::repeat), without a session.
+pub(crate) async fn repeat(
+    client: &Client,
+    request: TxnRequest,
+) -> Result<(TxnResponse, bool), StoreError> {
+    let mut pause = Backoff::between_attempts(client);
+    let mut repeated = false;
+    loop {
+        match client.store().txn(request.clone()).await {
+            Ok(answer) => return Ok((answer, repeated)),
+            Err(error) if error.is_transient() => {
+                repeated |= error.is_ambiguous();
+                pause.pause().await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// The final error that a server's reason for ending a watch stands for, if it is one. The reason

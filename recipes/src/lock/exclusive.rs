@@ -120,7 +120,7 @@ impl ExclusiveLock {
     }
 
     async fn attempt(&self, session: &Session) -> Result<Tried> {
-        let record = ContenderRecord::now(session, &self.info).with_nonce(self.client.nonce());
+        let record = ContenderRecord::of(session, &self.info).with_nonce(self.client.nonce());
         let value = Value::from(Json(record)).into_bytes(&self.key)?;
         let claim = Claim::of(self.key.clone(), value);
         let claimed = session

@@ -29,13 +29,21 @@ pub(crate) struct ContenderRecord {
 }
 
 impl ContenderRecord {
-    /// A contender of this session that begins now.
-    pub(crate) fn now(session: &Session, info: &str) -> Self {
+    /// A contender of this session, or of its task, that begins now.
+    pub(crate) fn of(session: &Session, info: &str) -> Self {
+        Self {
+            task: session.task().map(str::to_owned),
+            ..Self::now(info)
+        }
+    }
+
+    /// A contender that begins now.
+    pub(crate) fn now(info: &str) -> Self {
         Self {
             v: 1,
             info: info.to_owned(),
             nonce: String::new(),
-            task: session.task().map(str::to_owned),
+            task: None,
             since_ms: clock::wall_millis(),
         }
     }

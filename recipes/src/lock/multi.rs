@@ -66,7 +66,7 @@ impl MultiLock {
     }
 
     fn value(&self, session: &Session) -> Value {
-        Json(ContenderRecord::now(session, &self.info)).into()
+        Json(ContenderRecord::of(session, &self.info)).into()
     }
 
     /// Waits until all locks are held.

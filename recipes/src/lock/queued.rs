@@ -79,7 +79,7 @@ impl Mutex {
     }
 
     fn value(&self, session: &Session) -> Value {
-        Json(ContenderRecord::now(session, &self.info)).into()
+        Json(ContenderRecord::of(session, &self.info)).into()
     }
 
     fn note(&self) -> Note {

@@ -69,7 +69,7 @@ impl RwLock {
     }
 
     fn value(&self, session: &Session) -> Value {
-        Json(ContenderRecord::now(session, &self.info)).into()
+        Json(ContenderRecord::of(session, &self.info)).into()
     }
 
     /// Waits until the lock is held for reading: until every writer that asked before has gone.

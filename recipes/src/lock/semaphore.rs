@@ -21,7 +21,7 @@ use crate::kit::Contender;
 use crate::session::{Claim, Claimed, Session};
 use crate::store::ops::{self, Compare};
 use crate::value::{Json, Value, from_json};
-use crate::wait::{Backoff, changed};
+use crate::wait::{self, Backoff};
 
 /// Tries without the door before standing in its line.
 const HASTY_TRIES: usize = 2;
@@ -139,7 +139,7 @@ impl Semaphore {
                 Tried::Moved => {}
             }
         }
-        let value = Json(ContenderRecord::now(session, &self.info));
+        let value = Json(ContenderRecord::of(session, &self.info));
         let door = Contender::enter(session, &self.door(), value).await?;
         let door = door.wait_turn().await?;
         let lost = door.lost();
@@ -290,11 +290,7 @@ impl Semaphore {
             let from = Revision(count.at.0 + 1);
             // Nothing but permits and the limit matters; the space has the door's line beside them.
             let ranges = [self.permits().range(), KeyRange::one(self.limit_key())];
-            match changed(&self.client, &ranges, from).await {
-                Ok(()) => pause.reset(),
-                Err(error) if error.is_transient() => pause.pause().await,
-                Err(error) => return Err(error.into()),
-            }
+            wait::until_event(&self.client, &ranges, from, &mut pause, |_| true).await?;
         }
     }
 
@@ -349,7 +345,7 @@ impl Semaphore {
         let key = self.permits().key(&name);
         let record = PermitRecord {
             permits: permits.get(),
-            contender: ContenderRecord::now(session, &self.info),
+            contender: ContenderRecord::of(session, &self.info),
         };
         let mut claim = Claim::of(key.clone(), Value::from(Json(record)).into_bytes(&key)?);
         claim.when = when;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bodies::{
-    counters, deadlocks, elections, latches, lock_forms, progress, registry, rw_locks, semaphores,
-    session, successions, transactions,
+    barriers, counters, deadlocks, elections, latches, lock_forms, once, progress, rates, registry,
+    rw_locks, semaphores, session, successions, transactions,
 };
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
@@ -113,6 +113,27 @@ on_every_store! {
     transactions::limits_and_guards,
     transactions::commits_survive_lost_answers,
     transactions::runs_anywhere,
+    barriers::holds_keep_it_closed_together,
+    barriers::what_is_set_stays_until_lifted,
+    barriers::late_copies_neither_close_nor_open,
+    barriers::dead_watches_open_nothing,
+    barriers::generations_follow_one_another,
+    barriers::a_lost_member_breaks_its_generation,
+    barriers::dropped_waits_withdraw,
+    barriers::arriving_survives_lost_answers,
+    barriers::they_enter_and_leave_together,
+    barriers::the_number_of_parties_is_agreed,
+    once::one_computes_and_all_get_it,
+    once::the_next_one_computes,
+    once::large_results_are_whole,
+    once::damage_is_no_value,
+    once::taken_back_and_computed_anew,
+    once::publishing_survives_lost_answers,
+    rates::no_window_has_too_many,
+    rates::what_is_not_there_is_not_given,
+    rates::the_rule_is_agreed,
+    rates::grants_survive_lost_answers,
+    rates::dropped_calls_use_nothing,
 }
 
 /// `etcdctl elect` and the election stand in the same line, and each sees the other lead.

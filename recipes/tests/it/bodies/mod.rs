@@ -6,6 +6,7 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub mod barriers;
 pub mod counters;
 pub mod deadlocks;
 pub mod elections;
@@ -13,7 +14,9 @@ pub mod faults;
 pub mod latches;
 pub mod lock_forms;
 pub mod locks;
+pub mod once;
 pub mod progress;
+pub mod rates;
 pub mod registry;
 pub mod rw_locks;
 pub mod semaphores;
