@@ -9,6 +9,8 @@ mod cyclic;
 mod double;
 mod gate;
 mod generation;
+#[cfg(test)]
+mod tests;
 
 pub use assembly::Gathering;
 pub use cyclic::{CyclicBarrier, Passed};

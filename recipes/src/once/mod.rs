@@ -5,6 +5,8 @@
 mod attempt;
 mod fetch;
 mod manifest;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::future::Future;

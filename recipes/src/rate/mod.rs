@@ -5,6 +5,8 @@
 mod block;
 mod grant;
 mod rule;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

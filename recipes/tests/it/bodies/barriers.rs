@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_recipes::barrier::Passed;
+use quorate_recipes::store::Store;
+use quorate_recipes::store::faulty::{Fault, Faulty};
 use quorate_recipes::{Client, Error, LostReason, Session, TxnError};
 use tokio::task::JoinHandle;
 
 use super::{keys_below, session};
-use crate::support::faulty::{Fault, Faulty};
 use crate::support::{soon, until};
 
-fn client_of(faulty: &Arc<Faulty>) -> Client {
-    Client::builder_shared(Arc::clone(faulty) as _).build()
+fn client_of(faulty: &Faulty<Arc<dyn Store>>) -> Client {
+    Client::new(faulty.clone())
 }
 
 fn waiting(client: &Client, name: &str) -> JoinHandle<Result<(), Error>> {

@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use quorate_recipes::once::OnceError;
+use quorate_recipes::store::Store;
+use quorate_recipes::store::faulty::{Fault, Faulty};
 use quorate_recipes::{Client, Error};
 
 use super::{keys_below, session};
-use crate::support::faulty::{Fault, Faulty};
 use crate::support::{soon, until};
 
 type Failure = OnceError<&'static str>;
 
-fn client_of(faulty: &Arc<Faulty>) -> Client {
-    Client::builder_shared(Arc::clone(faulty) as _).build()
+fn client_of(faulty: &Faulty<Arc<dyn Store>>) -> Client {
+    Client::new(faulty.clone())
 }
 
 /// Of many who need it one computes, and all get that; so do those who come later, and who only wait.

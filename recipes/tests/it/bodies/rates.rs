@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use quorate_recipes::store::faulty::{Fault, Faulty};
 use quorate_recipes::{Client, Error};
 use tokio::time::Instant;
 
 use super::{keys_below, session};
-use crate::support::faulty::{Fault, Faulty};
 use crate::support::{soon, until};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -122,7 +122,7 @@ pub async fn the_rule_is_agreed(client: &Client) {
 /// Lost answers and late copies give nothing out twice, and leave no grant that nobody has.
 pub async fn grants_survive_lost_answers(client: &Client) {
     let faulty = Faulty::new(Arc::clone(client.store()));
-    let client = Client::builder_shared(Arc::clone(&faulty) as _).build();
+    let client = Client::new(faulty.clone());
     let session = session(&client).await;
     for (index, plan) in [
         vec![Fault::NotSent],
@@ -150,7 +150,7 @@ pub async fn grants_survive_lost_answers(client: &Client) {
 /// A dropped call uses nothing: what it was granted is there for the next.
 pub async fn dropped_calls_use_nothing(client: &Client) {
     let faulty = Faulty::new(Arc::clone(client.store()));
-    let client = Client::builder_shared(Arc::clone(&faulty) as _).build();
+    let client = Client::new(faulty.clone());
     let session = session(&client).await;
     let limiter = client.rate_limiter("dropped", 1, 60 * SECOND);
     limiter.set_rule(&session, 1, 60 * SECOND).await.unwrap();
