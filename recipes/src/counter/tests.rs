@@ -1,0 +1,181 @@
+//! Counting under faults: with calls that fail at random and sessions that are lost, and with futures
+//! dropped at every call.
+
+use std::time::Duration;
+
+use super::*;
+use crate::client::Client;
+use crate::keys::KeyRange;
+use crate::session::Session;
+use crate::store::faulty::{Calls, Stage};
+use crate::store::{Faulty, MemStore, Rates};
+
+const SEEDS: u64 = 40;
+const ROUNDS: usize = 12;
+
+/// What a worker knows of its additions of 1.
+#[derive(Debug, Default)]
+struct Tally {
+    certain: i64,
+    unknown: i64,
+    /// What the counter said.
+    values: Vec<i64>,
+}
+
+impl Tally {
+    /// Notes an addition; returns whether a new session is needed.
+    fn note<T>(&mut self, outcome: Result<T>) -> (Option<T>, bool) {
+        match outcome {
+            Ok(value) => {
+                self.certain += 1;
+                (Some(value), false)
+            }
+            Err(Error::SessionLost(_)) => (None, true),
+            Err(error) if error.is_ambiguous() => {
+                self.unknown += 1;
+                (None, true)
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+async fn open(client: &Client) -> Session {
+    loop {
+        match client.session().ttl(Duration::from_secs(5)).await {
+            Ok(session) => return session,
+            Err(error) => assert!(matches!(error, Error::Store(_)), "{error}"),
+        }
+    }
+}
+
+/// Adds to both kinds, folds, and loses a session now and then.
+async fn work(store: MemStore, seed: u64) -> (Tally, Tally) {
+    let faulty = Faulty::new(store.clone());
+    let client = Client::builder(faulty.clone()).seed(seed).build();
+    faulty.fail_at_random(seed, Rates::evenly(0.25));
+    let (counter, adder) = (client.counter("c"), client.adder("c"));
+    let (mut counted, mut added) = (Tally::default(), Tally::default());
+    let mut session = open(&client).await;
+    for _ in 0..ROUNDS {
+        if client.random().is_multiple_of(6) {
+            let _ = store.expire(session.lease());
+        }
+        let (value, lost) = counted.note(counter.add(&session, 1).await);
+        counted.values.extend(value);
+        if lost {
+            session = open(&client).await;
+        }
+        if added.note(adder.add(&session, 1).await).1 {
+            session = open(&client).await;
+        }
+        if client.random().is_multiple_of(3)
+            && let Err(error) = adder.fold().await
+        {
+            assert!(matches!(error, Error::Store(_)), "{error}");
+        }
+    }
+    faulty.fail_at_random(0, Rates::NONE);
+    // The late copies arrive.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    (counted, added)
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_counted_twice_or_lost() {
+    let (mut unknown, mut folded) = (0, 0);
+    for seed in 0..SEEDS {
+        let store = MemStore::new();
+        let workers = (0..3).map(|worker| work(store.clone(), seed * 10 + worker));
+        let tallies = futures::future::join_all(workers).await;
+        let client = Client::new(store.clone());
+        let counter = client.counter("c").get().await.unwrap();
+        let sum = client.adder("c").sum().await.unwrap();
+        let mut values = Vec::new();
+        let (counted, added): (Vec<_>, Vec<_>) = tallies.into_iter().unzip();
+        for (which, now, tallies) in [("counter", counter, counted), ("adder", sum, added)] {
+            let certain: i64 = tallies.iter().map(|tally| tally.certain).sum();
+            let open: i64 = tallies.iter().map(|tally| tally.unknown).sum();
+            assert!(
+                (certain..=certain + open).contains(&now),
+                "seed {seed}, {which}: {now} after {certain}, {open} open"
+            );
+            unknown += open;
+            values.extend(tallies.into_iter().flat_map(|tally| tally.values));
+        }
+        let count = values.len();
+        values.sort_unstable();
+        values.dedup();
+        assert_eq!(values.len(), count, "seed {seed}: two saw the same value");
+        assert!(values.iter().all(|value| (1..=counter).contains(value)));
+        folded += usize::from(
+            !store
+                .dump(&KeyRange::one("quorate/adder/c/base"))
+                .is_empty(),
+        );
+    }
+    assert!(
+        unknown > 0 && folded > 0,
+        "{unknown} unknown, {folded} folded"
+    );
+}
+
+/// Wherever a change is dropped, it is made once or not at all, and the next one is made.
+#[tokio::test(start_paused = true)]
+async fn dropped_anywhere() {
+    for stage in [Stage::NotSent, Stage::AppliedUnanswered, Stage::Answered] {
+        for nth in 1.. {
+            let store = MemStore::new();
+            let faulty = Faulty::new(store.clone());
+            let client = Client::builder(faulty.clone()).seed(nth).build();
+            let session = open(&client).await;
+            let (counter, adder) = (client.counter("c"), client.adder("c"));
+            let ids = client.ids("c").block(2);
+            let held = faulty.hold(usize::try_from(nth).unwrap(), Calls::Any, stage);
+            let work = async {
+                let id = ids.next().await.unwrap();
+                counter.add(&session, 1).await.unwrap();
+                adder.add(&session, 1).await.unwrap();
+                id
+            };
+            let finished = tokio::select! {
+                biased;
+                () = held.reached() => None,
+                id = work => Some(id),
+            };
+            held.release();
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            let (before, sum) = (counter.get().await.unwrap(), adder.sum().await.unwrap());
+            assert!(
+                (0..=1).contains(&before) && (0..=before).contains(&sum),
+                "{nth} {stage:?}"
+            );
+            assert_eq!(counter.add(&session, 1).await.unwrap(), before + 1);
+            adder.add(&session, 1).await.unwrap();
+            assert_eq!(adder.sum().await.unwrap(), sum + 1);
+            assert!(ids.next().await.unwrap() > finished.unwrap_or(0));
+            if finished.is_some() {
+                assert!(nth > 5, "an id, a lane, two changes");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn only_decimal_numbers_are_numbers() {
+    let key = Key::from("k");
+    let parse_i64 = |text: &'static str| parse::<i64>(&key, Some(&text.into()));
+    assert_eq!(parse::<i64>(&key, None).unwrap(), 0);
+    assert_eq!(parse_i64("-7").unwrap(), -7);
+    assert_eq!(parse_i64("9223372036854775807").unwrap(), i64::MAX);
+    for text in ["", " 1", "1.0", "9223372036854775808", "x"] {
+        assert!(
+            matches!(parse_i64(text), Err(Error::Codec { .. })),
+            "{text:?}"
+        );
+    }
+    assert!(matches!(sum(&key, i64::MAX, 1), Err(Error::Invalid(_))));
+    assert!(matches!(sum(&key, i64::MIN, -1), Err(Error::Invalid(_))));
+    assert_eq!(sum(&key, i64::MAX, i64::MIN).unwrap(), -1);
+}
