@@ -2,6 +2,8 @@
 //! committed only if nothing that it read has changed since. `transaction` is what a closure sees;
 //! here is when it is run, and again.
 
+#[cfg(test)]
+mod tests;
 mod transaction;
 
 use std::time::Duration;
