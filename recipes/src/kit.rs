@@ -241,13 +241,13 @@ impl Contender {
     }
 }
 
-fn fresh_key(session: &Session, space: &KeySpace) -> Key {
+pub(crate) fn fresh_key(session: &Session, space: &KeySpace) -> Key {
     space.key(&format!("{}/{}", session.lease(), session.client().nonce()))
 }
 
 /// Whether a key is what a contender leaves: `<lease>` (etcd's own clients) or `<lease>/<nonce>`
 /// below the prefix, attached to the lease it names. Anything else may stay for ever.
-fn is_contender(space: &KeySpace, kv: &KeyValue) -> bool {
+pub(crate) fn is_contender(space: &KeySpace, kv: &KeyValue) -> bool {
     let Some(suffix) = space.suffix(&kv.key) else {
         return false;
     };

@@ -1,4 +1,5 @@
-//! Coordination recipes over any etcd v3 store: locks, elections, service registry, task progress.
+//! Coordination recipes over any etcd v3 store: locks, elections, membership, service registry, task
+//! progress.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -30,9 +31,10 @@
 //! | a `commit()` future | an unknown outcome |
 //! | a `campaign()` future | as a `lock()` future |
 //! | a leadership | resigns, as a guard releases |
+//! | a membership, or a `join()` future | leaves, and is seen to |
 //! | a registration, or a `register()` future | deregistered |
 //! | a reporter without `finish` | the task is reported as abandoned |
-//! | a discovery, a monitor, an observer | the watch is closed |
+//! | a discovery, a monitor, an observer, the members of a group | the watch is closed |
 //! | the last handle of a session | every hold is given up, then the lease is revoked |
 //! | a `close()` future | closing goes on |
 //! | a watcher, a mirror | the watch is closed |
@@ -41,18 +43,21 @@
 //! # Where things live
 //!
 //! All keys lie under `quorate/`: locks at `quorate/lock/<name>/<lease>/<nonce>`, sessions at
-//! `quorate/session/<lease>`, elections at `quorate/election/<name>/…`, services at
-//! `quorate/service/<name>/<id>`, progress at `quorate/progress/<job>/…`. Names are escaped so that none lies under another. The layout of locks
+//! `quorate/session/<lease>`, elections at `quorate/election/<name>/…`, members at
+//! `quorate/member/<group>/<lease>/<nonce>`, services at `quorate/service/<name>/<id>`, progress at
+//! `quorate/progress/<job>/…`. Names are escaped so that none lies under another. The layout of locks
 //! and elections is that of etcd's Go `concurrency` package, so its users stand in the same lines.
 
 mod client;
 pub mod clock;
+mod departure;
 pub mod election;
 pub mod error;
 mod follow;
 pub mod keys;
 pub mod kit;
 pub mod lock;
+pub mod membership;
 pub mod progress;
 pub mod registry;
 pub mod session;
@@ -68,6 +73,7 @@ pub use election::{Election, Leader, Leadership};
 pub use error::{Error, LostReason, Result, TxnError};
 pub use keys::{Key, KeyRange, KeySpace, LeaseId, Name, Revision};
 pub use lock::{Fence, Fenced, FencingToken};
+pub use membership::{Group, Members, Membership};
 pub use session::{Lost, Session, SessionBuilder, SessionState};
 pub use store::{Store, StoreError, ops::Compare};
 pub use txn::{Committed, Txn};

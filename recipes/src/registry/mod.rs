@@ -17,7 +17,9 @@ pub use discovery::{Discover, Discovery};
 pub use instance::{Instance, InstanceBuilder, Status};
 pub use registration::{Registration, RegistrationState};
 pub use tracker::MassLoss;
-pub use view::{Change, Departure, Endpoint, ServiceView};
+pub use view::{Change, Endpoint, ServiceView};
+
+pub use crate::departure::Departure;
 
 /// The kind of key space that services live in.
 const KIND: &str = "service";

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use quorate_proto::etcdserverpb::{RequestOp, ResponseOp, TxnRequest, TxnResponse};
 use quorate_proto::mvccpb::KeyValue;
 use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Actor;
 use crate::error::{Error, LostReason, Result};
@@ -28,6 +29,9 @@ pub struct Claim {
     pub also: Vec<RequestOp>,
     /// Reads done when it is not.
     pub otherwise: Vec<RequestOp>,
+    /// Written over the key just before it is given up, also when the session is *closed*: those who
+    /// watch then tell that from the end of a lease, which writes nothing.
+    pub farewell: Option<Bytes>,
 }
 
 /// What became of a [`Claim`].
@@ -63,9 +67,48 @@ pub struct Owned {
     /// The revision of the last write to the key; held while writing.
     written: Arc<tokio::sync::Mutex<Revision>>,
     armed: bool,
+    farewell: Option<Box<Farewell>>,
+}
+
+/// What is written before the key is deleted.
+#[derive(Debug)]
+struct Farewell {
+    value: Bytes,
+    /// Tells the task that waits for the session to be closed that the key has gone before.
+    _gone: DropGuard,
 }
 
 impl Owned {
+    fn new(actor: &Actor, key: &Key, created: Revision, farewell: Option<&Bytes>) -> Self {
+        let mut owned = Self {
+            actor: actor.clone(),
+            key: key.clone(),
+            revision: created,
+            written: Arc::new(tokio::sync::Mutex::new(created)),
+            armed: true,
+            farewell: None,
+        };
+        if let Some(value) = farewell {
+            let gone = CancellationToken::new();
+            owned.farewell = Some(Box::new(Farewell {
+                value: value.clone(),
+                _gone: gone.clone().drop_guard(),
+            }));
+            actor.spawn("farewell", farewell_on_close(owned.ending(), gone));
+        }
+        owned
+    }
+
+    /// What it takes to give the key up.
+    fn ending(&self) -> Ending {
+        Ending {
+            actor: self.actor.clone(),
+            key: self.key.clone(),
+            created: self.revision,
+            farewell: self.farewell.as_ref().map(|last| last.value.clone()),
+        }
+    }
+
     /// The key.
     #[must_use]
     pub fn key(&self) -> &Key {
@@ -100,7 +143,7 @@ impl Owned {
             .await
     }
 
-    /// Deletes the key now. Returns whether it still existed as created; `None` when an answer was
+    /// Deletes the key now, the farewell first if the claim had one. Returns whether it still existed as created; `None` when an answer was
     /// lost on the way, so that an earlier copy of the deletion may have been the one.
     ///
     /// # Errors
@@ -110,11 +153,10 @@ impl Owned {
     /// The deletion goes on when the future is dropped.
     pub async fn release(mut self) -> Result<Option<bool>> {
         self.armed = false;
-        let (actor, key, revision) = (self.actor.clone(), self.key.clone(), self.revision);
+        let ending = self.ending();
         let (tell, answer) = oneshot::channel();
-        let task = actor.clone();
-        actor.spawn("release", async move {
-            drop(tell.send(task.delete_created(&key, revision).await));
+        self.actor.spawn("release", async move {
+            drop(tell.send(ending.give_up().await));
         });
         answer.await.map_err(|_| self.actor.loss())?
     }
@@ -125,12 +167,56 @@ impl Drop for Owned {
         if !self.armed {
             return;
         }
-        let (actor, key, revision) = (self.actor.clone(), self.key.clone(), self.revision);
+        let ending = self.ending();
         self.actor.spawn("release", async move {
-            if let Err(error) = actor.delete_created(&key, revision).await {
+            let key = ending.key.clone();
+            if let Err(error) = ending.give_up().await {
                 tracing::debug!(%key, %error, "a dropped key was left to its lease");
             }
         });
+    }
+}
+
+/// A key on its way out.
+struct Ending {
+    actor: Actor,
+    key: Key,
+    created: Revision,
+    farewell: Option<Bytes>,
+}
+
+impl Ending {
+    /// As [`Owned::release`]. Says farewell and deletes in two transactions, because one cannot
+    /// write a key twice. The farewell compares less than other writes of the key do: those that are
+    /// still on their way change nothing after it.
+    async fn give_up(self) -> Result<Option<bool>> {
+        if let Some(farewell) = self.farewell {
+            let request = TxnRequest {
+                compare: vec![Compare::create_revision(&self.key, self.created).into()],
+                success: vec![ops::put(&self.key, farewell, Some(self.actor.lease()))],
+                failure: Vec::new(),
+            };
+            self.actor.repeat(request).await?;
+        }
+        self.actor.delete_created(&self.key, self.created).await
+    }
+}
+
+/// Gives the key up when the session is closed, which waits for it, so that closing does not look
+/// like the end of a lease. Ends with the key.
+async fn farewell_on_close(ending: Ending, gone: CancellationToken) {
+    let lost = ending.actor.lost();
+    tokio::select! {
+        biased;
+        reason = lost => {
+            if reason == LostReason::Closed {
+                let key = ending.key.clone();
+                if let Err(error) = ending.give_up().await {
+                    tracing::debug!(%key, %error, "no farewell before the session's end");
+                }
+            }
+        }
+        () = gone.cancelled() => {}
     }
 }
 
@@ -194,13 +280,7 @@ impl Actor {
         mut answer: TxnResponse,
     ) -> Result<Option<Claimed>> {
         let revision = Revision(answer.header.map_or(0, |header| header.revision));
-        let owned = |created| Owned {
-            actor: self.clone(),
-            key: key.clone(),
-            revision: created,
-            written: Arc::new(tokio::sync::Mutex::new(created)),
-            armed: true,
-        };
+        let owned = |created| Owned::new(self, key, created, claim.farewell.as_ref());
         if answer.succeeded {
             return Ok(Some(Claimed::Made {
                 owned: owned(revision),

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bodies::{elections, progress, registry, session};
+use crate::bodies::{elections, membership, progress, registry, session};
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
 use futures::StreamExt;
@@ -65,6 +65,11 @@ on_every_store! {
     elections::no_phantom_leader,
     elections::observers_see_every_change,
     elections::dropped_campaigns_leave_nothing,
+    membership::members_and_events,
+    membership::leaves_and_losses_are_told_apart,
+    membership::only_members_write,
+    membership::memberships_survive_lost_answers,
+    membership::dropped_joins_leave_nothing,
     registry::views_and_events,
     registry::comes_back_as_it_was_last,
     registry::ids_are_taken_once,

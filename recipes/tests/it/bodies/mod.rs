@@ -9,6 +9,7 @@
 pub mod elections;
 pub mod faults;
 pub mod locks;
+pub mod membership;
 pub mod progress;
 pub mod registry;
 pub mod sessions;
