@@ -48,6 +48,7 @@
 //! `quorate/progress/<job>/…`. Names are escaped so that none lies under another. The layout of locks
 //! and elections is that of etcd's Go `concurrency` package, so its users stand in the same lines.
 
+pub mod assign;
 mod client;
 pub mod clock;
 mod departure;
@@ -68,6 +69,7 @@ mod value;
 mod wait;
 pub mod watch;
 
+pub use assign::{Partition, PartitionSet, Partitions};
 pub use client::{Client, ClientBuilder, Identity};
 pub use election::{Election, Leader, Leadership};
 pub use error::{Error, LostReason, Result, TxnError};

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bodies::{elections, membership, progress, registry, session};
+use crate::bodies::{assign, elections, membership, progress, registry, session};
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
 use futures::StreamExt;
@@ -59,6 +59,11 @@ macro_rules! on_every_store {
 }
 
 on_every_store! {
+    assign::shares_follow_the_members,
+    assign::a_partition_is_never_taken_by_force,
+    assign::losses_free_what_was_held,
+    assign::dropped_members_give_everything_back,
+    assign::foreign_keys_stop_one_partition_only,
     elections::one_leader_at_a_time,
     elections::takeover_after_loss,
     elections::deposed_leader_is_fenced,

@@ -6,6 +6,7 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub mod assign;
 pub mod elections;
 pub mod faults;
 pub mod locks;
