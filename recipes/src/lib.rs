@@ -1,5 +1,5 @@
-//! Coordination recipes over any etcd v3 store: locks, elections, membership, service registry, task
-//! progress.
+//! Coordination recipes over any etcd v3 store: locks, elections, membership, partitions, service
+//! registry, task progress.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -32,7 +32,10 @@
 //! | a `campaign()` future | as a `lock()` future |
 //! | a leadership | resigns, as a guard releases |
 //! | a membership, or a `join()` future | leaves, and is seen to |
+//! | a partition | given back, as a guard releases |
+//! | a member's share of partitions | leaves; what it did not take is given back, what it took is revoked |
 //! | a registration, or a `register()` future | deregistered |
+//! | a kept key, or a `keep()` future | removed |
 //! | a reporter without `finish` | the task is reported as abandoned |
 //! | a discovery, a monitor, an observer, the members of a group | the watch is closed |
 //! | the last handle of a session | every hold is given up, then the lease is revoked |
@@ -44,9 +47,10 @@
 //!
 //! All keys lie under `quorate/`: locks at `quorate/lock/<name>/<lease>/<nonce>`, sessions at
 //! `quorate/session/<lease>`, elections at `quorate/election/<name>/…`, members at
-//! `quorate/member/<group>/<lease>/<nonce>`, services at `quorate/service/<name>/<id>`, progress at
-//! `quorate/progress/<job>/…`. Names are escaped so that none lies under another. The layout of locks
-//! and elections is that of etcd's Go `concurrency` package, so its users stand in the same lines.
+//! `quorate/member/<group>/<lease>/<nonce>`, partitions at `quorate/assign/<name>/…`, services at
+//! `quorate/service/<name>/<id>`, progress at `quorate/progress/<job>/…`. Names are escaped so that
+//! none lies under another. The layout of locks and elections is that of etcd's Go `concurrency`
+//! package, so its users stand in the same lines.
 
 pub mod assign;
 mod client;
@@ -55,8 +59,10 @@ mod departure;
 pub mod election;
 pub mod error;
 mod follow;
+mod keeper;
 pub mod keys;
 pub mod kit;
+pub mod leased;
 pub mod lock;
 pub mod membership;
 pub mod progress;
@@ -74,6 +80,7 @@ pub use client::{Client, ClientBuilder, Identity};
 pub use election::{Election, Leader, Leadership};
 pub use error::{Error, LostReason, Result, TxnError};
 pub use keys::{Key, KeyRange, KeySpace, LeaseId, Name, Revision};
+pub use leased::{KeptKey, KeptState};
 pub use lock::{Fence, Fenced, FencingToken};
 pub use membership::{Group, Members, Membership};
 pub use session::{Lost, Session, SessionBuilder, SessionState};

@@ -2,12 +2,11 @@
 //! service keeps a view of all its instances. Values are in the JSON form of etcd's gRPC naming, so
 //! a Go gRPC client with etcd's resolver finds the same instances.
 //!
-//! `instance` is what is registered, `keeper` keeps it registered, `record` is how it is written,
+//! `instance` is what is registered, `registration` what its owner holds, `record` is how it is written,
 //! `discovery` follows a service, `tracker` decides what a view shows.
 
 mod discovery;
 mod instance;
-mod keeper;
 mod record;
 mod registration;
 mod tracker;

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bodies::{assign, elections, membership, progress, registry, session};
+use crate::bodies::{assign, elections, leased, membership, progress, registry, session};
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
 use futures::StreamExt;
@@ -70,6 +70,10 @@ on_every_store! {
     elections::no_phantom_leader,
     elections::observers_see_every_change,
     elections::dropped_campaigns_leave_nothing,
+    leased::kept_keys_stay_in_place,
+    leased::kept_keys_yield_if_asked,
+    leased::kept_keys_survive_lost_answers,
+    leased::dropped_kept_keys_leave_nothing,
     membership::members_and_events,
     membership::leaves_and_losses_are_told_apart,
     membership::only_members_write,

@@ -9,6 +9,7 @@
 pub mod assign;
 pub mod elections;
 pub mod faults;
+pub mod leased;
 pub mod locks;
 pub mod membership;
 pub mod progress;
