@@ -1,4 +1,5 @@
-//! Coordination recipes over any etcd v3 store: locks, elections, service registry, task progress,
+//! Coordination recipes over any etcd v3 store: locks, elections, membership, partitions,
+//! service registry, task progress,
 //! counters, latches, transactional memory, barriers, shared results, rate limits.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
@@ -34,9 +35,13 @@
 //! | a `next()` future of ids | a block may go unused |
 //! | a `campaign()` future | as a `lock()` future |
 //! | a leadership | resigns, as a guard releases |
+//! | a membership, or a `join()` future | leaves, and is seen to |
+//! | a partition | given back, as a guard releases |
+//! | a member's share of partitions | leaves; what it did not take is given back, what it took is revoked |
 //! | a registration, or a `register()` future | deregistered |
+//! | a kept key, or a `keep()` future | removed |
 //! | a reporter without `finish` | the task is reported as abandoned |
-//! | a discovery, a monitor, an observer | the watch is closed |
+//! | a discovery, a monitor, an observer, the members of a group | the watch is closed |
 //! | the last handle of a session | every hold is given up, then the lease is revoked |
 //! | a `close()` future | closing goes on |
 //! | a watcher, a mirror | the watch is closed |
@@ -61,18 +66,23 @@
 //! `quorate/rate/<name>/…`. Names are escaped so that none lies under another. The layout of locks
 //! and elections is that of etcd's Go `concurrency` package, so its users stand in the same lines.
 
+pub mod assign;
 pub mod barrier;
 mod client;
 pub mod clock;
 pub mod counter;
+mod departure;
 pub mod election;
 pub mod error;
 mod follow;
 pub mod inspect;
+mod keeper;
 pub mod keys;
 pub mod kit;
 pub mod latch;
+pub mod leased;
 pub mod lock;
+pub mod membership;
 pub mod once;
 pub mod progress;
 pub mod rate;
@@ -87,6 +97,7 @@ mod value;
 mod wait;
 pub mod watch;
 
+pub use assign::{Partition, PartitionSet, Partitions};
 pub use barrier::{Barrier, CyclicBarrier, DoubleBarrier};
 pub use client::{Client, ClientBuilder, Identity};
 pub use counter::{Adder, AtomicCounter, IdBlocks};
@@ -94,7 +105,9 @@ pub use election::{Election, Leader, Leadership};
 pub use error::{Error, LostReason, Result, TxnError};
 pub use keys::{Key, KeyRange, KeySpace, LeaseId, Name, Revision};
 pub use latch::CountdownLatch;
+pub use leased::{KeptKey, KeptState};
 pub use lock::{Fence, Fenced, FencingToken};
+pub use membership::{Group, Members, Membership};
 pub use once::{OnceCell, OnceError};
 pub use rate::RateLimiter;
 pub use session::{Lost, Session, SessionBuilder, SessionState};

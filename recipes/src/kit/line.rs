@@ -4,6 +4,7 @@
 use quorate_proto::mvccpb::KeyValue;
 
 use crate::keys::{Key, KeyRange, KeySpace, LeaseId};
+use crate::session::Session;
 
 /// The shape of a line.
 #[derive(Debug, Clone)]
@@ -99,7 +100,7 @@ impl Line {
 
     /// Whether a key is what a contender leaves: `<lease>` (etcd's own clients) or `<lease>/<nonce>`
     /// below a prefix, attached to the lease it names. Anything else may stay for ever.
-    pub(super) fn is_contender(&self, kv: &KeyValue) -> bool {
+    pub(crate) fn is_contender(&self, kv: &KeyValue) -> bool {
         let mut suffixes = self.behind.iter().filter_map(|space| space.suffix(&kv.key));
         suffixes.any(|suffix| {
             let (lease, nonce) = suffix.split_once('/').unwrap_or((suffix, "-"));
@@ -109,6 +110,11 @@ impl Line {
                 && !nonce.contains('/')
         })
     }
+}
+
+/// A name for a key of the session that nobody has used: `<prefix>/<lease>/<nonce>`.
+pub(crate) fn fresh_key(session: &Session, space: &KeySpace) -> Key {
+    space.key(&format!("{}/{}", session.lease(), session.client().nonce()))
 }
 
 /// The priority in a contender's key; 0 where it has none.

@@ -8,7 +8,7 @@ mod line;
 
 pub use contender::Contender;
 pub use line::Line;
-pub(crate) use line::{is_of_recipes, priority_of};
+pub(crate) use line::{fresh_key, is_of_recipes, priority_of};
 
 pub use crate::session::{Actor, Attach, Claim, Claimed, Effect, Effected, Lane, NewKey, Owned};
 pub use crate::wait::Backoff;

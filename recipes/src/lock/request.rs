@@ -7,6 +7,7 @@ use super::{Hold, Holder, queue_of};
 use crate::client::Client;
 use crate::error::Result;
 use crate::keys::{KeyRange, KeySpace, LeaseId, Revision};
+use crate::kit::fresh_key;
 use crate::session::{Claim, Claimed, Owned, Session};
 use crate::store::ops::Compare;
 use crate::value::{Json, Value, from_json};
@@ -97,8 +98,7 @@ pub(crate) async fn ask(
         let Some(holder) = queue.into_iter().next() else {
             return Ok(None);
         };
-        let name = format!("{}/{}", session.lease(), client.nonce());
-        let key = requests(meta, holder.revision).key(&name);
+        let key = fresh_key(session, &requests(meta, holder.revision));
         let record = Record {
             v: 1,
             reason: reason.clone(),

@@ -17,7 +17,7 @@ use super::{ContenderRecord, Fence, Fenced, Hold, Holder, Waiter, introduced, qu
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, KeySpace, Name, Revision};
-use crate::kit::Contender;
+use crate::kit::{Contender, fresh_key};
 use crate::session::{Claim, Claimed, Session};
 use crate::store::ops::{self, Compare};
 use crate::value::{Json, Value, from_json};
@@ -341,8 +341,7 @@ impl Semaphore {
         when: Vec<Compare>,
         door: Option<&Hold>,
     ) -> Result<Option<Permit>> {
-        let name = format!("{}/{}", session.lease(), self.client.nonce());
-        let key = self.permits().key(&name);
+        let key = fresh_key(session, &self.permits());
         let record = PermitRecord {
             permits: permits.get(),
             contender: ContenderRecord::of(session, &self.info),

@@ -2,12 +2,11 @@
 //! service keeps a view of all its instances. Values are in the JSON form of etcd's gRPC naming, so
 //! a Go gRPC client with etcd's resolver finds the same instances.
 //!
-//! `instance` is what is registered, `keeper` keeps it registered, `record` is how it is written,
+//! `instance` is what is registered, `registration` what its owner holds, `record` is how it is written,
 //! `discovery` follows a service, `tracker` decides what a view shows.
 
 mod discovery;
 mod instance;
-mod keeper;
 mod record;
 mod registration;
 mod tracker;
@@ -17,7 +16,9 @@ pub use discovery::{Discover, Discovery};
 pub use instance::{Instance, InstanceBuilder, Status};
 pub use registration::{Registration, RegistrationState};
 pub use tracker::MassLoss;
-pub use view::{Change, Departure, Endpoint, ServiceView};
+pub use view::{Change, Endpoint, ServiceView};
+
+pub use crate::departure::Departure;
 
 /// The kind of key space that services live in.
 const KIND: &str = "service";

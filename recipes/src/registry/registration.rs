@@ -3,14 +3,12 @@
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use serde::Serialize;
-use tokio::sync::watch;
 
 use super::instance::{Instance, Status};
-use super::keeper::Keeper;
 use super::record;
 use crate::error::{Error, Result};
+use crate::keeper::{Keeper, Kept, KeptState, Mark, Plan, Rivals};
 use crate::keys::{Key, Revision, encode};
 use crate::session::Session;
 
@@ -28,25 +26,15 @@ pub enum RegistrationState {
     Ended,
 }
 
-/// What the owner wants to be in the store.
-#[derive(Debug, Clone)]
-pub(super) struct Wanted {
-    /// Grows with every change.
-    pub(super) sequence: u64,
-    pub(super) value: Bytes,
-    /// The last value before a clean leave.
-    pub(super) farewell: Bytes,
-    pub(super) leave: bool,
-}
-
-/// What is in the store.
-#[derive(Debug, Clone)]
-pub(super) struct Standing {
-    pub(super) state: RegistrationState,
-    /// The sequence number of the last value written.
-    pub(super) written: u64,
-    pub(super) revision: Revision,
-    pub(super) ended: Option<Result<()>>,
+impl From<KeptState> for RegistrationState {
+    fn from(state: KeptState) -> Self {
+        match state {
+            KeptState::Entering => Self::Registering,
+            KeptState::Kept => Self::Registered,
+            KeptState::Recovering | KeptState::Yielded => Self::Recovering,
+            KeptState::Ended => Self::Ended,
+        }
+    }
 }
 
 /// A registered instance. It is kept registered until this is dropped or its session is *closed*:
@@ -59,8 +47,7 @@ pub struct Registration<M> {
     instance: Mutex<Instance<M>>,
     key: Key,
     nonce: String,
-    wanted: watch::Sender<Wanted>,
-    standing: watch::Receiver<Standing>,
+    kept: Kept,
 }
 
 impl Session {
@@ -82,22 +69,25 @@ impl Session {
             instance.id.clone_from(&nonce);
         }
         let key = instance.space().key(&encode(&instance.id));
-        let (wanted, wishes) = watch::channel(Wanted {
-            sequence: 1,
-            value: record::write(&key, &instance, &nonce, false)?,
-            farewell: record::write(&key, &instance, &nonce, true)?,
-            leave: false,
-        });
-        let replace = instance.replace;
-        let standing = Keeper::start(self.clone(), key.clone(), nonce.clone(), wishes, replace);
+        let value = record::write(&key, &instance, &nonce, false)?;
+        let farewell = record::write(&key, &instance, &nonce, true)?;
+        let plan = Plan {
+            key: key.clone(),
+            mark: Mark::Nonce(nonce.clone(), record::is_of),
+            entering: match instance.replace {
+                true => Rivals::TakeBack,
+                false => Rivals::End,
+            },
+            holding: Rivals::End,
+            own_session: false,
+        };
         let registration = Registration {
             instance: Mutex::new(instance),
             key,
             nonce,
-            wanted,
-            standing,
+            kept: Keeper::start(self.clone(), plan, value, Some(farewell)),
         };
-        registration.written(1).await?;
+        registration.kept.written(1).await?;
         Ok(registration)
     }
 }
@@ -127,7 +117,7 @@ impl<M> Registration<M> {
     /// Where the registration stands.
     #[must_use]
     pub fn state(&self) -> RegistrationState {
-        self.standing.borrow().state
+        self.kept.state().into()
     }
 
     /// Waits until the registration has ended without having been asked to, and says why:
@@ -137,11 +127,9 @@ impl<M> Registration<M> {
     /// # Cancel safety
     /// Nothing happens when the future is dropped.
     pub async fn ended(&self) -> Error {
-        let mut standing = self.standing.clone();
-        let ended = standing.wait_for(|standing| standing.ended.is_some()).await;
-        match ended.map(|standing| standing.ended.clone()) {
-            Ok(Some(Err(error))) => error,
-            _ => Error::Closed,
+        match self.kept.ended().await {
+            Err(error) => error,
+            Ok(()) => Error::Closed,
         }
     }
 
@@ -159,7 +147,7 @@ impl<M> Registration<M> {
         M: Serialize + Clone,
     {
         let sequence = self.want(change)?;
-        self.written(sequence).await
+        self.kept.written(sequence).await
     }
 
     /// Changes the status. As [`Registration::update`].
@@ -184,13 +172,7 @@ impl<M> Registration<M> {
     /// # Cancel safety
     /// Deregistering goes on when the future is dropped.
     pub async fn deregister(self) -> Result<()> {
-        let mut standing = self.standing.clone();
-        drop(self);
-        let ended = standing.wait_for(|standing| standing.ended.is_some()).await;
-        match ended.map(|standing| standing.ended.clone()) {
-            Ok(Some(outcome)) => outcome,
-            _ => Err(Error::Closed),
-        }
+        self.kept.end().await
     }
 
     fn lock(&self) -> MutexGuard<'_, Instance<M>> {
@@ -207,34 +189,7 @@ impl<M> Registration<M> {
         let value = record::write(&self.key, &changed, &self.nonce, false)?;
         let farewell = record::write(&self.key, &changed, &self.nonce, true)?;
         *instance = changed;
-        let mut sequence = 0;
-        self.wanted.send_modify(|wanted| {
-            wanted.sequence += 1;
-            wanted.value = value;
-            wanted.farewell = farewell;
-            sequence = wanted.sequence;
-        });
-        Ok(sequence)
-    }
-
-    async fn written(&self, sequence: u64) -> Result<Revision> {
-        let mut standing = self.standing.clone();
-        let reached = |standing: &Standing| standing.written >= sequence;
-        let waited = standing.wait_for(|standing| reached(standing) || standing.ended.is_some());
-        match waited.await.as_deref() {
-            Ok(standing) if reached(standing) => Ok(standing.revision),
-            Ok(standing) => match &standing.ended {
-                Some(Err(error)) => Err(error.clone()),
-                _ => Err(Error::Closed),
-            },
-            Err(_) => Err(Error::Closed),
-        }
-    }
-}
-
-impl<M> Drop for Registration<M> {
-    fn drop(&mut self) {
-        self.wanted.send_modify(|wanted| wanted.leave = true);
+        Ok(self.kept.want(value, Some(farewell)))
     }
 }
 

@@ -12,9 +12,10 @@ use serde::de::DeserializeOwned;
 use super::record::{self, Reading};
 use super::view::{Endpoint, Farewells, ServiceView};
 use crate::clock::Instant;
+use crate::departure::Departure;
 use crate::follow::Digest;
 use crate::keys::{KeySpace, Revision};
-use crate::watch::{Batch, Change};
+use crate::watch::{Batch, Change, Origin};
 
 /// When vanished instances are kept for a while. Instances that vanish without a word, many at
 /// once, more likely tell of a network that keeps them from renewing than of as many deaths, and
@@ -81,7 +82,7 @@ impl<M: DeserializeOwned> Tracker<M> {
         }
     }
 
-    fn put(&mut self, kv: &KeyValue) {
+    fn put(&mut self, kv: &KeyValue, origin: Origin) {
         self.unreadable.remove(&kv.key);
         let endpoint = match record::read(&self.space, kv) {
             Reading::There(endpoint) => Some(Arc::new(endpoint)),
@@ -97,19 +98,28 @@ impl<M: DeserializeOwned> Tracker<M> {
         self.vanished.retain(|(_, key, _)| *key != kv.key);
         match endpoint {
             Some(endpoint) => {
-                self.present.insert(kv.key.clone(), endpoint);
+                let before = self.present.insert(kv.key.clone(), endpoint);
+                if origin == Origin::Resync
+                    && let Some(was) = before
+                    && was.created.0 != kv.create_revision
+                {
+                    self.farewells.add(&was.id, was.created, Departure::Unseen);
+                }
             }
             None => {
                 if let Some(was) = self.present.remove(&kv.key) {
-                    self.farewells.add(&was.id, was.created);
+                    self.farewells.add(&was.id, was.created, Departure::Clean);
                 }
             }
         }
     }
 
-    fn delete(&mut self, key: &Bytes, now: Instant) {
+    fn delete(&mut self, key: &Bytes, origin: Origin, now: Instant) {
         self.unreadable.remove(key);
         if let Some(was) = self.present.remove(key) {
+            if origin == Origin::Resync {
+                self.farewells.add(&was.id, was.created, Departure::Unseen);
+            }
             if self.vanished.len() == VANISHED_MOST
                 && let Some((_, oldest, _)) = self.vanished.pop_front()
             {
@@ -162,8 +172,8 @@ where
         self.revision = batch.revision;
         for change in batch.changes {
             match change {
-                Change::Put { kv, .. } => self.put(&kv),
-                Change::Delete { key, .. } => self.delete(key.as_bytes(), now),
+                Change::Put { kv, .. } => self.put(&kv, batch.origin),
+                Change::Delete { key, .. } => self.delete(key.as_bytes(), batch.origin, now),
             }
         }
         self.forget_old(now);
@@ -200,10 +210,9 @@ where
 
 #[cfg(test)]
 mod tests {
-    use super::super::view::{Change as Event, Departure, difference};
+    use super::super::view::{Change as Event, difference};
     use super::*;
     use crate::clock;
-    use crate::watch::Origin;
 
     struct Service {
         tracker: Tracker<()>,
@@ -225,9 +234,13 @@ mod tests {
         }
 
         fn step(&mut self, changes: Vec<Change>) -> String {
+            self.take(Origin::Live, changes)
+        }
+
+        fn take(&mut self, origin: Origin, changes: Vec<Change>) -> String {
             let batch = Batch {
                 revision: Revision(self.revision),
-                origin: Origin::Live,
+                origin,
                 changes,
             };
             self.tracker.take(batch, self.now);
@@ -240,7 +253,7 @@ mod tests {
             self.news()
         }
 
-        /// `+a` joined, `~a` updated, `?a` suspected, `-a` deregistered, `!a` expired.
+        /// `+a` joined, `~a` updated, `?a` suspected, `-a` deregistered, `!a` expired, `*a` unseen.
         fn news(&mut self) -> String {
             let view = self.tracker.view(None);
             let news = difference(Some(&self.known), &view);
@@ -253,8 +266,9 @@ mod tests {
                     instance,
                     departure,
                 } => match departure {
-                    Departure::Deregistered => format!("-{}", instance.id),
+                    Departure::Clean => format!("-{}", instance.id),
                     Departure::Expired => format!("!{}", instance.id),
+                    Departure::Unseen => format!("*{}", instance.id),
                 },
             };
             news.iter().map(word).collect::<Vec<_>>().join(" ")
@@ -306,6 +320,8 @@ mod tests {
         assert_eq!(service.step(vec![gone]), "");
         let restarted = service.write("d", 9, "null");
         assert_eq!(service.step(vec![restarted]), "!d +d");
+        let missed = service.gone("a");
+        assert_eq!(service.take(Origin::Resync, vec![missed]), "*a");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::instance::Status;
 use crate::clock::Instant;
+use crate::departure::Departure;
 use crate::keys::{LeaseId, Revision};
 
 /// An instance as discovery sees it.
@@ -51,15 +52,6 @@ impl<M> Endpoint<M> {
     }
 }
 
-/// How an instance went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Departure {
-    /// It said that it leaves.
-    Deregistered,
-    /// Its key went without a word: its lease ran out, or the change was not seen as it happened.
-    Expired,
-}
-
 /// The instances of a service as they were at one revision, suspects apart.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -72,7 +64,7 @@ pub struct ServiceView<M> {
     pub stale_since: Option<Instant>,
     /// How many keys of the service hold something else than an instance.
     pub unreadable: usize,
-    /// Who said farewell lately.
+    /// Who went lately otherwise than by the end of a lease.
     pub(super) farewells: Farewells,
 }
 
@@ -90,25 +82,26 @@ impl<M> ServiceView<M> {
     }
 }
 
-/// Who said farewell lately: id and create revision, the newest last.
+/// Who went lately, otherwise than by the end of a lease: id, create revision and how, the newest last.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Farewells(Arc<VecDeque<(String, Revision)>>);
+pub(super) struct Farewells(Arc<VecDeque<(String, Revision, Departure)>>);
 
 impl Farewells {
-    /// Most farewells that are remembered. Beyond that, one counts as expired.
+    /// Most that are remembered. Beyond that, one counts as expired.
     const MOST: usize = 256;
 
-    pub(super) fn add(&mut self, id: &str, created: Revision) {
+    pub(super) fn add(&mut self, id: &str, created: Revision, departure: Departure) {
         let farewells = Arc::make_mut(&mut self.0);
         if farewells.len() == Self::MOST {
             farewells.pop_front();
         }
-        farewells.push_back((id.to_owned(), created));
+        farewells.push_back((id.to_owned(), created, departure));
     }
 
-    fn contain<M>(&self, endpoint: &Endpoint<M>) -> bool {
+    fn departure<M>(&self, endpoint: &Endpoint<M>) -> Departure {
         let mut all = self.0.iter();
-        all.any(|(id, created)| *id == endpoint.id && *created == endpoint.created)
+        all.find(|(id, created, _)| *id == endpoint.id && *created == endpoint.created)
+            .map_or(Departure::Expired, |(.., departure)| *departure)
     }
 }
 
@@ -156,10 +149,7 @@ pub(super) fn difference<M>(
     }
     left.extend(known.into_values());
     let left = left.into_iter().map(|instance| Change::Left {
-        departure: match now.farewells.contain(instance) {
-            true => Departure::Deregistered,
-            false => Departure::Expired,
-        },
+        departure: now.farewells.departure(instance),
         instance: Arc::clone(instance),
     });
     left.chain(rest).collect()

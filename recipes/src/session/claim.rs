@@ -10,6 +10,7 @@ use bytes::Bytes;
 use quorate_proto::etcdserverpb::{RequestOp, ResponseOp, TxnRequest, TxnResponse};
 use quorate_proto::mvccpb::KeyValue;
 use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Actor;
 use crate::error::{Error, LostReason, Result};
@@ -51,6 +52,9 @@ pub struct Claim {
     pub also: Vec<RequestOp>,
     /// Reads done when they are not.
     pub otherwise: Vec<RequestOp>,
+    /// Written over the first key just before it is given up, also when the session is *closed*: those
+    /// who watch then tell that from the end of a lease, which writes nothing.
+    pub farewell: Option<Bytes>,
 }
 
 impl Claim {
@@ -101,7 +105,16 @@ pub struct Owned {
     keys: Vec<OwnedKey>,
     /// Done in the transaction that deletes the first key, if that still is as created.
     last: Vec<RequestOp>,
+    farewell: Option<Box<Farewell>>,
     armed: bool,
+}
+
+/// What is written over the first key before it is deleted.
+#[derive(Debug)]
+struct Farewell {
+    value: Bytes,
+    /// Tells the task that waits for the session to be closed that the key has gone before.
+    _gone: DropGuard,
 }
 
 #[derive(Debug, Clone)]
@@ -119,6 +132,49 @@ impl OwnedKey {
 }
 
 impl Owned {
+    fn new(actor: &Actor, claim: &Claim, created: Revision) -> Self {
+        let keys = claim.keys.iter().map(|new| OwnedKey {
+            key: new.key.clone(),
+            revision: created,
+            written: Arc::new(tokio::sync::Mutex::new(created)),
+        });
+        let mut owned = Self {
+            actor: actor.clone(),
+            keys: keys.collect(),
+            last: Vec::new(),
+            farewell: None,
+            armed: true,
+        };
+        if let Some(value) = &claim.farewell {
+            let gone = CancellationToken::new();
+            owned.farewell = Some(Box::new(Farewell {
+                value: value.clone(),
+                _gone: gone.clone().drop_guard(),
+            }));
+            actor.spawn("farewell", farewell_on_close(owned.ending(), gone));
+        }
+        owned
+    }
+
+    /// What it takes to give the keys up.
+    fn ending(&self) -> Ending {
+        let first = &self.keys[0];
+        Ending {
+            actor: self.actor.clone(),
+            key: first.key.clone(),
+            farewell: self.farewell.as_ref().map(|last| TxnRequest {
+                compare: vec![first.is_there().into()],
+                success: vec![ops::put(
+                    &first.key,
+                    last.value.clone(),
+                    Some(self.actor.lease()),
+                )],
+                failure: Vec::new(),
+            }),
+            deletion: self.deletion(),
+        }
+    }
+
     /// The key; the first of several.
     #[must_use]
     pub fn key(&self) -> &Key {
@@ -163,6 +219,7 @@ impl Owned {
             actor: self.actor.clone(),
             keys,
             last: Vec::new(),
+            farewell: None,
             armed: self.armed,
         })
     }
@@ -185,7 +242,7 @@ impl Owned {
             .await
     }
 
-    /// Deletes the keys now. Returns whether they all still existed as created; `None` when an
+    /// Deletes the keys now, after the farewell if the claim had one. Returns whether they all still existed as created; `None` when an
     /// answer was lost on the way, so that an earlier copy of the deletion may have been the one.
     ///
     /// # Errors
@@ -195,11 +252,10 @@ impl Owned {
     /// The deletion goes on when the future is dropped.
     pub async fn release(mut self) -> Result<Option<bool>> {
         self.armed = false;
-        let request = self.deletion();
+        let ending = self.ending();
         let (tell, answer) = oneshot::channel();
-        let actor = self.actor.clone();
         self.actor.spawn("release", async move {
-            drop(tell.send(actor.delete_created(request).await));
+            drop(tell.send(ending.give_up().await));
         });
         answer.await.map_err(|_| self.actor.loss())?
     }
@@ -241,12 +297,51 @@ impl Drop for Owned {
         if !self.armed {
             return;
         }
-        let (actor, key, request) = (self.actor.clone(), self.key().clone(), self.deletion());
+        let ending = self.ending();
         self.actor.spawn("release", async move {
-            if let Err(error) = actor.delete_created(request).await {
+            let key = ending.key.clone();
+            if let Err(error) = ending.give_up().await {
                 tracing::debug!(%key, %error, "a dropped key was left to its lease");
             }
         });
+    }
+}
+
+/// Keys on their way out.
+struct Ending {
+    actor: Actor,
+    key: Key,
+    farewell: Option<TxnRequest>,
+    deletion: TxnRequest,
+}
+
+impl Ending {
+    /// As [`Owned::release`]. Says farewell and deletes in two transactions, because one cannot
+    /// write a key twice. The farewell compares less than other writes of the key do: those that are
+    /// still on their way change nothing after it.
+    async fn give_up(self) -> Result<Option<bool>> {
+        if let Some(farewell) = self.farewell {
+            self.actor.repeat(farewell).await?;
+        }
+        self.actor.delete_created(self.deletion).await
+    }
+}
+
+/// Gives keys up when the session is closed, which waits for it, so that closing does not look like
+/// the end of a lease. Ends with the keys.
+async fn farewell_on_close(ending: Ending, gone: CancellationToken) {
+    let lost = ending.actor.lost();
+    tokio::select! {
+        biased;
+        reason = lost => {
+            if reason == LostReason::Closed {
+                let key = ending.key.clone();
+                if let Err(error) = ending.give_up().await {
+                    tracing::debug!(%key, %error, "no farewell before the session's end");
+                }
+            }
+        }
+        () = gone.cancelled() => {}
     }
 }
 
@@ -320,19 +415,7 @@ impl Actor {
     ) -> Result<Option<Claimed>> {
         let revision = Revision(answer.header.map_or(0, |header| header.revision));
         let keys = &claim.keys;
-        let owned = |created: Revision| Owned {
-            actor: self.clone(),
-            keys: keys
-                .iter()
-                .map(|new| OwnedKey {
-                    key: new.key.clone(),
-                    revision: created,
-                    written: Arc::new(tokio::sync::Mutex::new(created)),
-                })
-                .collect(),
-            last: Vec::new(),
-            armed: true,
-        };
+        let owned = |created| Owned::new(self, claim, created);
         if answer.succeeded {
             return Ok(Some(Claimed::Made {
                 owned: owned(revision),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bodies::{
-    barriers, counters, deadlocks, elections, latches, lock_forms, once, progress, rates, registry,
-    rw_locks, semaphores, session, successions, transactions,
+    assign, barriers, counters, deadlocks, elections, latches, leased, lock_forms, membership,
+    once, progress, rates, registry, rw_locks, semaphores, session, successions, transactions,
 };
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
@@ -62,6 +62,11 @@ macro_rules! on_every_store {
 }
 
 on_every_store! {
+    assign::shares_follow_the_members,
+    assign::a_partition_is_never_taken_by_force,
+    assign::losses_free_what_was_held,
+    assign::dropped_members_give_everything_back,
+    assign::foreign_keys_stop_one_partition_only,
     elections::one_leader_at_a_time,
     elections::takeover_after_loss,
     elections::deposed_leader_is_fenced,
@@ -90,6 +95,15 @@ on_every_store! {
     lock_forms::holders_are_asked_to_let_go,
     deadlocks::circles_are_found_with_their_owners,
     deadlocks::sessions_without_tasks_are_only_possible,
+    leased::kept_keys_stay_in_place,
+    leased::kept_keys_yield_if_asked,
+    leased::kept_keys_survive_lost_answers,
+    leased::dropped_kept_keys_leave_nothing,
+    membership::members_and_events,
+    membership::leaves_and_losses_are_told_apart,
+    membership::only_members_write,
+    membership::memberships_survive_lost_answers,
+    membership::dropped_joins_leave_nothing,
     registry::views_and_events,
     registry::comes_back_as_it_was_last,
     registry::ids_are_taken_once,

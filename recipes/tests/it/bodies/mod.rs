@@ -6,14 +6,17 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub mod assign;
 pub mod barriers;
 pub mod counters;
 pub mod deadlocks;
 pub mod elections;
 pub mod faults;
 pub mod latches;
+pub mod leased;
 pub mod lock_forms;
 pub mod locks;
+pub mod membership;
 pub mod once;
 pub mod progress;
 pub mod rates;

@@ -64,13 +64,13 @@ pub async fn views_and_events(client: &Client) {
     let Change::Left { departure, .. } = event().await else {
         panic!("not left")
     };
-    assert_eq!(departure, Departure::Deregistered);
+    assert_eq!(departure, Departure::Clean);
     // Closing the session says farewell too.
     b.close().await.unwrap();
     let Change::Left { departure, .. } = event().await else {
         panic!("not left")
     };
-    assert_eq!(departure, Departure::Deregistered);
+    assert_eq!(departure, Departure::Clean);
     assert!(matches!(
         soon("the end", two.ended()).await,
         Error::SessionLost(_)
