@@ -11,6 +11,7 @@
 
 mod bodies;
 mod cluster;
+mod drops;
 mod embedded;
 mod etcd;
 mod mem;
