@@ -2,7 +2,7 @@
 //! longer than its lease lives, again and again. The store refuses what a stale holder writes, so the
 //! counter ends up exactly where the marks say.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -103,7 +103,7 @@ async fn a_counter_under_a_lock_is_exact_although_holders_are_paused() -> anyhow
 }
 
 fn start_worker(worker: usize, endpoints: &[String], logs: &Path) -> anyhow::Result<Process> {
-    let mut command = Command::new(example("guarded_counter")?);
+    let mut command = Command::new(crate::example("guarded_counter")?);
     command
         .args(["--endpoints", &endpoints.join(",")])
         .args(["--worker", &format!("w{worker}")])
@@ -114,20 +114,6 @@ fn start_worker(worker: usize, endpoints: &[String], logs: &Path) -> anyhow::Res
         // The proof is that the store refuses, not that the process knows better.
         .arg("--send-always");
     Process::start(&format!("w{worker}"), command, logs)
-}
-
-/// An example's program: cargo builds the examples with the tests, beside the binary.
-fn example(name: &str) -> anyhow::Result<PathBuf> {
-    let folder = Path::new(env!("CARGO_BIN_EXE_quorate"))
-        .parent()
-        .context("a folder")?;
-    let path = folder.join("examples").join(name);
-    anyhow::ensure!(
-        path.is_file(),
-        "{} is not built: run `cargo build --examples`",
-        path.display()
-    );
-    Ok(path)
 }
 
 /// Stops whichever worker holds the lock. Returns which, once the store says that it held the lock

@@ -5,6 +5,7 @@ mod differential;
 mod etcdctl;
 mod gateway;
 mod gateway_doc;
+mod lines;
 mod restore;
 mod services;
 mod snapshot;
