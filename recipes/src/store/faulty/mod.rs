@@ -316,16 +316,22 @@ impl<S: Store> Faulty<S> {
                 self.send_later(after, send);
                 return Err(unknown("at random"));
             }
-            Drawn::None | Drawn::Unanswered | Drawn::Duplicate(_) => {}
+            Drawn::None | Drawn::Unanswered | Drawn::Repeated(_) | Drawn::Duplicate(_) => {}
         }
         let answer = send(Arc::clone(&self.inner.store)).await;
         clock::pause(drawn.after).await;
-        if let Drawn::Duplicate(after) = drawn.fault {
-            self.send_later(after, send);
-        }
-        if matches!(drawn.fault, Drawn::Unanswered) {
-            answer?;
-            return Err(unknown("at random"));
+        match drawn.fault {
+            Drawn::Unanswered => {
+                answer?;
+                return Err(unknown("at random"));
+            }
+            Drawn::Repeated(after) => {
+                self.send_later(after, send);
+                answer?;
+                return Err(unknown("at random"));
+            }
+            Drawn::Duplicate(after) => self.send_later(after, send),
+            Drawn::None | Drawn::NotSent | Drawn::Late(_) => {}
         }
         if self.inner.outage.borrow().is_some() {
             return Err(unknown("disconnected before the answer"));

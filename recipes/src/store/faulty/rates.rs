@@ -10,7 +10,7 @@ use super::{Calls, Chance};
 use crate::clock;
 
 /// How often each fault befalls a call, between 0 and 1, and how long what is delayed takes at most.
-/// Of one call at most one of the first four; delays come on top.
+/// Of one call at most one of the first five; delays come on top.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
     /// Not sent, and the caller is told so.
@@ -19,7 +19,13 @@ pub struct Rates {
     pub unanswered: f64,
     /// The caller is told that the outcome is unknown, and it is applied later.
     pub late: f64,
-    /// Answered, and applied a second time later.
+    /// Applied, the answer is lost, and it is applied a second time later.
+    pub repeated: f64,
+    /// Answered, and applied a second time later. No store may do this (see [`Store`]); something in
+    /// between that repeats calls may, and recipes do not stand it: what was taken and given up can
+    /// be there again.
+    ///
+    /// [`Store`]: crate::store::Store
     pub duplicate: f64,
     /// The request, or the answer, takes a while.
     pub delayed: f64,
@@ -38,6 +44,7 @@ impl Rates {
         not_sent: 0.0,
         unanswered: 0.0,
         late: 0.0,
+        repeated: 0.0,
         duplicate: 0.0,
         delayed: 0.0,
         watch_cut: 0.0,
@@ -45,15 +52,16 @@ impl Rates {
         late_max: Duration::ZERO,
     };
 
-    /// Calls fail at this rate in all, in each way as often as in any other, and as many are delayed;
-    /// late copies come within 20 s, delays are up to 500 ms.
+    /// Calls fail at this rate in all, in each way that a store may as often as in any other, and as
+    /// many are delayed; late copies come within 20 s, delays are up to 500 ms.
     #[must_use]
     pub fn evenly(rate: f64) -> Self {
         Self {
             not_sent: rate / 4.0,
             unanswered: rate / 4.0,
             late: rate / 4.0,
-            duplicate: rate / 4.0,
+            repeated: rate / 4.0,
+            duplicate: 0.0,
             delayed: rate,
             watch_cut: rate,
             delay_max: Duration::from_millis(500),
@@ -69,6 +77,7 @@ pub struct FaultCounts {
     pub not_sent: u64,
     pub unanswered: u64,
     pub late: u64,
+    pub repeated: u64,
     pub duplicate: u64,
     pub delayed: u64,
     pub watch_cut: u64,
@@ -77,11 +86,12 @@ pub struct FaultCounts {
 impl FaultCounts {
     /// Each kind with its name, in the order of the fields.
     #[must_use]
-    pub fn by_kind(&self) -> [(&'static str, u64); 6] {
+    pub fn by_kind(&self) -> [(&'static str, u64); 7] {
         [
             ("not sent", self.not_sent),
             ("unanswered", self.unanswered),
             ("late", self.late),
+            ("repeated", self.repeated),
             ("duplicate", self.duplicate),
             ("delayed", self.delayed),
             ("watch cut", self.watch_cut),
@@ -93,6 +103,7 @@ impl FaultCounts {
             not_sent: f(self.not_sent, other.not_sent),
             unanswered: f(self.unanswered, other.unanswered),
             late: f(self.late, other.late),
+            repeated: f(self.repeated, other.repeated),
             duplicate: f(self.duplicate, other.duplicate),
             delayed: f(self.delayed, other.delayed),
             watch_cut: f(self.watch_cut, other.watch_cut),
@@ -129,6 +140,7 @@ pub(super) enum Drawn {
     NotSent,
     Unanswered,
     Late(Duration),
+    Repeated(Duration),
     Duplicate(Duration),
 }
 
@@ -158,9 +170,12 @@ impl Chance {
             fate.fault = Drawn::Unanswered;
         } else if falls(rates.late) {
             counts.late += 1;
-            // What is only read leaves nothing behind when it comes late.
             fate.fault = Drawn::Late(late);
+        } else if falls(rates.repeated) {
+            counts.repeated += 1;
+            fate.fault = Drawn::Repeated(late);
         } else if falls(rates.duplicate) && kind != Calls::Read {
+            // What is only read leaves nothing behind when it comes again.
             counts.duplicate += 1;
             fate.fault = Drawn::Duplicate(late);
         }

@@ -24,6 +24,7 @@ fn only(name: &str) -> Rates {
         "not_sent" => rates.not_sent = 1.0,
         "unanswered" => rates.unanswered = 1.0,
         "late" => rates.late = 1.0,
+        "repeated" => rates.repeated = 1.0,
         "duplicate" => rates.duplicate = 1.0,
         _ => rates.watch_cut = 1.0,
     }
@@ -37,6 +38,7 @@ async fn each_kind_is_what_it_is_called() {
         ("not_sent", Some(true), 0, 0),
         ("unanswered", Some(false), 1, 1),
         ("late", Some(false), 0, 1),
+        ("repeated", Some(false), 1, 2),
         ("duplicate", None, 1, 2),
     ] {
         let store = MemStore::new();

@@ -1,0 +1,83 @@
+//! What happened in a world: what clients were told, and what the store committed.
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use quorate_proto::mvccpb::Event;
+use quorate_proto::mvccpb::event::EventType;
+use quorate_recipes::clock::{Clock, Instant, SystemClock};
+use quorate_recipes::store::Commit;
+
+/// What was told, line by line, in virtual time.
+#[derive(Debug, Clone)]
+pub struct Log {
+    lines: Rc<RefCell<Vec<(Instant, String)>>>,
+    start: Instant,
+}
+
+impl Log {
+    pub(crate) fn new() -> Self {
+        Self {
+            lines: Rc::default(),
+            start: SystemClock.now(),
+        }
+    }
+
+    /// Notes something that happened now.
+    pub fn note(&self, text: impl Into<String>) {
+        let now = SystemClock.now();
+        self.lines.borrow_mut().push((now, text.into()));
+    }
+
+    /// All of it, and what the store committed, in the order of time. Values are left out: some tell
+    /// the real time.
+    pub(crate) fn text(&self, commits: &[Arc<Commit>]) -> String {
+        let mut all: Vec<(Instant, u8, String)> = Vec::new();
+        for (at, line) in &*self.lines.borrow() {
+            all.push((*at, 1, line.clone()));
+        }
+        for commit in commits {
+            let mut line = format!("    revision {}:", commit.revision);
+            for change in &commit.changes {
+                let sign = match change.r#type() {
+                    EventType::Put => '+',
+                    EventType::Delete => '-',
+                };
+                // Writing to a string does not fail.
+                let _ = write!(line, " {sign}{}", key_of(change));
+            }
+            all.push((commit.at, 0, line));
+        }
+        all.sort_by_key(|(at, order, _)| (*at, *order));
+        let mut text = String::new();
+        for (at, _, line) in all {
+            let millis = at.saturating_duration_since(self.start).as_millis();
+            let _ = writeln!(text, "{:>6}.{:03} {line}", millis / 1000, millis % 1000);
+        }
+        text
+    }
+}
+
+/// What a checker looks at.
+#[derive(Debug)]
+pub struct History {
+    /// Every commit, in the order of revisions.
+    pub commits: Vec<Arc<Commit>>,
+}
+
+impl History {
+    /// Every change with its commit, in order.
+    pub fn changes(&self) -> impl Iterator<Item = (&Commit, &Event)> {
+        let each = self.commits.iter();
+        each.flat_map(|commit| commit.changes.iter().map(|change| (&**commit, change)))
+    }
+}
+
+/// The key of a change, as text.
+#[must_use]
+pub fn key_of(change: &Event) -> String {
+    let key = change.kv.as_ref().map(|kv| &kv.key[..]).unwrap_or_default();
+    String::from_utf8_lossy(key).into_owned()
+}

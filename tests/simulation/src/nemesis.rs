@@ -1,0 +1,111 @@
+//! What makes a storm: one trouble after the other, until it is stopped.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use quorate_recipes::store::MemStore;
+use quorate_recipes::store::faulty::Outage;
+use rand::RngExt;
+use rand::rngs::SmallRng;
+
+use crate::faults::{Faults, Trouble};
+use crate::history::Log;
+use crate::player::Player;
+
+/// Makes trouble for the players of a world.
+pub(crate) struct Nemesis<'a> {
+    pub(crate) store: &'a MemStore,
+    pub(crate) players: &'a [Player],
+    pub(crate) log: &'a Log,
+    pub(crate) faults: &'a RefCell<Faults>,
+    /// The longest time to live of the players' leases.
+    pub(crate) ttl: Duration,
+}
+
+impl Nemesis<'_> {
+    /// Goes on for ever. When it is dropped, what it has broken stays so; see [`Nemesis::heal`].
+    pub(crate) async fn rage(&self, mut random: SmallRng) {
+        loop {
+            let pause = random.random_range(100..4000);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            let player = &self.players[random.random_range(0..self.players.len())];
+            match random.random_range(0..10) {
+                0..2 => self.resync(),
+                2..4 => self.lose_a_lease(&mut random),
+                4..6 => self.stop_a_clock(player, &mut random).await,
+                6..8 => self.change_leader(&mut random).await,
+                _ => self.disconnect(player, &mut random).await,
+            }
+        }
+    }
+
+    /// Puts everything right.
+    pub(crate) fn heal(&self) {
+        for player in self.players {
+            player.connection().reconnect();
+            player.clock().go_on();
+        }
+    }
+
+    fn strike(&self, trouble: Trouble, on: &str) {
+        self.faults.borrow_mut().count(trouble);
+        self.log.note(format!("nemesis: {trouble:?} {on}"));
+    }
+
+    fn resync(&self) {
+        self.strike(Trouble::Resync, "");
+        self.store.end_watches();
+        // Refused when nothing was written since the last time; the watches have ended anyway.
+        drop(self.store.compact(self.store.revision()));
+    }
+
+    fn lose_a_lease(&self, random: &mut SmallRng) {
+        let leases = self.store.leases();
+        if leases.is_empty() {
+            return;
+        }
+        let lease = leases[random.random_range(0..leases.len())];
+        self.strike(Trouble::LeaseLoss, &lease.to_string());
+        assert!(self.store.expire(lease), "it was just there");
+    }
+
+    async fn stop_a_clock(&self, player: &Player, random: &mut SmallRng) {
+        self.strike(Trouble::StoppedClock, &format!("player {}", player.index()));
+        player.clock().stop();
+        let extra = random.random_range(100..3000);
+        tokio::time::sleep(self.ttl + Duration::from_millis(extra)).await;
+        player.clock().go_on();
+    }
+
+    async fn change_leader(&self, random: &mut SmallRng) {
+        self.strike(Trouble::LeaderChange, "");
+        for player in self.players {
+            player.connection().disconnect(outage(random));
+        }
+        self.store.end_watches();
+        let length = random.random_range(200..3000);
+        tokio::time::sleep(Duration::from_millis(length)).await;
+        self.store.rearm_leases();
+        for player in self.players {
+            player.connection().reconnect();
+        }
+    }
+
+    async fn disconnect(&self, player: &Player, random: &mut SmallRng) {
+        self.strike(
+            Trouble::Disconnection,
+            &format!("player {}", player.index()),
+        );
+        player.connection().disconnect(outage(random));
+        let length = self.ttl.mul_f64(random.random_range(0.1..1.5));
+        tokio::time::sleep(length).await;
+        player.connection().reconnect();
+    }
+}
+
+fn outage(random: &mut SmallRng) -> Outage {
+    match random.random::<bool>() {
+        true => Outage::Refused,
+        false => Outage::Silent,
+    }
+}

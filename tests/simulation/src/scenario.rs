@@ -1,0 +1,44 @@
+//! What a recipe brings to be simulated.
+
+use std::future::Future;
+
+use quorate_recipes::{Result, Session};
+
+use crate::history::History;
+use crate::player::Player;
+
+/// A recipe at work, and how to see that it keeps its promises. See the crate's documentation for how
+/// to write one.
+pub trait Scenario: 'static {
+    /// What it is called on the command line.
+    const NAME: &'static str;
+
+    /// A fresh one, for one world.
+    fn new() -> Self;
+
+    /// One use of the recipe by one client, under its session of the moment. Called again and again;
+    /// dropped at any await.
+    ///
+    /// # Errors
+    /// What the recipe told the client. In the calm, a step that fails is not counted as done.
+    fn step(&self, player: &Player, session: &Session) -> impl Future<Output = Result<()>>;
+
+    /// What a client does besides, from the beginning until after the last session was closed; it is
+    /// dropped then.
+    fn attend(&self, player: &Player) -> impl Future<Output = ()> {
+        let _ = player;
+        std::future::ready(())
+    }
+
+    /// Whether a key of the recipes may be there when all is over.
+    fn may_remain(&self, key: &str) -> bool {
+        let _ = key;
+        false
+    }
+
+    /// Judges what happened.
+    ///
+    /// # Errors
+    /// What is broken, with revisions and tokens.
+    fn check(&self, history: &History) -> std::result::Result<(), String>;
+}

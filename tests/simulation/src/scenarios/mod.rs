@@ -1,0 +1,29 @@
+//! The recipes that are simulated, one a file.
+
+mod election;
+mod exclusive;
+mod mutex;
+
+pub use election::Election;
+pub use exclusive::Exclusive;
+pub use mutex::Mutex;
+
+use crate::scenario::Scenario;
+use crate::world::{Outcome, run};
+
+/// How the world of a seed is run.
+pub type Run = fn(u64) -> Outcome;
+
+/// All of them, by name.
+pub const ALL: &[(&str, Run)] = &[entry::<Mutex>(), entry::<Exclusive>(), entry::<Election>()];
+
+const fn entry<S: Scenario>() -> (&'static str, Run) {
+    (S::NAME, run::<S>)
+}
+
+/// How a recipe is run.
+#[must_use]
+pub fn named(name: &str) -> Option<Run> {
+    let found = ALL.iter().find(|(known, _)| *known == name);
+    found.map(|(_, run)| *run)
+}

@@ -1,0 +1,308 @@
+//! One world: it is built from its seed, goes through a storm and a calm, and is judged.
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::time::Duration;
+
+use quorate_recipes::keys::Revision;
+use quorate_recipes::store::{MemStore, Rates};
+use quorate_recipes::{Error, Session};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use tokio::runtime::Builder;
+use tokio::task::{JoinHandle, LocalSet};
+
+use crate::faults::{Faults, Trouble};
+use crate::history::{History, Log};
+use crate::nemesis::Nemesis;
+use crate::player::Player;
+use crate::scenario::Scenario;
+
+/// Least uses of the recipe in the storm, by all clients together.
+const OPERATIONS: u64 = 100;
+
+/// Least strikes of the nemesis.
+const TROUBLES: u64 = 5;
+
+/// Uses of the recipe in the calm that each client must get done.
+const CALM_STEPS: usize = 3;
+
+/// How long the calm may take, and the end of all sessions, in virtual time.
+const CALM_MAX: Duration = Duration::from_secs(240);
+
+/// How long a storm may last, in virtual time, before clients are taken to be stuck.
+const STORM_MAX: Duration = Duration::from_secs(3600);
+
+/// How long copies of calls can still be on their way when all is over, and leases live.
+const AFTERMATH: Duration = Duration::from_secs(40);
+
+/// The time to live of the clients' leases, in seconds.
+const TTL_SECONDS: std::ops::RangeInclusive<u64> = 3..=8;
+
+/// How a world ended.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The seed it was made from.
+    pub seed: u64,
+    /// What was broken, if anything was.
+    pub broken: Option<String>,
+    /// How often the recipe was used.
+    pub operations: u64,
+    /// The faults it went through.
+    pub faults: Faults,
+    /// What happened, as text.
+    pub log: String,
+}
+
+struct World<S> {
+    scenario: S,
+    store: MemStore,
+    players: Vec<Player>,
+    log: Log,
+    faults: RefCell<Faults>,
+    operations: Cell<u64>,
+    stormy: Cell<bool>,
+}
+
+/// Runs the world of a seed, from its beginning to its judgement. The same seed gives the same.
+#[must_use]
+pub fn run<S: Scenario>(seed: u64) -> Outcome {
+    let runtime = Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime without I/O needs nothing");
+    let tasks = LocalSet::new();
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        tasks.block_on(&runtime, async { life::<S>(seed).await })
+    }));
+    ran.unwrap_or_else(|panic| Outcome {
+        seed,
+        broken: Some(format!("panicked: {}", text_of(&*panic))),
+        operations: 0,
+        faults: Faults::default(),
+        log: String::new(),
+    })
+}
+
+fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_default()
+}
+
+async fn life<S: Scenario>(seed: u64) -> Outcome {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let store = MemStore::new();
+    let log = Log::new();
+    let count = random.random_range(3..=5);
+    let players = (0..count).map(|index| Player::new(index, random.random(), &store, &log));
+    let world = Rc::new(World {
+        scenario: S::new(),
+        players: players.collect(),
+        store,
+        log,
+        faults: RefCell::default(),
+        operations: Cell::new(0),
+        stormy: Cell::new(true),
+    });
+    let lived = world.live(&mut random).await;
+    let history = History {
+        commits: world.store.history(Revision(0)),
+    };
+    let judged = lived.and_then(|()| world.scenario.check(&history));
+    if let Err(broken) = &judged {
+        world.log.note(format!("BROKEN: {broken}"));
+    }
+    let mut faults = *world.faults.borrow();
+    for player in &world.players {
+        faults.calls = faults.calls + player.connection().counts();
+    }
+    Outcome {
+        seed,
+        broken: judged.err(),
+        operations: world.operations.get(),
+        faults,
+        log: world.log.text(&history.commits),
+    }
+}
+
+impl<S: Scenario> World<S> {
+    async fn live(self: &Rc<Self>, random: &mut SmallRng) -> Result<(), String> {
+        let nemesis = Nemesis {
+            store: &self.store,
+            players: &self.players,
+            log: &self.log,
+            faults: &self.faults,
+            ttl: Duration::from_secs(*TTL_SECONDS.end()),
+        };
+        let rate = [0.02, 0.08, 0.25][random.random_range(0..3)];
+        for player in &self.players {
+            let rates = Rates::evenly(rate);
+            player.connection().fail_at_random(random.random(), rates);
+        }
+        let attending: Vec<JoinHandle<()>> = (self.players.iter().cloned())
+            .map(|player| {
+                let world = Rc::clone(self);
+                tokio::task::spawn_local(async move { world.scenario.attend(&player).await })
+            })
+            .collect();
+        let playing: Vec<JoinHandle<()>> = (self.players.iter().cloned())
+            .map(|player| {
+                let world = Rc::clone(self);
+                tokio::task::spawn_local(async move { world.play(&player).await })
+            })
+            .collect();
+
+        let (first, second) = (random.random(), random.random());
+        tokio::select! {
+            biased;
+            () = nemesis.rage(SmallRng::seed_from_u64(first)) => {}
+            () = nemesis.rage(SmallRng::seed_from_u64(second)) => {}
+            () = self.enough() => {}
+            () = tokio::time::sleep(STORM_MAX) => {
+                let done = self.operations.get();
+                return Err(format!("stuck in the storm after {done} operations"));
+            }
+        }
+        nemesis.heal();
+        for player in &self.players {
+            player.connection().fail_at_random(0, Rates::NONE);
+        }
+        self.stormy.set(false);
+        self.log.note("calm");
+
+        let ended = tokio::time::timeout(CALM_MAX, async {
+            for player in playing {
+                player.await.expect("a player's panic is the world's");
+            }
+        });
+        if ended.await.is_err() {
+            return Err("not everybody came to an end in the calm".to_owned());
+        }
+        tokio::time::sleep(AFTERMATH).await;
+        for attendant in attending {
+            attendant.abort();
+            if let Err(error) = attendant.await
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
+        self.nothing_is_left()
+    }
+
+    /// Completes when the storm has lasted long enough.
+    async fn enough(&self) {
+        let step = Duration::from_millis(50);
+        while self.operations.get() < OPERATIONS || self.faults.borrow().troubles() < TROUBLES {
+            tokio::time::sleep(step).await;
+        }
+    }
+
+    fn nothing_is_left(&self) -> Result<(), String> {
+        let mut left = self.store.keys("quorate/");
+        left.retain(|key| !self.scenario.may_remain(key));
+        let leases = self.store.leases().len();
+        if left.is_empty() && leases == 0 {
+            return Ok(());
+        }
+        Err(format!("left behind: {leases} leases, keys {left:?}"))
+    }
+
+    /// What one client does from beginning to end.
+    async fn play(&self, player: &Player) {
+        let mut session = None;
+        let mut calm_steps = 0;
+        while self.stormy.get() || calm_steps < CALM_STEPS {
+            player.pause(400).await;
+            let current = match session.take() {
+                Some(session) => session,
+                None => match self.open(player).await {
+                    Some(session) => session,
+                    None => continue,
+                },
+            };
+            let calm = !self.stormy.get();
+            let done = self.step(player, &current, calm).await;
+            calm_steps += usize::from(calm && done);
+            session = self.keep(player, current).await;
+        }
+        if let Some(session) = session {
+            player.note(format!("closing {}", session.lease()));
+            drop(session.close().await);
+        }
+    }
+
+    async fn open(&self, player: &Player) -> Option<Session> {
+        let seconds =
+            TTL_SECONDS.start() + player.below(TTL_SECONDS.end() - TTL_SECONDS.start() + 1);
+        let builder = player.client().session().ttl(Duration::from_secs(seconds));
+        let opened = match self.stormy.get() && player.one_in(10) {
+            true => {
+                let limit = Duration::from_millis(player.below(500));
+                let opened = tokio::time::timeout(limit, builder).await;
+                if opened.is_err() {
+                    self.faults.borrow_mut().count(Trouble::DroppedFuture);
+                }
+                opened.ok()?
+            }
+            false => builder.await,
+        };
+        match opened {
+            Ok(session) => {
+                player.note(format!("session {} for {seconds} s", session.lease()));
+                Some(session)
+            }
+            Err(error) => {
+                player.note(format!("no session: {error}"));
+                None
+            }
+        }
+    }
+
+    /// One step, in a storm perhaps dropped in the middle. Returns whether it was done.
+    async fn step(&self, player: &Player, session: &Session, calm: bool) -> bool {
+        self.operations.set(self.operations.get() + 1);
+        let step = self.scenario.step(player, session);
+        let outcome = match !calm && player.one_in(5) {
+            true => {
+                let limit = Duration::from_millis(player.below(1500));
+                match tokio::time::timeout(limit, step).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => {
+                        self.faults.borrow_mut().count(Trouble::DroppedFuture);
+                        player.note("dropped it");
+                        return false;
+                    }
+                }
+            }
+            false => step.await,
+        };
+        if let Err(error) = &outcome {
+            player.note(format!("failed: {error}"));
+        }
+        outcome.is_ok()
+    }
+
+    /// The session for the next step: none if it is lost, or given up.
+    async fn keep(&self, player: &Player, session: Session) -> Option<Session> {
+        if let Err(Error::SessionLost(reason)) = session.check() {
+            player.note(format!("session lost: {reason}"));
+            return None;
+        }
+        match player.below(12) {
+            0 => {
+                player.note("closes its session");
+                drop(session.close().await);
+                None
+            }
+            1 => {
+                player.note("drops its session");
+                None
+            }
+            _ => Some(session),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! A hundred worlds of each recipe, the proof that a seed is one world, and the proof that the checkers
+//! find what is broken.
+
+#![allow(clippy::unwrap_used, reason = "tests stop at what they did not expect")]
+
+mod mutants;
+
+use quorate_simulation::scenarios::{self, Run};
+use quorate_simulation::sweep::sweep;
+
+fn gate(run: Run) {
+    let report = sweep(run, 0..100, 2);
+    if let Some(outcome) = report.broken {
+        let what = outcome.broken.unwrap();
+        panic!("{}\nseed {}: {what}", outcome.log, outcome.seed);
+    }
+    assert_eq!(report.rare(), [""; 0], "{report:?}");
+    assert!(report.operations >= 100 * 100);
+}
+
+macro_rules! gates {
+    ($($name:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                gate(scenarios::named(stringify!($name)).unwrap());
+            }
+        )*
+
+        #[test]
+        fn every_recipe_has_its_gate() {
+            let names: Vec<_> = scenarios::ALL.iter().map(|(name, _)| *name).collect();
+            assert_eq!(names, [$(stringify!($name)),*]);
+        }
+    };
+}
+
+gates! { mutex, exclusive, election }
+
+#[test]
+fn a_seed_is_one_world() {
+    for (name, run) in scenarios::ALL {
+        for seed in 0..10 {
+            let (one, other) = (run(seed), run(seed));
+            let lines = one.log.lines().zip(other.log.lines());
+            let differ = lines.enumerate().find(|(_, (one, other))| one != other);
+            assert_eq!(differ, None, "{name} seed {seed}");
+            assert_eq!(one.log, other.log, "{name} seed {seed}");
+            assert_eq!(one.faults, other.faults);
+            assert_ne!(one.log, run(seed + 1).log);
+        }
+    }
+}
