@@ -230,7 +230,11 @@ impl CountdownLatch {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::store::faulty::{Calls, Stage};
+    use crate::store::{Faulty, MemStore, Rates};
 
     #[test]
     fn counts_down_to_zero_and_no_further() {
@@ -255,5 +259,77 @@ mod tests {
         assert_eq!(value, r#"{"v":1,"count":5,"left":5,"opened":0}"#);
         assert_eq!(State::read(&key, &value).unwrap(), State::new(5));
         assert!(State::read(&key, &"5".into()).is_err());
+    }
+
+    /// Calls fail at random, watches end, revisions are compacted: it opens when the last one has
+    /// counted, and not before.
+    #[tokio::test(start_paused = true)]
+    async fn nobody_passes_early() {
+        for seed in 0..40 {
+            let store = MemStore::new();
+            let party = |worker: u64| {
+                let store = store.clone();
+                async move {
+                    let faulty = Faulty::new(store.clone());
+                    let client = Client::builder(faulty.clone()).seed(seed * 10 + worker);
+                    let client = client.build();
+                    let session = client.session().ttl(Duration::from_secs(60));
+                    let session = session.await.unwrap();
+                    faulty.fail_at_random(seed * 10 + worker, Rates::evenly(0.3));
+                    let latch = client.latch("l");
+                    if worker != 1 {
+                        latch.init(&session, 12).await.unwrap();
+                    }
+                    for _ in 0..4 {
+                        latch.count_down(&session).await.unwrap();
+                        drop(store.compact(store.revision()));
+                    }
+                    latch.wait().await.unwrap();
+                    assert_eq!(latch.count().await.unwrap_or(Some(0)), Some(0));
+                    faulty.fail_at_random(0, Rates::NONE);
+                    tokio::time::sleep(Duration::from_secs(60)).await;
+                }
+            };
+            tokio::join!(party(0), party(1), party(2));
+            let kv = Client::new(store.clone())
+                .get("quorate/latch/l/state")
+                .await;
+            let state = State::read(&"k".into(), &kv.unwrap().unwrap().value).unwrap();
+            assert_eq!((state.left, state.opened), (0, 1), "seed {seed}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dropped_anywhere() {
+        for stage in [Stage::NotSent, Stage::AppliedUnanswered, Stage::Answered] {
+            for nth in 1.. {
+                let store = MemStore::new();
+                let faulty = Faulty::new(store.clone());
+                let client = Client::builder(faulty.clone()).seed(1).build();
+                let session = client.session().await.unwrap();
+                let latch = client.latch("l");
+                let held = faulty.hold(nth, Calls::Any, stage);
+                let work = async {
+                    latch.init(&session, 2).await.unwrap();
+                    latch.count_down(&session).await.unwrap();
+                };
+                let finished = tokio::select! {
+                    biased;
+                    () = held.reached() => false,
+                    () = work => true,
+                };
+                held.release();
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                latch.init(&session, 2).await.unwrap();
+                let left = latch.count_down(&session).await.unwrap();
+                assert!(left <= 1, "{nth} {stage:?}");
+                latch.count_down(&session).await.unwrap();
+                latch.wait().await.unwrap();
+                if finished {
+                    assert_eq!(left, 0);
+                    break;
+                }
+            }
+        }
     }
 }

@@ -12,6 +12,7 @@ use crate::store::{Faulty, MemStore, Rates};
 
 const SEEDS: u64 = 40;
 const ROUNDS: usize = 12;
+const FOLDED: usize = 40;
 
 /// What a worker knows of its additions of 1.
 #[derive(Debug, Default)]
@@ -50,12 +51,13 @@ async fn open(client: &Client) -> Session {
 }
 
 /// Adds to both kinds, folds, and loses a session now and then.
-async fn work(store: MemStore, seed: u64) -> (Tally, Tally) {
+async fn work(store: MemStore, seed: u64) -> (Tally, Tally, Vec<u64>) {
     let faulty = Faulty::new(store.clone());
     let client = Client::builder(faulty.clone()).seed(seed).build();
     faulty.fail_at_random(seed, Rates::evenly(0.25));
     let (counter, adder) = (client.counter("c"), client.adder("c"));
     let (mut counted, mut added) = (Tally::default(), Tally::default());
+    let (ids, mut taken) = (client.ids("c").block(seed % 3 + 1), Vec::new());
     let mut session = open(&client).await;
     for _ in 0..ROUNDS {
         if client.random().is_multiple_of(6) {
@@ -69,6 +71,7 @@ async fn work(store: MemStore, seed: u64) -> (Tally, Tally) {
         if added.note(adder.add(&session, 1).await).1 {
             session = open(&client).await;
         }
+        taken.push(ids.next().await.unwrap());
         if client.random().is_multiple_of(3)
             && let Err(error) = adder.fold().await
         {
@@ -78,7 +81,15 @@ async fn work(store: MemStore, seed: u64) -> (Tally, Tally) {
     faulty.fail_at_random(0, Rates::NONE);
     // The late copies arrive.
     tokio::time::sleep(Duration::from_secs(60)).await;
-    (counted, added)
+    assert!(taken.is_sorted());
+    (counted, added, taken)
+}
+
+fn assert_distinct<T: Ord>(mut values: Vec<T>, seed: u64) {
+    let count = values.len();
+    values.sort_unstable();
+    values.dedup();
+    assert_eq!(values.len(), count, "seed {seed}: two got the same number");
 }
 
 #[tokio::test(start_paused = true)]
@@ -92,7 +103,13 @@ async fn nothing_is_counted_twice_or_lost() {
         let counter = client.counter("c").get().await.unwrap();
         let sum = client.adder("c").sum().await.unwrap();
         let mut values = Vec::new();
-        let (counted, added): (Vec<_>, Vec<_>) = tallies.into_iter().unzip();
+        let (mut counted, mut added, mut ids) = (Vec::new(), Vec::new(), Vec::new());
+        for (one, other, taken) in tallies {
+            counted.push(one);
+            added.push(other);
+            ids.extend(taken);
+        }
+        assert_distinct(ids, seed);
         for (which, now, tallies) in [("counter", counter, counted), ("adder", sum, added)] {
             let certain: i64 = tallies.iter().map(|tally| tally.certain).sum();
             let open: i64 = tallies.iter().map(|tally| tally.unknown).sum();
@@ -103,11 +120,8 @@ async fn nothing_is_counted_twice_or_lost() {
             unknown += open;
             values.extend(tallies.into_iter().flat_map(|tally| tally.values));
         }
-        let count = values.len();
-        values.sort_unstable();
-        values.dedup();
-        assert_eq!(values.len(), count, "seed {seed}: two saw the same value");
         assert!(values.iter().all(|value| (1..=counter).contains(value)));
+        assert_distinct(values, seed);
         folded += usize::from(
             !store
                 .dump(&KeyRange::one("quorate/adder/c/base"))
@@ -160,6 +174,52 @@ async fn dropped_anywhere() {
             }
         }
     }
+}
+
+/// Two fold different cells at once: the sum stays.
+#[tokio::test(start_paused = true)]
+async fn folding_at_the_same_time() {
+    let store = MemStore::new();
+    let faulty = Faulty::new(store.clone());
+    let slow = Client::builder(faulty.clone()).seed(1).build();
+    let client = Client::builder(store.clone()).seed(2).build();
+    let adder = client.adder("a");
+    for delta in [1, 10] {
+        let session = open(&client).await;
+        adder.add(&session, delta).await.unwrap();
+        session.close().await.unwrap();
+        if delta == 1 {
+            // The slow one has read the first cell, and is about to fold it.
+            let held = faulty.hold(2, Calls::Txn, Stage::NotSent);
+            let slow = slow.adder("a");
+            let folding = tokio::join!(slow.fold(), async {
+                held.reached().await;
+                let session = open(&client).await;
+                adder.add(&session, 100).await.unwrap();
+                // Its first addition folds in the background.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                assert_eq!(store.keys("quorate/adder/a/cell/").len(), 1);
+                session.close().await.unwrap();
+                held.release();
+            });
+            assert_eq!(folding.0.unwrap(), 0, "the other one has won");
+        }
+    }
+    assert_eq!(adder.sum().await.unwrap(), 111);
+    adder.fold().await.unwrap();
+    assert_eq!(adder.sum().await.unwrap(), 111);
+    assert_eq!(store.keys("quorate/adder/"), ["quorate/adder/a/base"]);
+    // More ended sessions than one transaction folds.
+    for _ in 0..FOLDED {
+        let session = open(&client).await;
+        slow.adder("b").add(&session, 1).await.unwrap();
+        let _ = store.expire(session.lease());
+    }
+    let adder = client.adder("b");
+    while adder.fold().await.unwrap() > 0 {
+        assert_eq!(adder.sum().await.unwrap(), 40);
+    }
+    assert_eq!(store.keys("quorate/adder/b/"), ["quorate/adder/b/base"]);
 }
 
 #[test]

@@ -307,3 +307,133 @@ impl fmt::Debug for Lane {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::client::Client;
+    use crate::session::Session;
+    use crate::store::faulty::{Calls, Fault, Stage};
+    use crate::store::{Faulty, MemStore};
+
+    /// Writes, whatever there was before: only the lane keeps a late copy from it.
+    fn put(value: &'static str) -> Effect {
+        Effect {
+            then: vec![ops::put("k", value.into(), None)],
+            ..Default::default()
+        }
+    }
+
+    async fn set_up() -> (MemStore, Faulty<MemStore>, Session) {
+        let store = MemStore::new();
+        let faulty = Faulty::new(store.clone());
+        let client = Client::builder(faulty.clone()).seed(1).build();
+        let session = client.session().await.unwrap();
+        (store, faulty, session)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn late_copies_change_nothing() {
+        let (store, faulty, session) = set_up().await;
+        let actor = session.actor();
+        let plans = [
+            vec![Fault::Late],
+            vec![Fault::Unanswered],
+            vec![Fault::Late, Fault::Late, Fault::Unanswered, Fault::Late],
+        ];
+        for plan in plans {
+            faulty.plan("quorate/lane/", plan.clone());
+            let first = actor.apply(put("first")).await.unwrap();
+            let Effected::Applied { revision, .. } = first else {
+                panic!("{first:?}");
+            };
+            let kv = session.client().get("k").await.unwrap().unwrap();
+            assert_eq!(kv.mod_revision, revision.0, "{plan:?}");
+            actor.apply(put("second")).await.unwrap();
+            assert_eq!(faulty.deliver().await.1, 0, "{plan:?}");
+            let kv = session.client().get("k").await.unwrap().unwrap();
+            assert_eq!(kv.value, "second", "{plan:?}");
+        }
+        assert_eq!(store.keys("quorate/lane/").len(), 1, "used again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn conditions_and_limits() {
+        let (store, _, session) = set_up().await;
+        let actor = session.actor();
+        let unmet = Effect {
+            when: vec![Compare::present("k")],
+            otherwise: vec![ops::read(ops::get("other"))],
+            ..put("v")
+        };
+        session.client().put("other", "o").await.unwrap();
+        let refused = actor.apply(unmet).await.unwrap();
+        let Effected::Refused { responses, .. } = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(ops::kvs(&responses, 0)[0].value, "o");
+        let most = session.client().store().capabilities().max_txn_ops;
+        let wide = |count: usize| Effect {
+            then: (0..count)
+                .map(|n| ops::put(format!("wide/{n}"), Bytes::new(), None))
+                .collect(),
+            ..Default::default()
+        };
+        actor.apply(wide(most - LANE_OPS)).await.unwrap();
+        let outcome = actor.apply(wide(most)).await;
+        assert!(matches!(outcome, Err(Error::Invalid(_))), "{outcome:?}");
+        // More at once than there are lanes.
+        let all = (0..3 * LANES_MAX).map(|_| actor.apply(put("v")));
+        futures::future::try_join_all(all).await.unwrap();
+        assert_eq!(store.keys("quorate/lane/").len(), LANES_MAX);
+        // A lane that somebody deleted is made anew, after one error.
+        let lanes = store.keys("quorate/lane/");
+        for lane in &lanes {
+            session.client().delete(lane).await.unwrap();
+        }
+        let outcome = actor.apply(put("v")).await;
+        assert!(matches!(outcome, Err(Error::Removed(_))), "{outcome:?}");
+        actor.apply(put("v")).await.unwrap();
+        session.close().await.unwrap();
+        assert!(store.keys("quorate/").is_empty());
+    }
+
+    /// A lane given back with an effect on its way goes on being exact.
+    #[tokio::test(start_paused = true)]
+    async fn an_abandoned_effect_does_not_confuse_the_next() {
+        for stage in [Stage::NotSent, Stage::AppliedUnanswered, Stage::Answered] {
+            let (store, faulty, session) = set_up().await;
+            let actor = session.actor();
+            actor.apply(put("before")).await.unwrap();
+            let held = faulty.hold(1, Calls::Txn, stage);
+            let mut lane = actor.lane().await.unwrap();
+            let abandoned = put("abandoned");
+            tokio::select! {
+                biased;
+                () = held.reached() => {}
+                _ = lane.apply(&abandoned) => panic!("it is held"),
+            }
+            drop(lane);
+            held.release();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let next = actor.apply(put("next")).await.unwrap();
+            assert!(
+                matches!(
+                    next,
+                    Effected::Applied {
+                        responses: Some(_),
+                        ..
+                    }
+                ),
+                "{next:?}"
+            );
+            assert_eq!(store.keys("quorate/lane/").len(), 1);
+            assert_eq!(
+                session.client().get("k").await.unwrap().unwrap().value,
+                "next"
+            );
+        }
+    }
+}
