@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use quorate_proto::mvccpb::Event;
 use quorate_proto::mvccpb::event::EventType;
+use quorate_proto::mvccpb::{Event, KeyValue};
 use quorate_recipes::clock::{Clock, Instant, SystemClock};
 use quorate_recipes::store::Commit;
 
@@ -80,4 +80,17 @@ impl History {
 pub fn key_of(change: &Event) -> String {
     let key = change.kv.as_ref().map(|kv| &kv.key[..]).unwrap_or_default();
     String::from_utf8_lossy(key).into_owned()
+}
+
+/// The decimal number that a change wrote; 0 for a deletion, or for anything else.
+#[must_use]
+pub fn number_of(change: &Event) -> i64 {
+    change.kv.as_ref().map_or(0, value_of)
+}
+
+/// The decimal number that a key has; 0 for anything else.
+#[must_use]
+pub fn value_of(kv: &KeyValue) -> i64 {
+    let text = std::str::from_utf8(&kv.value).ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }

@@ -52,6 +52,7 @@
 //! one thread: a `RefCell` will do), and judge it against [`History::commits`]. A client that was told
 //! "unknown" was told nothing; a client whose future was dropped neither.
 
+pub mod effects;
 pub mod faults;
 pub mod fenced;
 mod history;
@@ -63,7 +64,7 @@ pub mod sweep;
 mod world;
 
 pub use faults::Faults;
-pub use history::{History, Log, key_of};
+pub use history::{History, Log, key_of, number_of, value_of};
 pub use player::Player;
 pub use scenario::Scenario;
 pub use world::{Outcome, run};

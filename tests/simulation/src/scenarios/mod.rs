@@ -1,12 +1,20 @@
 //! The recipes that are simulated, one a file.
 
+mod adder;
+mod counter;
 mod election;
 mod exclusive;
+mod latch;
 mod mutex;
+mod stm;
 
+pub use adder::Adder;
+pub use counter::Counter;
 pub use election::Election;
 pub use exclusive::Exclusive;
+pub use latch::Latch;
 pub use mutex::Mutex;
+pub use stm::Stm;
 
 use crate::scenario::Scenario;
 use crate::world::{Outcome, run};
@@ -15,7 +23,15 @@ use crate::world::{Outcome, run};
 pub type Run = fn(u64) -> Outcome;
 
 /// All of them, by name.
-pub const ALL: &[(&str, Run)] = &[entry::<Mutex>(), entry::<Exclusive>(), entry::<Election>()];
+pub const ALL: &[(&str, Run)] = &[
+    entry::<Mutex>(),
+    entry::<Exclusive>(),
+    entry::<Election>(),
+    entry::<Counter>(),
+    entry::<Adder>(),
+    entry::<Latch>(),
+    entry::<Stm>(),
+];
 
 const fn entry<S: Scenario>() -> (&'static str, Run) {
     (S::NAME, run::<S>)

@@ -35,7 +35,7 @@ macro_rules! gates {
     };
 }
 
-gates! { mutex, exclusive, election }
+gates! { mutex, exclusive, election, counter, adder, latch, stm }
 
 #[test]
 fn a_seed_is_one_world() {
