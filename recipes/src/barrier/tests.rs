@@ -15,6 +15,7 @@ use crate::clock;
 use crate::error::Error;
 use crate::keys::{KeyRange, Revision};
 use crate::session::Session;
+use crate::store::faulty::{Calls, Stage};
 use crate::store::{Faulty, MemStore, Rates};
 
 const PARTIES: u32 = 3;
@@ -27,9 +28,12 @@ struct Told {
     broken: Vec<u64>,
 }
 
-async fn open(client: &Client) -> Session {
+/// The life of a lease that is lost now and then, by what fails at random.
+const SHORT: Duration = Duration::from_secs(6);
+
+async fn open(client: &Client, ttl: Duration) -> Session {
     loop {
-        match client.session().ttl(Duration::from_secs(6)).await {
+        match client.session().ttl(ttl).await {
             Ok(session) => return session,
             Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
         }
@@ -37,20 +41,21 @@ async fn open(client: &Client) -> Session {
 }
 
 /// Comes again and again, gives up now and then, and loses its lease now and then.
-async fn member(store: &MemStore, client: &Client, seed: u64) -> Told {
+async fn member(store: &MemStore, client: &Client, seed: u64, mortal: bool) -> Told {
     let mut random = SmallRng::seed_from_u64(seed);
     let barrier = client.cyclic_barrier("b", PARTIES);
-    let mut session = open(client).await;
+    let ttl = if mortal { SHORT } else { MINUTES };
+    let mut session = open(client, ttl).await;
     let mut told = Told::default();
     let end = clock::now() + MINUTES;
     while clock::now() < end {
         if session.check().is_err() {
-            session = open(client).await;
+            session = open(client, ttl).await;
         }
         let pause = Duration::from_millis(random.random_range(0..2_000));
         tokio::time::sleep(pause).await;
         let patience = Duration::from_millis(random.random_range(1..20_000));
-        let dies = random.random_range(0..12) == 0;
+        let dies = mortal && random.random_range(0..12) == 0;
         let outcome = tokio::select! {
             biased;
             outcome = barrier.wait(&session) => outcome,
@@ -126,56 +131,116 @@ fn judge(store: &MemStore, seed: u64) -> (BTreeSet<u64>, BTreeSet<u64>) {
     (opened, broken)
 }
 
+/// Four members for three places; how many generations opened, and how many broke.
+async fn run(seed: u64, mortal: bool) -> (usize, usize) {
+    let store = MemStore::new();
+    let mut clients = Vec::new();
+    let mut faults = Vec::new();
+    for index in 0..4 {
+        let faulty = Faulty::new(store.clone());
+        faulty.fail_at_random(seed * 10 + index, Rates::evenly(0.2));
+        faults.push(faulty.clone());
+        let client = Client::builder(faulty).seed(seed * 10 + index);
+        clients.push(client.build());
+    }
+    let members = (0..).zip(&clients).map(|(index, client)| {
+        let seed = seed * 10 + index;
+        member(&store, client, seed, mortal)
+    });
+    let told = join_all(members).await;
+    for faulty in faults {
+        faulty.fail_at_random(0, Rates::NONE);
+    }
+    // Longer than any late copy and any lease.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let (opened, broken) = judge(&store, seed);
+    let mut places: BTreeMap<(u64, u32), usize> = BTreeMap::new();
+    for passed in told.iter().flat_map(|told| &told.passed) {
+        let place = format!("seed {seed}: {passed:?}");
+        assert!(opened.contains(&passed.generation), "{place}");
+        assert!(passed.index < PARTIES, "{place}");
+        *places.entry((passed.generation, passed.index)).or_default() += 1;
+    }
+    let once = places.values().all(|count| *count == 1);
+    assert!(once, "seed {seed}: {places:?}");
+    for generation in told.iter().flat_map(|told| &told.broken) {
+        assert!(broken.contains(generation), "seed {seed}: {generation}");
+    }
+    let left = store.keys("quorate/cyclic-barrier/b/member/");
+    assert!(left.is_empty(), "seed {seed}: {left:?}");
+    (opened.len(), broken.len())
+}
+
 #[tokio::test(start_paused = true)]
 async fn every_generation_opens_for_exactly_its_parties() {
-    let (mut all, mut all_broken) = (0, 0);
+    let (mut opened, mut broken) = (0, 0);
     for seed in 0..40 {
-        let store = MemStore::new();
-        let mut clients = Vec::new();
-        let mut faults = Vec::new();
-        for index in 0..4 {
-            let faulty = Faulty::new(store.clone());
-            faulty.fail_at_random(seed * 10 + index, Rates::evenly(0.2));
-            faults.push(faulty.clone());
-            let client = Client::builder(faulty).seed(seed * 10 + index);
-            clients.push(client.build());
-        }
-        let members = (0..).zip(&clients).map(|(index, client)| {
-            let seed = seed * 10 + index;
-            member(&store, client, seed)
-        });
-        let told = join_all(members).await;
-        faults
-            .iter()
-            .for_each(|faulty| faulty.fail_at_random(0, Rates::NONE));
-        // Longer than any late copy and any lease.
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        let (opened, broken) = judge(&store, seed);
-        let mut places: BTreeMap<(u64, u32), usize> = BTreeMap::new();
-        for passed in told.iter().flat_map(|told| &told.passed) {
-            assert!(
-                opened.contains(&passed.generation),
-                "seed {seed}: {passed:?}"
-            );
-            assert!(passed.index < PARTIES, "seed {seed}: {passed:?}");
-            *places.entry((passed.generation, passed.index)).or_default() += 1;
-        }
-        assert!(
-            places.values().all(|count| *count == 1),
-            "seed {seed}: {places:?}"
-        );
-        for generation in told.iter().flat_map(|told| &told.broken) {
-            assert!(broken.contains(generation), "seed {seed}: {generation}");
-        }
-        let left = store.keys("quorate/cyclic-barrier/b/member/");
-        assert!(left.is_empty(), "seed {seed}: {left:?}");
-        all += opened.len();
-        all_broken += broken.len();
+        let one = run(seed, true).await;
+        (opened, broken) = (opened + one.0, broken + one.1);
     }
-    assert!(
-        all > 200 && all_broken > 20,
-        "{all} opened, {all_broken} broken"
-    );
+    assert!(opened > 200 && broken > 20, "{opened} and {broken}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn waits_that_are_dropped_break_nothing() {
+    for seed in 100..120 {
+        let (opened, broken) = run(seed, false).await;
+        assert!(
+            opened > 0 && broken == 0,
+            "seed {seed}: {opened} and {broken}"
+        );
+    }
+}
+
+/// A wait dropped at any of its calls, at any stage, is as if it had never been.
+#[tokio::test(start_paused = true)]
+async fn a_wait_dropped_anywhere_leaves_nothing() {
+    for stage in [Stage::NotSent, Stage::AppliedUnanswered, Stage::Answered] {
+        for nth in 1..=5 {
+            for kind in ["hold", "cyclic", "double"] {
+                let store = MemStore::new();
+                let faulty = Faulty::new(store.clone());
+                let client = Client::new(faulty.clone());
+                let session = client.session().await.unwrap();
+                let held = faulty.hold(nth, Calls::Any, stage);
+                let work = async {
+                    match kind {
+                        "hold" => {
+                            let hold = client.barrier("b").hold(&session).await;
+                            hold.unwrap().release().await.unwrap();
+                            std::future::pending().await
+                        }
+                        "cyclic" => {
+                            let barrier = client.cyclic_barrier("b", 2);
+                            barrier.wait(&session).await.map(drop)
+                        }
+                        _ => {
+                            let barrier = client.double_barrier("b", 2);
+                            barrier.enter(&session).await.map(drop)
+                        }
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    _ = work => panic!("alone"),
+                    () = held.reached() => {}
+                    () = tokio::time::sleep(Duration::from_secs(30)) => {}
+                }
+                held.release();
+                tokio::time::sleep(Duration::from_secs(30)).await;
+                let place = format!("{kind} {nth} {stage:?}");
+                let left = store.keys("quorate/");
+                let keys = left.iter().filter(|key| !key.contains("/session/"));
+                let keys = keys.filter(|key| !key.ends_with("/meta")).count();
+                assert_eq!(keys, 0, "{place}: {left:?}");
+                let barrier = client.cyclic_barrier("b", 2);
+                let (one, other) = tokio::join!(barrier.wait(&session), barrier.wait(&session));
+                assert_eq!(one.unwrap().generation, 1, "{place}");
+                assert_eq!(other.unwrap().generation, 1, "{place}");
+                client.barrier("b").wait().await.unwrap();
+            }
+        }
+    }
 }
 
 /// A waiter at a barrier comes back only where the store had no key under it since it began to wait.
@@ -194,7 +259,7 @@ async fn no_wait_ends_while_the_barrier_is_closed() {
         let hold = async {
             let mut random = SmallRng::seed_from_u64(seed);
             while !over() {
-                let session = open(&holder).await;
+                let session = open(&holder, SHORT).await;
                 let hold = holder.barrier("b").hold(&session).await;
                 tokio::time::sleep(Duration::from_millis(random.random_range(0..4_000))).await;
                 if random.random_range(0..4) == 0 {
@@ -206,7 +271,7 @@ async fn no_wait_ends_while_the_barrier_is_closed() {
         };
         let set = async {
             let mut random = SmallRng::seed_from_u64(seed + 1_000);
-            let session = open(&setter).await;
+            let session = open(&setter, MINUTES).await;
             while !over() && session.check().is_ok() {
                 let barrier = setter.barrier("b");
                 let _ = barrier.set(&session).await;

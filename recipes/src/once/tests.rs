@@ -16,6 +16,7 @@ use crate::clock;
 use crate::error::Error;
 use crate::keys::{KeySpace, Revision};
 use crate::session::Session;
+use crate::store::faulty::{Calls, Stage};
 use crate::store::{Capabilities, Faulty, MemStore, Rates};
 
 const MINUTES: Duration = Duration::from_secs(180);
@@ -226,4 +227,42 @@ async fn a_result_is_read_whole_across_a_compaction() {
     };
     let (read, ()) = tokio::join!(reader.get(), compact);
     assert_eq!(*read.unwrap().unwrap(), text);
+}
+
+/// A call dropped at any of its calls, at any stage, leaves no candidate and nothing torn; the next
+/// one gets a result.
+#[tokio::test(start_paused = true)]
+async fn a_call_dropped_anywhere_leaves_nothing_in_the_way() {
+    for stage in [Stage::NotSent, Stage::AppliedUnanswered, Stage::Answered] {
+        for nth in 1..=12 {
+            let store = MemStore::with_capabilities(Capabilities {
+                max_request_bytes: 64,
+                ..Default::default()
+            });
+            let faulty = Faulty::new(store.clone());
+            let client = Client::new(faulty.clone());
+            let session = client.session().await.unwrap();
+            let cell = client.once::<String>("r");
+            let held = faulty.hold(nth, Calls::Any, stage);
+            let text = |by: &str| by.repeat(50);
+            tokio::select! {
+                biased;
+                got = cell.get_or_try_init(&session, || async { Ok::<_, &str>(text("a")) }) => {
+                    assert_eq!(*got.unwrap(), text("a"));
+                }
+                () = held.reached() => {}
+            }
+            held.release();
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            let place = format!("{nth} {stage:?}");
+            let line = store.keys("quorate/once/r/turn/");
+            assert!(line.is_empty(), "{place}: {line:?}");
+            let cell = client.once::<String>("r");
+            let init = || async { Ok::<_, &str>(text("b")) };
+            let got = cell.get_or_try_init(&session, init).await.unwrap();
+            assert!([text("a"), text("b")].contains(&got), "{place}");
+            assert_eq!(client.once::<String>("r").get().await.unwrap(), Some(got));
+            judge(&store, nth as u64);
+        }
+    }
 }

@@ -162,3 +162,35 @@ async fn a_block_costs_three_calls_and_a_permit_at_hand_none() {
     let spent = store.counts() - before;
     assert_eq!((spent.txn, spent.lease_grant, spent.calls()), (2, 1, 3));
 }
+
+/// A call dropped at any of its calls, at any stage, uses nothing: all is to be had once more, at the
+/// latest a window later.
+#[tokio::test(start_paused = true)]
+async fn a_call_dropped_anywhere_uses_nothing() {
+    for stage in [Stage::NotSent, Stage::AppliedUnanswered, Stage::Answered] {
+        for nth in 1..=5 {
+            let store = MemStore::new();
+            let faulty = Faulty::new(store.clone());
+            let client = Client::new(faulty.clone());
+            let session = client.session().await.unwrap();
+            let limiter = client.rate_limiter("r", 3, PER);
+            let held = faulty.hold(nth, Calls::Any, stage);
+            tokio::select! {
+                biased;
+                got = limiter.acquire(&session, 3) => got.unwrap(),
+                () = held.reached() => {}
+            }
+            held.release();
+            let begun = clock::now();
+            limiter.acquire(&session, 3).await.unwrap();
+            let took = begun.elapsed();
+            assert!(
+                took <= PER + Duration::from_secs(2),
+                "{nth} {stage:?}: {took:?}"
+            );
+            tokio::time::sleep(3 * PER).await;
+            assert!(store.keys("quorate/rate/r/grant/").is_empty());
+            assert_eq!(store.leases(), [session.lease()], "{nth} {stage:?}");
+        }
+    }
+}

@@ -55,6 +55,7 @@
 pub mod effects;
 pub mod faults;
 pub mod fenced;
+mod gatherings;
 mod history;
 mod nemesis;
 mod player;

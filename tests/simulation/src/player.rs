@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_recipes::Client;
-use quorate_recipes::clock::LateClock;
+use quorate_recipes::clock::{Clock, LateClock, SystemClock};
+use quorate_recipes::keys::Revision;
 use quorate_recipes::store::{Faulty, MemStore};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -64,6 +65,19 @@ impl Player {
 
     pub(crate) fn connection(&self) -> &Faulty<MemStore> {
         &self.inner.connection
+    }
+
+    /// The store's revision now, as nobody but the test can see it.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.inner.connection.inner().revision()
+    }
+
+    /// How late this client's clock is now.
+    #[must_use]
+    pub fn lateness(&self) -> Duration {
+        let real = SystemClock.now();
+        real.saturating_duration_since(self.inner.clock.now())
     }
 
     pub(crate) fn clock(&self) -> &LateClock {

@@ -1,19 +1,29 @@
 //! The recipes that are simulated, one a file.
 
 mod adder;
+mod barrier;
 mod counter;
+mod cyclic_barrier;
+mod double_barrier;
 mod election;
 mod exclusive;
 mod latch;
 mod mutex;
+mod once;
+mod rate;
 mod stm;
 
 pub use adder::Adder;
+pub use barrier::Barrier;
 pub use counter::Counter;
+pub use cyclic_barrier::CyclicBarrier;
+pub use double_barrier::DoubleBarrier;
 pub use election::Election;
 pub use exclusive::Exclusive;
 pub use latch::Latch;
 pub use mutex::Mutex;
+pub use once::Once;
+pub use rate::Rate;
 pub use stm::Stm;
 
 use crate::scenario::Scenario;
@@ -31,6 +41,11 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<Adder>(),
     entry::<Latch>(),
     entry::<Stm>(),
+    entry::<Once>(),
+    entry::<Barrier>(),
+    entry::<DoubleBarrier>(),
+    entry::<CyclicBarrier>(),
+    entry::<Rate>(),
 ];
 
 const fn entry<S: Scenario>() -> (&'static str, Run) {

@@ -35,7 +35,20 @@ macro_rules! gates {
     };
 }
 
-gates! { mutex, exclusive, election, counter, adder, latch, stm }
+gates! {
+    mutex,
+    exclusive,
+    election,
+    counter,
+    adder,
+    latch,
+    stm,
+    once,
+    barrier,
+    double_barrier,
+    cyclic_barrier,
+    rate,
+}
 
 #[test]
 fn a_seed_is_one_world() {

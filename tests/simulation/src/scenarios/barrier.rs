@@ -1,0 +1,107 @@
+//! The barrier: no wait ends while it is closed.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use quorate_proto::mvccpb::event::EventType;
+use quorate_recipes::keys::Revision;
+use quorate_recipes::{Result, Session};
+
+use crate::gatherings::Wrong;
+use crate::history::{History, key_of};
+use crate::player::Player;
+use crate::scenario::Scenario;
+
+/// Clients that hold it, set it, lift it, or wait.
+#[derive(Debug)]
+pub struct Barrier {
+    /// The store's revisions at the begin and the end of each wait.
+    waits: RefCell<Vec<(Revision, Revision)>>,
+    wrong: Wrong,
+}
+
+const PREFIX: &str = "quorate/barrier/b/";
+
+impl Barrier {
+    async fn close_or_wait(&self, player: &Player, session: &Session) -> Result<()> {
+        let barrier = player.client().barrier("b");
+        match player.below(6) {
+            0 => {
+                barrier.set(session).await?;
+                player.pause(400).await;
+                barrier.lift().await?;
+            }
+            1 => {
+                barrier.lift().await?;
+            }
+            2 => {
+                let hold = barrier.hold(session).await?;
+                player.pause(800).await;
+                if player.one_in(2) {
+                    hold.release().await?;
+                }
+            }
+            _ => {
+                let from = player.revision();
+                let patience = Duration::from_secs(5);
+                let waited = tokio::time::timeout(patience, barrier.wait()).await;
+                if let Ok(waited) = waited {
+                    waited?;
+                    let wait = (from, player.revision());
+                    player.note(format!("open between {} and {}", wait.0, wait.1));
+                    self.waits.borrow_mut().push(wait);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Scenario for Barrier {
+    const NAME: &'static str = "barrier";
+
+    fn new() -> Self {
+        Self {
+            waits: RefCell::default(),
+            wrong: Wrong::default(),
+        }
+    }
+
+    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
+        let outcome = self.close_or_wait(player, session).await;
+        outcome.inspect_err(|error| self.wrong.note(error))
+    }
+
+    fn may_remain(&self, key: &str) -> bool {
+        // Set in a step that was dropped before it lifted.
+        key == "quorate/barrier/b/set"
+    }
+
+    fn check(&self, history: &History) -> std::result::Result<(), String> {
+        self.wrong.check()?;
+        let mut closing = BTreeSet::new();
+        let mut open_at = BTreeSet::from([Revision(1)]);
+        for commit in &history.commits {
+            for change in &commit.changes {
+                let key = key_of(change);
+                if !key.starts_with(PREFIX) {
+                    continue;
+                }
+                match change.r#type() {
+                    EventType::Put => closing.insert(key),
+                    EventType::Delete => closing.remove(&key),
+                };
+            }
+            if closing.is_empty() {
+                open_at.insert(commit.revision);
+            }
+        }
+        let waits = self.waits.borrow();
+        let closed = |(from, to): &&(Revision, Revision)| open_at.range(from..=to).next().is_none();
+        match waits.iter().find(closed) {
+            Some((from, to)) => Err(format!("a wait ended, closed from {from} to {to}")),
+            None => Ok(()),
+        }
+    }
+}
