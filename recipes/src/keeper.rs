@@ -208,6 +208,8 @@ pub(crate) struct Keeper {
 enum Left {
     /// The owner wanted it.
     Asked,
+    /// The owner wanted it before the key was in place again.
+    Absent,
     /// The key was deleted by somebody else.
     Deleted,
     /// The key was written by somebody else.
@@ -281,6 +283,7 @@ impl Keeper {
             let (entered_before, since) = (self.has_entered(), self.client.now());
             let ended = match self.serve(&mut watcher).await {
                 Ok(Left::Asked) => return Ok(()),
+                Ok(Left::Absent) => return self.remove_remains(&mut pause).await,
                 Ok(Left::Overwritten(kv)) if self.plan.holding == Rivals::End => {
                     return Err(self.taken(&kv));
                 }
@@ -321,7 +324,7 @@ impl Keeper {
     /// Puts the key in place under the present session, and stays until something ends it.
     async fn serve(&mut self, watcher: &mut Watcher) -> Result<Left> {
         let Some((mut at, sequence)) = self.enter(watcher).await? else {
-            return Ok(Left::Asked);
+            return Ok(Left::Absent);
         };
         self.farewell_on_close();
         self.publish(at, sequence);
@@ -367,11 +370,15 @@ impl Keeper {
     }
 
     /// Puts the key in place under the present session. Returns the revision, and the number of what was
-    /// written; nothing when the owner left while somebody else had the key.
+    /// written; nothing when the owner has left meanwhile.
     async fn enter(&mut self, watcher: &mut Watcher) -> Result<Option<(Revision, u64)>> {
         let mut pause = Backoff::between_attempts(&self.client);
         loop {
             let wanted = self.wanted.borrow().clone();
+            // With a farewell to say the key is put in place once more, to be seen to leave.
+            if wanted.leave && wanted.farewell.is_none() {
+                return Ok(None);
+            }
             let claim = Claim::of(self.plan.key.clone(), wanted.value.clone());
             let actor = self.session.actor();
             match actor.claim(claim).await? {
@@ -473,7 +480,8 @@ impl Keeper {
         }
     }
 
-    /// Deletes what a lost session has left behind; for no longer than its lease can live.
+    /// Deletes what is left of the last write, as when its session is lost; tries for no longer than that
+    /// one's lease can live.
     async fn remove_remains(&self, pause: &mut Backoff) -> Result<()> {
         let at = self.standing.borrow().revision;
         let until = self.client.now() + self.ttl;

@@ -1,0 +1,158 @@
+//! Kept keys: in place with the newest value in the end, never with an older one after a newer, and
+//! others' keys are left alone.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use quorate_proto::mvccpb::event::EventType;
+use quorate_recipes::clock::{Clock, Instant, SystemClock};
+use quorate_recipes::{KeptState, Result, Session};
+
+use crate::history::{History, key_of};
+use crate::player::Player;
+use crate::scenario::Scenario;
+
+/// Clients that keep a key of their own, and one that all of them want, set values and remove them.
+#[derive(Debug)]
+pub struct Leased {
+    owners: Cell<u64>,
+    /// When the removal by an owner was confirmed.
+    removed: RefCell<BTreeMap<u64, Instant>>,
+    /// The revisions at which an owner's value was said to be there.
+    told: RefCell<Vec<(i64, Written)>>,
+}
+
+/// A value: who wrote it, its number among the owner's, and whether the owner yields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Written {
+    owner: u64,
+    number: u64,
+    yields: bool,
+}
+
+impl Written {
+    fn text(self) -> String {
+        format!("{} {} {}", self.owner, self.number, self.yields)
+    }
+
+    fn parse(value: &[u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(value).ok()?.split(' ');
+        Some(Self {
+            owner: words.next()?.parse().ok()?,
+            number: words.next()?.parse().ok()?,
+            yields: words.next()?.parse().ok()?,
+        })
+    }
+}
+
+impl Scenario for Leased {
+    const NAME: &'static str = "leased";
+
+    fn new() -> Self {
+        Self {
+            owners: Cell::new(0),
+            removed: RefCell::default(),
+            told: RefCell::default(),
+        }
+    }
+
+    async fn step(&self, player: &Player, _session: &Session) -> Result<()> {
+        let shared = player.one_in(2);
+        let key = match shared {
+            true => "data/kept".to_owned(),
+            false => format!("data/kept-{}", player.index()),
+        };
+        if shared && player.one_in(6) {
+            player.client().put(&key, "somebody else's").await?;
+            return Ok(());
+        }
+        self.owners.set(self.owners.get() + 1);
+        let mut value = Written {
+            owner: self.owners.get(),
+            number: 0,
+            yields: shared && player.one_in(2),
+        };
+        player.note(format!("keeps {key} as owner {}", value.owner));
+        let ttl = Duration::from_secs(3 + player.below(4));
+        let keep = player.client().keep(&key, value.text()).ttl(ttl);
+        let kept = match value.yields {
+            true => keep.yielding().await?,
+            false => keep.await?,
+        };
+        for _ in 0..player.below(4) {
+            player.pause(600).await;
+            value.number += 1;
+            let limit = match shared {
+                // It may have yielded, or be at war with others.
+                true => Duration::from_millis(player.below(2000)),
+                false => Duration::MAX,
+            };
+            if let Ok(at) = tokio::time::timeout(limit, kept.set(value.text())).await {
+                let at = at?;
+                player.note(format!("{value:?} is there at {at}"));
+                self.told.borrow_mut().push((at.0, value));
+            }
+        }
+        if !shared {
+            kept.wait_for(|state| state == KeptState::Kept).await;
+        }
+        player.pause(1000).await;
+        if player.one_in(2) {
+            kept.remove().await?;
+            let mut removed = self.removed.borrow_mut();
+            removed.insert(value.owner, SystemClock.now());
+        }
+        Ok(())
+    }
+
+    fn check(&self, history: &History) -> std::result::Result<(), String> {
+        let removed = self.removed.borrow();
+        let mut told: BTreeMap<(i64, String), bool> = (self.told.borrow().iter())
+            .map(|(at, value)| ((*at, value.text()), false))
+            .collect();
+        let mut newest: BTreeMap<u64, u64> = BTreeMap::new();
+        for (commit, change) in history.changes() {
+            if !key_of(change).starts_with("data/") {
+                continue;
+            }
+            let kv = change.kv.as_ref().expect("a change has a key");
+            let before = change.prev_kv.as_ref();
+            let foreign = before.filter(|kv| Written::parse(&kv.value).is_none());
+            let put = change.r#type() == EventType::Put;
+            let written = Written::parse(&kv.value).filter(|_| put);
+            let broken = |what: &str| {
+                let text = String::from_utf8_lossy(&kv.value);
+                Err(format!("revision {}: {text}: {what}", commit.revision))
+            };
+            if foreign.is_some() && !put {
+                return broken("a key of somebody else was deleted");
+            }
+            let Some(written) = written else { continue };
+            if written.yields && before.is_some() {
+                let before = before.and_then(|kv| Written::parse(&kv.value));
+                if before.is_none_or(|before| before.owner != written.owner) {
+                    return broken("it took the key and should have yielded");
+                }
+            }
+            if removed
+                .get(&written.owner)
+                .is_some_and(|at| *at < commit.at)
+            {
+                return broken("it is there after it was removed");
+            }
+            let last = newest.entry(written.owner).or_insert(0);
+            if written.number < *last {
+                return broken("it was rolled back");
+            }
+            *last = written.number;
+            if let Some(seen) = told.get_mut(&(commit.revision.0, written.text())) {
+                *seen = true;
+            }
+        }
+        match told.into_iter().find(|(_, seen)| !seen) {
+            Some((missing, _)) => Err(format!("{missing:?} was acknowledged and is not there")),
+            None => Ok(()),
+        }
+    }
+}
