@@ -1,6 +1,7 @@
 //! The recipes that are simulated, one a file.
 
 mod adder;
+mod assign;
 mod barrier;
 mod counter;
 mod cyclic_barrier;
@@ -8,12 +9,15 @@ mod double_barrier;
 mod election;
 mod exclusive;
 mod latch;
+mod leased;
+mod membership;
 mod mutex;
 mod once;
 mod rate;
 mod stm;
 
 pub use adder::Adder;
+pub use assign::Assign;
 pub use barrier::Barrier;
 pub use counter::Counter;
 pub use cyclic_barrier::CyclicBarrier;
@@ -21,6 +25,8 @@ pub use double_barrier::DoubleBarrier;
 pub use election::Election;
 pub use exclusive::Exclusive;
 pub use latch::Latch;
+pub use leased::Leased;
+pub use membership::Membership;
 pub use mutex::Mutex;
 pub use once::Once;
 pub use rate::Rate;
@@ -46,6 +52,9 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<DoubleBarrier>(),
     entry::<CyclicBarrier>(),
     entry::<Rate>(),
+    entry::<Membership>(),
+    entry::<Assign>(),
+    entry::<Leased>(),
 ];
 
 const fn entry<S: Scenario>() -> (&'static str, Run) {

@@ -48,6 +48,9 @@ gates! {
     double_barrier,
     cyclic_barrier,
     rate,
+    membership,
+    assign,
+    leased,
 }
 
 #[test]
