@@ -170,12 +170,22 @@ impl Ledger {
     /// # Errors
     /// The first promise that is broken.
     pub fn check(&self, history: &History, line: &Line) -> std::result::Result<(), String> {
+        self.check_by(history, &mut line.clone())
+    }
+
+    /// As [`Ledger::check`], where others may write than the one who is first in line.
+    ///
+    /// # Errors
+    /// The first promise that is broken.
+    pub fn check_by(
+        &self,
+        history: &History,
+        order: &mut dyn Order,
+    ) -> std::result::Result<(), String> {
         let told = self.inner.borrow();
         let mut judge = Judge {
             told: &told,
-            line,
-            contenders: BTreeSet::new(),
-            token: 0,
+            order,
             numbers: BTreeMap::new(),
             seen: BTreeSet::new(),
         };
@@ -198,10 +208,29 @@ impl Ledger {
     }
 }
 
-/// Where the contenders of something stand.
-#[derive(Debug)]
+/// Who may write, as the store's history goes on.
+pub trait Order {
+    /// Takes in a change of any key.
+    fn take(&mut self, change: &Event);
+
+    /// Whether a key is one of a contender.
+    fn has(&self, key: &str) -> bool;
+
+    /// Judges a write of `key` under `token`, made when all changes so far had been.
+    ///
+    /// # Errors
+    /// Why it must not have been accepted.
+    fn allows(&mut self, key: &str, token: i64) -> std::result::Result<(), String>;
+}
+
+/// Where the contenders of something stand: who is first may write.
+#[derive(Debug, Clone)]
 pub struct Line {
     prefix: String,
+    /// The create revisions of the keys in line.
+    contenders: BTreeSet<i64>,
+    /// Of the last write.
+    token: i64,
 }
 
 impl Line {
@@ -210,7 +239,47 @@ impl Line {
     pub fn under(prefix: impl Into<String>) -> Self {
         Self {
             prefix: prefix.into(),
+            contenders: BTreeSet::new(),
+            token: 0,
         }
+    }
+
+    /// Who is first.
+    #[must_use]
+    pub fn first(&self) -> Option<i64> {
+        self.contenders.first().copied()
+    }
+}
+
+impl Order for Line {
+    fn take(&mut self, change: &Event) {
+        if !self.has(&key_of(change)) {
+            return;
+        }
+        let (now, before) = (change.kv.as_ref(), change.prev_kv.as_ref());
+        if let Some(kv) = now.filter(|_| change.r#type() == EventType::Put) {
+            self.contenders.insert(kv.create_revision);
+        } else if let Some(kv) = before {
+            self.contenders.remove(&kv.create_revision);
+        }
+    }
+
+    fn has(&self, key: &str) -> bool {
+        key.starts_with(&self.prefix)
+    }
+
+    fn allows(&mut self, _key: &str, token: i64) -> std::result::Result<(), String> {
+        let (first, last) = (self.first(), self.token);
+        if first != Some(token) {
+            return Err(format!(
+                "accepted under {token}; first in line was {first:?}"
+            ));
+        }
+        if token < last {
+            return Err(format!("accepted under {token} after one under {last}"));
+        }
+        self.token = token;
+        Ok(())
     }
 }
 
@@ -238,11 +307,7 @@ impl Written {
 
 struct Judge<'a> {
     told: &'a Told,
-    line: &'a Line,
-    /// The create revisions of the keys in line.
-    contenders: BTreeSet<i64>,
-    /// Of the last write.
-    token: i64,
+    order: &'a mut dyn Order,
     numbers: BTreeMap<String, Written>,
     /// Each write and the revisions at which it is.
     seen: BTreeSet<(usize, i64)>,
@@ -252,14 +317,12 @@ impl Judge<'_> {
     fn take(&mut self, commit: &Commit, change: &Event) -> std::result::Result<(), String> {
         let key = key_of(change);
         let put = change.r#type() == EventType::Put;
-        if key.starts_with(&self.line.prefix) {
-            let (now, before) = (change.kv.as_ref(), change.prev_kv.as_ref());
-            if let Some(kv) = now.filter(|_| put) {
-                self.contenders.insert(kv.create_revision);
-            } else if let Some(kv) = before {
-                self.contenders.remove(&kv.create_revision);
-                self.removed(commit, kv.create_revision, LeaseId(kv.lease))?;
-            }
+        self.order.take(change);
+        if let Some(kv) = change.prev_kv.as_ref()
+            && !put
+            && self.order.has(&key)
+        {
+            self.removed(commit, kv.create_revision, LeaseId(kv.lease))?;
         }
         if put && key.starts_with("data/") {
             let kv = change.kv.as_ref().expect("a put has a pair");
@@ -305,19 +368,9 @@ impl Judge<'_> {
         if write.fate == Fate::Refused {
             return Err(format!("write {id} is there and was refused"));
         }
-        let first = self.contenders.first();
-        if first != Some(&token) {
-            return Err(format!(
-                "write {id} was accepted under {token}; first in line was {first:?}"
-            ));
-        }
-        if token < self.token {
-            return Err(format!(
-                "write {id} was accepted under {token} after one under {}",
-                self.token
-            ));
-        }
-        self.token = token;
+        self.order
+            .allows(key, token)
+            .map_err(|why| format!("write {id} was {why}"))?;
         self.seen.insert((id, at.0));
         if key.ends_with("count") {
             let before = self.numbers.insert(key.to_owned(), written);

@@ -30,6 +30,9 @@ pub trait Scenario: 'static {
         std::future::ready(())
     }
 
+    /// Lets go of everything that clients kept between their steps, when they have done the last one.
+    fn end(&self) {}
+
     /// Whether a key of the recipes may be there when all is over.
     fn may_remain(&self, key: &str) -> bool {
         let _ = key;

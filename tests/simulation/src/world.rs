@@ -181,6 +181,7 @@ impl<S: Scenario> World<S> {
         if ended.await.is_err() {
             return Err("not everybody came to an end in the calm".to_owned());
         }
+        self.scenario.end();
         tokio::time::sleep(AFTERMATH).await;
         for attendant in attending {
             attendant.abort();

@@ -3,33 +3,45 @@
 mod adder;
 mod assign;
 mod barrier;
+mod combined;
 mod counter;
 mod cyclic_barrier;
+mod delayed;
 mod double_barrier;
 mod election;
 mod exclusive;
+mod handover;
 mod latch;
 mod leased;
 mod membership;
+mod multi_lock;
 mod mutex;
 mod once;
 mod rate;
+mod rw_lock;
+mod semaphore;
 mod stm;
 
 pub use adder::Adder;
 pub use assign::Assign;
 pub use barrier::Barrier;
+pub use combined::Combined;
 pub use counter::Counter;
 pub use cyclic_barrier::CyclicBarrier;
+pub use delayed::Delayed;
 pub use double_barrier::DoubleBarrier;
 pub use election::Election;
 pub use exclusive::Exclusive;
+pub use handover::Handover;
 pub use latch::Latch;
 pub use leased::Leased;
 pub use membership::Membership;
+pub use multi_lock::MultiLock;
 pub use mutex::Mutex;
 pub use once::Once;
 pub use rate::Rate;
+pub use rw_lock::RwLock;
+pub use semaphore::Semaphore;
 pub use stm::Stm;
 
 use crate::scenario::Scenario;
@@ -43,6 +55,12 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<Mutex>(),
     entry::<Exclusive>(),
     entry::<Election>(),
+    entry::<RwLock>(),
+    entry::<Semaphore>(),
+    entry::<MultiLock>(),
+    entry::<Combined>(),
+    entry::<Delayed>(),
+    entry::<Handover>(),
     entry::<Counter>(),
     entry::<Adder>(),
     entry::<Latch>(),

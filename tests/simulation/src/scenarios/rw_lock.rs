@@ -1,0 +1,143 @@
+//! The read-write lock: writers count alone, readers mark together, and either becomes the other.
+
+use std::collections::BTreeMap;
+
+use quorate_proto::mvccpb::Event;
+use quorate_proto::mvccpb::event::EventType;
+use quorate_recipes::lock::Upgraded;
+use quorate_recipes::{Result, Session};
+
+use crate::fenced::{Ledger, Order};
+use crate::history::{History, key_of};
+use crate::player::Player;
+use crate::scenario::Scenario;
+
+const READ: &str = "quorate/rwlock/r/read/";
+const WRITE: &str = "quorate/rwlock/r/write/";
+
+/// Clients that read and write, upgrade and downgrade.
+#[derive(Debug)]
+pub struct RwLock {
+    ledger: Ledger,
+}
+
+impl RwLock {
+    async fn read(&self, player: &Player, session: &Session) -> Result<()> {
+        let lock = player.client().rw_lock("r");
+        let guard = match player.one_in(4) {
+            true => match lock.try_read(session).await? {
+                Some(guard) => guard,
+                None => return Ok(()),
+            },
+            false => lock.read(session).await?,
+        };
+        let held = self.ledger.granted(player, guard);
+        self.ledger.put(player, &held, "data/read", "").await?;
+        player.pause(300).await;
+        self.ledger.put(player, &held, "data/read", "").await?;
+        if player.one_in(2) {
+            return held.into_inner().release().await;
+        }
+        match held.into_inner().try_upgrade().await? {
+            Upgraded::Read(guard) => guard.release().await,
+            Upgraded::Write(guard) => {
+                let held = self.ledger.granted(player, guard);
+                self.ledger.increment(player, &held, "data/count").await?;
+                match player.one_in(2) {
+                    true => held.into_inner().release().await,
+                    false => held.into_inner().downgrade().await?.release().await,
+                }
+            }
+        }
+    }
+
+    async fn write(&self, player: &Player, session: &Session) -> Result<()> {
+        let lock = player.client().rw_lock("r");
+        let guard = match player.one_in(4) {
+            true => match lock.try_write(session).await? {
+                Some(guard) => guard,
+                None => return Ok(()),
+            },
+            false => lock.write(session).await?,
+        };
+        let held = self.ledger.granted(player, guard);
+        self.ledger.increment(player, &held, "data/count").await?;
+        if player.one_in(2) {
+            return held.into_inner().release().await;
+        }
+        let guard = held.into_inner().downgrade().await?;
+        let held = self.ledger.granted(player, guard);
+        player.pause(300).await;
+        self.ledger.put(player, &held, "data/read", "").await?;
+        held.into_inner().release().await
+    }
+}
+
+impl Scenario for RwLock {
+    const NAME: &'static str = "rw_lock";
+
+    fn new() -> Self {
+        Self {
+            ledger: Ledger::default(),
+        }
+    }
+
+    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
+        match player.one_in(3) {
+            true => self.write(player, session).await,
+            false => self.read(player, session).await,
+        }
+    }
+
+    fn check(&self, history: &History) -> std::result::Result<(), String> {
+        self.ledger.check_by(history, &mut Sides::default())
+    }
+}
+
+/// Everybody's keys: the names by create revision.
+#[derive(Debug, Default)]
+struct Sides {
+    readers: BTreeMap<i64, String>,
+    writers: BTreeMap<i64, String>,
+}
+
+impl Order for Sides {
+    fn take(&mut self, change: &Event) {
+        let key = key_of(change);
+        let (side, name) = match (key.strip_prefix(READ), key.strip_prefix(WRITE)) {
+            (Some(name), _) => (&mut self.readers, name),
+            (_, Some(name)) => (&mut self.writers, name),
+            _ => return,
+        };
+        match (change.r#type(), &change.kv, &change.prev_kv) {
+            (EventType::Put, Some(kv), _) => side.insert(kv.create_revision, name.to_owned()),
+            (EventType::Delete, _, Some(kv)) => side.remove(&kv.create_revision),
+            _ => None,
+        };
+    }
+
+    /// A writer that becomes a reader gives its writer's key up, so that one is not looked at.
+    fn has(&self, key: &str) -> bool {
+        key.starts_with(READ)
+    }
+
+    fn allows(&mut self, key: &str, token: i64) -> std::result::Result<(), String> {
+        if key == "data/read" {
+            let before = self.writers.range(..token).next();
+            return match (self.readers.contains_key(&token), before) {
+                (true, None) => Ok(()),
+                (there, before) => Err(format!(
+                    "accepted under reader {token}, there: {there}, writer before it: {before:?}"
+                )),
+            };
+        }
+        let own = self.writers.get(&token);
+        let first = self.readers.first_key_value().map(|(_, name)| name);
+        if own.is_none() || own != first {
+            return Err(format!(
+                "accepted under writer {token}, {own:?}; first was {first:?}"
+            ));
+        }
+        Ok(())
+    }
+}
