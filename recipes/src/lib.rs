@@ -56,6 +56,7 @@ pub mod lock;
 pub mod progress;
 pub mod registry;
 pub mod session;
+mod settled;
 pub mod store;
 mod tasks;
 pub mod txn;
