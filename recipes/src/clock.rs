@@ -3,10 +3,11 @@
 //! answers what the test decides.
 
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 /// A moment of the monotonic clock.
 pub use tokio::time::Instant;
@@ -47,7 +48,14 @@ impl Clock for SystemClock {
 /// clock and a write is in the same place.
 #[derive(Debug)]
 pub struct LateClock {
-    pace: watch::Sender<Pace>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    pace: Mutex<Pace>,
+    /// Wakes the sleepers in the order in which they came.
+    changed: Arc<Notify>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -70,7 +78,10 @@ impl Pace {
 impl Default for LateClock {
     fn default() -> Self {
         Self {
-            pace: watch::Sender::new(Pace::Runs(Duration::ZERO)),
+            shared: Arc::new(Shared {
+                pace: Mutex::new(Pace::Runs(Duration::ZERO)),
+                changed: Arc::new(Notify::new()),
+            }),
         }
     }
 }
@@ -78,20 +89,32 @@ impl Default for LateClock {
 impl LateClock {
     /// Stops the clock.
     pub fn stop(&self) {
-        self.pace
-            .send_modify(|pace| *pace = Pace::Stands(pace.now()));
+        self.shared.change(|pace| Pace::Stands(pace.now()));
     }
 
     /// Lets the clock go on from where it stands.
     pub fn go_on(&self) {
-        self.pace
-            .send_modify(|pace| *pace = Pace::Runs(now().saturating_duration_since(pace.now())));
+        self.shared
+            .change(|pace| Pace::Runs(now().saturating_duration_since(pace.now())));
+    }
+}
+
+impl Shared {
+    fn pace(&self) -> Pace {
+        *self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(Pace) -> Pace) {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        *pace = change(*pace);
+        drop(pace);
+        self.changed.notify_waiters();
     }
 }
 
 impl Clock for LateClock {
     fn now(&self) -> Instant {
-        self.pace.borrow().now()
+        self.shared.pace().now()
     }
 
     fn suspended(&self) -> Duration {
@@ -99,20 +122,16 @@ impl Clock for LateClock {
     }
 
     fn sleep_until(&self, at: Instant) -> BoxFuture<'static, ()> {
-        let mut changes = self.pace.subscribe();
+        let shared = Arc::clone(&self.shared);
         Box::pin(async move {
             loop {
-                let pace = *changes.borrow_and_update();
+                // Counts from here on, so that no change is missed.
+                let changed = Arc::clone(&shared.changed).notified_owned();
+                let pace = shared.pace();
                 let due = match pace {
                     _ if pace.now() >= at => return,
                     Pace::Runs(late) => Some(at + late),
                     Pace::Stands(_) => None,
-                };
-                let changed = async {
-                    // A clock that is gone changes no more.
-                    if changes.changed().await.is_err() {
-                        std::future::pending::<()>().await;
-                    }
                 };
                 tokio::select! {
                     biased;

@@ -89,6 +89,7 @@ pub mod rate;
 mod register;
 pub mod registry;
 pub mod session;
+mod settled;
 pub mod stm;
 pub mod store;
 mod tasks;

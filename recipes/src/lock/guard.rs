@@ -11,12 +11,12 @@ use bytes::Bytes;
 use quorate_proto::epoch;
 use quorate_proto::etcdserverpb::{RangeRequest, RequestOp, ResponseOp, TxnRequest};
 use quorate_proto::mvccpb::KeyValue;
-use tokio::sync::watch;
 
 use crate::client::Client;
 use crate::error::{Error, LostReason, Result, TxnError};
 use crate::keys::{EPOCH_KEY, Key, KeyRange, LeaseId, Revision};
 use crate::session::{Actor, Lost, Owned, Session};
+use crate::settled::Settled;
 use crate::store::ops::{self, Compare};
 use crate::txn::Txn;
 use crate::value::Value;
@@ -243,23 +243,11 @@ pub struct Hold {
 
 /// How a hold ended, for those who wait for it. Dropping the hold ends it.
 #[derive(Debug)]
-struct Ending(watch::Sender<Option<LostReason>>);
-
-impl Ending {
-    fn end(&self, reason: LostReason) {
-        self.0.send_if_modified(|ended| {
-            let first = ended.is_none();
-            if first {
-                *ended = Some(reason);
-            }
-            first
-        });
-    }
-}
+struct Ending(Settled<LostReason>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.end(LostReason::Released);
+        self.0.settle(LostReason::Released);
     }
 }
 
@@ -281,7 +269,7 @@ impl Hold {
         Self {
             owned,
             fence,
-            ending: Ending(watch::channel(None).0),
+            ending: Ending(Settled::new()),
             watched: Once::new(),
             session,
         }
@@ -335,7 +323,7 @@ impl Hold {
     /// some of it is left: the store refuses late writes, other services cannot.
     #[must_use]
     pub fn remaining(&self) -> Duration {
-        match *self.ending.0.borrow() {
+        match self.ending.0.get() {
             Some(_) => Duration::ZERO,
             None => self.session.remaining(),
         }
@@ -347,12 +335,12 @@ impl Hold {
     /// The first call starts one watch of the key, for as long as the hold lives.
     pub fn lost(&self) -> Lost {
         self.watched.call_once(|| self.watch_key());
-        let ended = self.ending.0.subscribe();
+        let ended = self.ending.0.clone();
         let session = self.session.lost();
         Lost::new(async move {
             tokio::select! {
                 biased;
-                reason = until_ended(ended) => reason,
+                reason = ended.wait() => reason,
                 reason = session => reason,
             }
         })
@@ -363,17 +351,16 @@ impl Hold {
         let keys = self.owned.keys();
         let ending = self.ending.0.clone();
         self.session.actor().spawn("key watch", async move {
-            let ended = until_ended(ending.subscribe());
             tokio::select! {
                 biased;
                 () = until_replaced(actor.client(), &keys) => {
                     // With the lease gone, it is the session that is lost, and says so itself.
                     if !matches!(actor.verify().await, Err(Error::SessionLost(_))) {
-                        Ending(ending).end(LostReason::Removed);
+                        ending.settle(LostReason::Removed);
                     }
                 }
                 _ = actor.lost() => {}
-                _ = ended => {}
+                _ = ending.wait() => {}
             }
         });
     }
@@ -445,13 +432,6 @@ impl Hold {
             Some(false) => Err(Error::Fenced { owner: None }),
             Some(true) | None => Ok(()),
         }
-    }
-}
-
-async fn until_ended(mut ended: watch::Receiver<Option<LostReason>>) -> LostReason {
-    match ended.wait_for(Option::is_some).await {
-        Ok(reason) => reason.unwrap_or(LostReason::Released),
-        Err(_) => LostReason::Released,
     }
 }
 

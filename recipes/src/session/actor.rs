@@ -20,6 +20,7 @@ use crate::clock::{Clock, Instant};
 use crate::error::{Error, LostReason, Result};
 use crate::keys::{Key, LeaseId, Revision};
 use crate::lock::Epoch;
+use crate::settled::Settled;
 use crate::store::{Lease, StoreError};
 use crate::tasks::Tasks;
 use crate::wait::Backoff;
@@ -46,6 +47,8 @@ pub(super) struct Core {
     epoch: Epoch,
     marks: Mutex<Marks>,
     state: watch::Sender<SessionState>,
+    /// Why it is lost, for those who wait for that.
+    lost: Settled<LostReason>,
     /// The mod revision of the session's key, which every claim compares with. Held while sealing.
     pub(super) sealed_at: tokio::sync::Mutex<Revision>,
     /// The highest revision that an answer has shown.
@@ -55,6 +58,12 @@ pub(super) struct Core {
     closing: AtomicBool,
     /// Cancelled once no write of this session can matter any more.
     pub(super) over: CancellationToken,
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.lost.settle(LostReason::Closed);
+    }
 }
 
 /// When the lease was last known to be alive, and until when that holds.
@@ -109,6 +118,7 @@ impl Actor {
                 epoch,
                 marks: Mutex::new(marks),
                 state,
+                lost: Settled::new(),
                 sealed_at: tokio::sync::Mutex::new(Revision(0)),
                 floor: AtomicI64::new(0),
                 lanes: Lanes::new(),
@@ -182,17 +192,8 @@ impl Actor {
 
     /// As [`Session::lost`](super::Session::lost).
     pub fn lost(&self) -> Lost {
-        let mut state = self.subscribe();
-        Lost::new(async move {
-            loop {
-                if let SessionState::Lost(reason) = *state.borrow_and_update() {
-                    return reason;
-                }
-                if state.changed().await.is_err() {
-                    return LostReason::Closed;
-                }
-            }
-        })
+        let lost = self.core.lost.clone();
+        Lost::new(async move { lost.wait().await })
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<SessionState> {
@@ -267,6 +268,7 @@ impl Actor {
             }
             !lost
         });
+        self.core.lost.settle(reason);
         if reason != LostReason::Closed {
             self.core.over.cancel();
         }
