@@ -40,7 +40,7 @@ pub use multi_lock::MultiLock;
 pub use mutex::Mutex;
 pub use once::Once;
 pub use rate::Rate;
-pub use rw_lock::RwLock;
+pub use rw_lock::{RwLock, Sides};
 pub use semaphore::Semaphore;
 pub use stm::Stm;
 

@@ -12,9 +12,6 @@ use crate::history::{History, key_of};
 use crate::player::Player;
 use crate::scenario::Scenario;
 
-const READ: &str = "quorate/rwlock/r/read/";
-const WRITE: &str = "quorate/rwlock/r/write/";
-
 /// Clients that read and write, upgrade and downgrade.
 #[derive(Debug)]
 pub struct RwLock {
@@ -90,21 +87,38 @@ impl Scenario for RwLock {
     }
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.ledger.check_by(history, &mut Sides::default())
+        self.ledger.check_by(history, &mut Sides::of("r"))
     }
 }
 
-/// Everybody's keys: the names by create revision.
-#[derive(Debug, Default)]
-struct Sides {
+/// Who may write under a read-write lock: at `data/read` readers that no writer stands before, elsewhere
+/// the writer that is first.
+#[derive(Debug)]
+pub struct Sides {
+    read: String,
+    write: String,
+    /// The names of the keys by create revision.
     readers: BTreeMap<i64, String>,
     writers: BTreeMap<i64, String>,
+}
+
+impl Sides {
+    /// Of the lock of this name.
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        Self {
+            read: format!("quorate/rwlock/{name}/read/"),
+            write: format!("quorate/rwlock/{name}/write/"),
+            readers: BTreeMap::new(),
+            writers: BTreeMap::new(),
+        }
+    }
 }
 
 impl Order for Sides {
     fn take(&mut self, change: &Event) {
         let key = key_of(change);
-        let (side, name) = match (key.strip_prefix(READ), key.strip_prefix(WRITE)) {
+        let (side, name) = match (key.strip_prefix(&self.read), key.strip_prefix(&self.write)) {
             (Some(name), _) => (&mut self.readers, name),
             (_, Some(name)) => (&mut self.writers, name),
             _ => return,
@@ -118,7 +132,7 @@ impl Order for Sides {
 
     /// A writer that becomes a reader gives its writer's key up, so that one is not looked at.
     fn has(&self, key: &str) -> bool {
-        key.starts_with(READ)
+        key.starts_with(&self.read)
     }
 
     fn allows(&mut self, key: &str, token: i64) -> std::result::Result<(), String> {

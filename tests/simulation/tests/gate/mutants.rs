@@ -13,6 +13,7 @@ use quorate_recipes::lock::Fenced;
 use quorate_recipes::store::ops::{self, Compare};
 use quorate_recipes::{Client, Error, Result, Session, TxnError};
 use quorate_simulation::fenced::{Holding, Ledger, Line};
+use quorate_simulation::scenarios::Sides;
 use quorate_simulation::sweep::sweep;
 use quorate_simulation::{History, Player, Scenario, run};
 
@@ -23,7 +24,6 @@ fn is_found<S: Scenario>(as_what: &str) {
     let report = sweep(run::<S>, 0..WORLDS, 2);
     let outcome = report.broken.expect("the checkers find it");
     let what = outcome.broken.unwrap();
-    println!("{}: found with seed {}: {what}", S::NAME, outcome.seed);
     assert!(what.contains(as_what), "{what}");
 }
 
@@ -58,10 +58,10 @@ impl Holding for Hold {
     }
 }
 
-async fn claim(session: &Session, key: Key, claim: Claim) -> Result<Claimed> {
+async fn claim(session: &Session, claim: Claim) -> Result<Claimed> {
     let actor = session.actor();
     actor
-        .run(|actor| async move { actor.claim(key, claim).await })
+        .run(|actor| async move { actor.claim(claim).await })
         .await
 }
 
@@ -109,11 +109,8 @@ impl Scenario for NoTurn {
         let space = KeySpace::of("lock", "m");
         let key = space.key(&format!("{}/{}", session.lease(), fresh(player)));
         let value = fresh(player).into();
-        let wanted = Claim {
-            value,
-            ..Claim::default()
-        };
-        let Claimed::Made { owned, .. } = claim(session, key, wanted).await? else {
+        let wanted = Claim::of(key, value);
+        let Claimed::Made { owned, .. } = claim(session, wanted).await? else {
             return Err(Error::Conflict);
         };
         let mut before = ops::newest(space.range(), 1);
@@ -157,11 +154,8 @@ impl Scenario for ReleaseByName {
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
         let key = KeySpace::of("exclusive", "x").key("owner");
         let value = fresh(player).into();
-        let wanted = Claim {
-            value,
-            ..Claim::default()
-        };
-        let Claimed::Made { owned, .. } = claim(session, key.clone(), wanted).await? else {
+        let wanted = Claim::of(key.clone(), value);
+        let Claimed::Made { owned, .. } = claim(session, wanted).await? else {
             return Ok(());
         };
         let held = self.0.granted(player, Hold::new(session, owned));
@@ -200,7 +194,7 @@ impl Holding for Loose {
 
     async fn write(&self, key: &str, value: String) -> std::result::Result<Revision, TxnError> {
         let held = Compare::present(self.0.fence().key());
-        let txn = self.0.client().txn().when(held).put(key, value);
+        let txn = self.0.unfenced().txn().when(held).put(key, value);
         Ok(txn.commit().await?.revision())
     }
 }
@@ -327,4 +321,40 @@ impl Scenario for Unsealed {
 #[test]
 fn a_claim_without_a_seal_is_found() {
     is_found::<Unsealed>("not everybody came to an end");
+}
+
+/// A writer that becomes a reader by a new key: a writer that waited before that key is let in as well.
+struct NewKey(Ledger);
+
+impl Scenario for NewKey {
+    const NAME: &'static str = "downgrade by a new key";
+
+    fn new() -> Self {
+        Self(Ledger::default())
+    }
+
+    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
+        let writer = player.client().rw_lock("r").write(session).await?;
+        let writer = self.0.granted(player, writer);
+        self.0.increment(player, &writer, "data/count").await?;
+        let read = KeySpace::of("rwlock", "r").child("read");
+        let key = read.key(&format!("{}/{}", session.lease(), fresh(player)));
+        let Claimed::Made { owned, .. } = claim(session, Claim::of(key, "".into())).await? else {
+            return Err(Error::Conflict);
+        };
+        writer.into_inner().release().await?;
+        let reader = self.0.granted(player, Hold::new(session, owned));
+        player.pause(300).await;
+        self.0.put(player, &reader, "data/read", "").await?;
+        reader.into_inner().owned.release().await.map(drop)
+    }
+
+    fn check(&self, history: &History) -> std::result::Result<(), String> {
+        self.0.check_by(history, &mut Sides::of("r"))
+    }
+}
+
+#[test]
+fn a_downgrade_by_a_new_key_is_found() {
+    is_found::<NewKey>("writer before it");
 }
