@@ -24,6 +24,8 @@ type Set = BTreeSet<String>;
 /// What became of the elements that were acknowledged.
 #[derive(Debug)]
 struct Counts {
+    store: &'static str,
+    unfenced: bool,
     acknowledged: usize,
     refused: usize,
     lost: usize,
@@ -56,6 +58,9 @@ async fn a_stopped_holder_loses_updates_only_without_the_fence() -> anyhow::Resu
     };
     let (on_quorate, on_etcd) = futures::future::try_join(on_quorate, on_etcd).await?;
     for (unfenced, fenced) in [Some(on_quorate), on_etcd].into_iter().flatten() {
+        for counts in [&unfenced, &fenced] {
+            println!("{rounds} holders stopped between read and write: {counts:?}");
+        }
         assert!(unfenced.lost > 0, "nothing was proved: {unfenced:?}");
         assert_eq!(fenced.lost, 0, "{fenced:?}");
         assert!(fenced.refused > 0, "nothing was proved: {fenced:?}");
@@ -64,7 +69,7 @@ async fn a_stopped_holder_loses_updates_only_without_the_fence() -> anyhow::Resu
 }
 
 async fn run(
-    store: &str,
+    store: &'static str,
     endpoints: Vec<String>,
     rounds: u64,
     unfenced: bool,
@@ -99,18 +104,13 @@ async fn run(
     let status = victim.wait(LIMIT).await?;
     anyhow::ensure!(status.success(), "{status}\n{}", victim.output());
     let set = read(&client).await?;
-    let counts = Counts {
+    Ok(Counts {
+        store,
+        unfenced,
         acknowledged: acknowledged.len(),
         refused,
         lost: acknowledged.difference(&set).count(),
-    };
-    let how = if unfenced { "without" } else { "with" };
-    println!(
-        "{store}, {rounds} holders stopped between read and write, {how} the fence: {} additions \
-         acknowledged, {} refused, {} lost",
-        counts.acknowledged, counts.refused, counts.lost
-    );
-    Ok(counts)
+    })
 }
 
 /// Adds an element under the lock, as soon as the stopped holder's lease has ended.
