@@ -23,7 +23,6 @@ fn is_found<S: Scenario>(as_what: &str) {
     let report = sweep(run::<S>, 0..WORLDS, 2);
     let outcome = report.broken.expect("the checkers find it");
     let what = outcome.broken.unwrap();
-    println!("{}: found with seed {}: {what}", S::NAME, outcome.seed);
     assert!(what.contains(as_what), "{what}");
 }
 
