@@ -44,6 +44,13 @@
 //! `quorate/session/<lease>`, elections at `quorate/election/<name>/…`, services at
 //! `quorate/service/<name>/<id>`, progress at `quorate/progress/<job>/…`. Names are escaped so that none lies under another. The layout of locks
 //! and elections is that of etcd's Go `concurrency` package, so its users stand in the same lines.
+//!
+//! # Testing what you build
+//!
+//! [`store::MemStore`] is an etcd in memory whose time is the test's, [`store::Faulty`] a store that
+//! loses, delays, repeats and holds calls where you want it, [`store::Counting`] one that counts what a
+//! piece of code costs. With [`clock::LateClock`] a client's clock can be stopped. Together, on tokio's
+//! paused clock, they show in no time what your code does in the worst minute of its life.
 
 mod client;
 pub mod clock;
