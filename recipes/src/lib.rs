@@ -1,6 +1,5 @@
-//! Coordination recipes over any etcd v3 store: locks, elections, membership, partitions,
-//! service registry, task progress,
-//! counters, latches, transactional memory, barriers, shared results, rate limits.
+//! Coordination recipes over any etcd v3 store: locks, elections, synchronisers, membership, service
+//! registry, task progress.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -20,51 +19,70 @@
 //! # Ok(()) }
 //! ```
 //!
+//! # What there is
+//!
+//! | need | recipe |
+//! |---|---|
+//! | one at a time | [`Mutex`](lock::Mutex), [`ExclusiveLock`](lock::ExclusiveLock), several at once [`MultiLock`](lock::MultiLock) |
+//! | readers together, so many at a time | [`RwLock`](lock::RwLock), [`Semaphore`](lock::Semaphore) |
+//! | one leader | [`Election`] |
+//! | one computes, all share | [`OnceCell`] |
+//! | who is there, who does what | [`Group`], [`PartitionSet`], [`registry`], [`KeptKey`] |
+//! | go on together | [`Barrier`], [`DoubleBarrier`], [`CyclicBarrier`], [`CountdownLatch`] |
+//! | numbers | [`AtomicCounter`], [`Adder`], [`IdBlocks`], [`RateLimiter`] |
+//! | several keys, no lock | [`Stm`], [`Txn`] |
+//! | how far it is | [`progress`] |
+//! | recipes of one's own | [`kit`], and the stores to test them with in [`store`] |
+//!
 //! # What dropping does
 //!
 //! Every future here may be dropped at any await, so `tokio::time::timeout` and `select!` are safe.
 //!
 //! | dropped | effect |
 //! |---|---|
-//! | a `lock()` future | the contender leaves the line, also if its key is still on the way; the next call stands at the end |
-//! | a guard | the release is queued at once and repeated until the store has answered; nothing blocks |
-//! | a `release()` future | the release goes on unobserved |
-//! | a `commit()` future | an unknown outcome |
-//! | a `run()` future of a transaction | before its commit nothing; during it an unknown outcome |
+//! | a `lock()`, `read()`, `write()`, `acquire()`, `campaign()` future | the contender leaves the line, also if its key is still on the way; the next call stands at the end |
+//! | a guard, a permit, a leadership | the release is queued at once and repeated until the store has answered; nothing blocks |
+//! | a `release()`, `resign()` future | goes on unobserved |
+//! | a `try_upgrade()`, `downgrade()`, `hand_over()` future | what was held is given up |
+//! | a request to release | taken back |
+//! | a `run()` future of an election | the leader's work is dropped, then as a leadership |
+//! | a `commit()` future, one of a transaction's `run()` | an unknown outcome |
 //! | an `add()`, `set()`, `count_down()` future | an unknown outcome: what is on its way ends by itself, once or not at all |
 //! | a `next()` future of ids | a block may go unused |
-//! | a `campaign()` future | as a `lock()` future |
-//! | a leadership | resigns, as a guard releases |
+//! | an `acquire()` of a rate limiter | no permit is used; granted ones are at hand for the next call |
+//! | a hold of a barrier | opens it, as a guard releases |
+//! | a `wait()` at a cyclic barrier, an `enter()` future | the member withdraws, unless all have come |
+//! | an entered double barrier | leaves, without waiting for the others |
+//! | a `get_or_try_init()` future | the computation is dropped, and the next candidate computes |
 //! | a membership, or a `join()` future | leaves, and is seen to |
 //! | a partition | given back, as a guard releases |
 //! | a member's share of partitions | leaves; what it did not take is given back, what it took is revoked |
 //! | a registration, or a `register()` future | deregistered |
 //! | a kept key, or a `keep()` future | removed |
 //! | a reporter without `finish` | the task is reported as abandoned |
-//! | a discovery, a monitor, an observer, the members of a group | the watch is closed |
+//! | a discovery, a monitor, an observer, the members of a group, a watcher, a mirror | the watch is closed |
 //! | the last handle of a session | every hold is given up, then the lease is revoked |
 //! | a `close()` future | closing goes on |
-//! | a watcher, a mirror | the watch is closed |
-//! | a hold of a barrier | opens it, as a guard releases |
-//! | a `wait()` at a cyclic barrier, an `enter()` future | the member withdraws, unless all have come |
-//! | an entered double barrier | leaves, without waiting for the others |
-//! | a `get_or_try_init()` future | the computation is dropped, and the next candidate computes |
-//! | an `acquire()` of a rate limiter | no permit is used; granted ones are at hand for the next call |
 //! | the runtime, or the process, killed | the lease runs out and takes the keys along |
 //!
 //! # Where things live
 //!
-//! All keys lie under `quorate/`: locks at `quorate/lock/<name>/<lease>/<nonce>`, sessions at
-//! `quorate/session/<lease>`, elections at `quorate/election/<name>/…`, services at
-//! `quorate/service/<name>/<id>`, progress at `quorate/progress/<job>/…`, counters at
-//! `quorate/counter/<name>/value`, adders at `quorate/adder/<name>/…`, ids at `quorate/ids/<name>/last`,
-//! latches at `quorate/latch/<name>/state`, the lanes of a session at `quorate/lane/<lease>/<n>`. Names
-//! are escaped so that none lies under another. The layout of locks
-//! `quorate/service/<name>/<id>`, progress at `quorate/progress/<job>/…`,
-//! barriers at `quorate/barrier/<name>/…`, `quorate/cyclic-barrier/<name>/…` and
-//! `quorate/double-barrier/<name>/…`, shared results at `quorate/once/<name>/…`, rate limits at
-//! `quorate/rate/<name>/…`. Names are escaped so that none lies under another. The layout of locks
-//! and elections is that of etcd's Go `concurrency` package, so its users stand in the same lines.
+//! All keys lie under `quorate/`, those of a name under `quorate/<kind>/<name>/`. Names are escaped, so
+//! none lies under another. The layout of locks and elections is that of etcd's Go `concurrency` package,
+//! so its users stand in the same lines.
+//!
+//! | kind | keys |
+//! |---|---|
+//! | `session`, `lane` | of a session: `quorate/session/<lease>`, `quorate/lane/<lease>/<n>` |
+//! | `lock`, `election` | `<lease>/<nonce>` of each contender; what is said about them under `lock-meta`, `election-meta` |
+//! | `exclusive`, `rwlock`, `semaphore` | `owner`; `read/…`, `write/…`; `door/…`, `permit/…`, `limit` |
+//! | `once` | `turn/…`, `chunk/…`, `manifest` |
+//! | `member`, `assign`, `service`, `progress` | one key a member, a contender for a partition, an instance, a task |
+//! | `barrier`, `double-barrier`, `cyclic-barrier`, `latch` | holds and members, and a register of the state |
+//! | `counter`, `adder`, `ids`, `rate` | the number; cells; the last id; grants and the rule |
+//!
+//! `quorate/epoch` is the store's epoch, which every fence compares. Kept keys, and whatever is written
+//! under a guard, lie where their users say.
 
 pub mod assign;
 pub mod barrier;

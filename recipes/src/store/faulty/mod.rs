@@ -3,20 +3,18 @@
 //! simulations use it.
 
 mod hold;
+mod plan;
 mod rates;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use quorate_proto::etcdserverpb::request_op::Request;
 use quorate_proto::etcdserverpb::{
     RangeRequest, RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest,
 };
@@ -25,9 +23,11 @@ use rand::rngs::SmallRng;
 use tokio::sync::Notify;
 
 pub use hold::{Calls, Held, Stage};
+pub use plan::Fault;
 pub use rates::{FaultCounts, Rates};
 
 use self::hold::Holds;
+use self::plan::Plan;
 use self::rates::Drawn;
 use super::{Capabilities, Cause, Lease, LeaseTtl, Store, StoreError, WatchStream};
 use crate::clock;
@@ -36,21 +36,6 @@ use crate::tasks::Tasks;
 
 /// How long a call waits for an answer that does not come.
 const SILENCE: Duration = Duration::from_secs(5);
-
-/// What happens to a planned transaction; see [`Faulty::plan`].
-#[derive(Debug, Clone)]
-pub enum Fault {
-    /// It is not sent, and the caller is told so.
-    NotSent,
-    /// It is applied, and the answer is lost.
-    Unanswered,
-    /// The caller is told that the outcome is unknown; it is applied when [`Faulty::deliver`] says.
-    Late,
-    /// It is sent only once the gate opens.
-    HeldBefore(Arc<Notify>),
-    /// It is applied, and the answer comes once the gate opens.
-    HeldAfter(Arc<Notify>),
-}
 
 /// How calls fail while a store is out of reach; see [`Faulty::disconnect`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,14 +90,11 @@ pub struct Faulty<S> {
 
 struct Inner<S> {
     store: Arc<S>,
-    plan: Mutex<(String, VecDeque<Fault>)>,
-    late: Mutex<Vec<TxnRequest>>,
+    plan: Plan,
     holds: Holds,
     chance: Mutex<Chance>,
     outage: tokio::sync::watch::Sender<Option<Outage>>,
     cut: Arc<Notify>,
-    /// Planned calls at a gate.
-    gated: AtomicUsize,
 }
 
 /// The random faults.
@@ -149,8 +131,7 @@ impl<S: Store> Faulty<S> {
         Self {
             inner: Arc::new(Inner {
                 store: Arc::new(store),
-                plan: Mutex::default(),
-                late: Mutex::default(),
+                plan: Plan::default(),
                 holds: Holds::default(),
                 chance: Mutex::new(Chance {
                     random: SmallRng::seed_from_u64(0),
@@ -159,7 +140,6 @@ impl<S: Store> Faulty<S> {
                 }),
                 outage: tokio::sync::watch::Sender::new(None),
                 cut: Arc::new(Notify::new()),
-                gated: AtomicUsize::new(0),
             }),
         }
     }
@@ -168,35 +148,6 @@ impl<S: Store> Faulty<S> {
     #[must_use]
     pub fn inner(&self) -> &S {
         &self.inner.store
-    }
-
-    /// The next transactions that write a key of `prefix` meet these faults, one each.
-    pub fn plan(&self, prefix: &str, faults: impl IntoIterator<Item = Fault>) {
-        *lock(&self.inner.plan) = (prefix.to_owned(), faults.into_iter().collect());
-    }
-
-    /// How many of the planned faults have not been met.
-    #[must_use]
-    pub fn left(&self) -> usize {
-        lock(&self.inner.plan).1.len()
-    }
-
-    /// How many planned writes are held at a gate, or on their way from it.
-    #[must_use]
-    pub fn held(&self) -> usize {
-        self.inner.gated.load(Ordering::SeqCst)
-    }
-
-    /// Applies the writes that were planned to be late now; returns how many there were, and how many
-    /// took effect.
-    pub async fn deliver(&self) -> (usize, usize) {
-        let late = std::mem::take(&mut *lock(&self.inner.late));
-        let (all, mut effective) = (late.len(), 0);
-        for request in late {
-            let answer = self.inner.store.txn(request).await;
-            effective += usize::from(answer.is_ok_and(|answer| answer.succeeded));
-        }
-        (all, effective)
     }
 
     /// From now on, calls of every kind fail at random, at these rates, drawn from `seed`.
@@ -232,49 +183,6 @@ impl<S: Store> Faulty<S> {
     /// Ends every watch that is open.
     pub fn cut_watches(&self) {
         self.inner.cut.notify_waiters();
-    }
-
-    fn planned(&self, request: &TxnRequest) -> Option<Fault> {
-        let mut plan = lock(&self.inner.plan);
-        let ours = request.success.iter().any(|op| match &op.request {
-            Some(Request::RequestPut(put)) => put.key.starts_with(plan.0.as_bytes()),
-            Some(Request::RequestDeleteRange(delete)) => delete.key.starts_with(plan.0.as_bytes()),
-            _ => false,
-        });
-        if ours { plan.1.pop_front() } else { None }
-    }
-
-    async fn planned_txn(
-        &self,
-        fault: Fault,
-        request: TxnRequest,
-    ) -> Result<TxnResponse, StoreError> {
-        let Inner { store, gated, .. } = &*self.inner;
-        match fault {
-            Fault::NotSent => Err(not_applied("planned")),
-            Fault::Unanswered => {
-                store.txn(request).await?;
-                Err(unknown("planned"))
-            }
-            Fault::Late => {
-                lock(&self.inner.late).push(request);
-                Err(unknown("planned"))
-            }
-            Fault::HeldBefore(gate) => {
-                gated.fetch_add(1, Ordering::SeqCst);
-                gate.notified().await;
-                let answer = store.txn(request).await;
-                gated.fetch_sub(1, Ordering::SeqCst);
-                answer
-            }
-            Fault::HeldAfter(gate) => {
-                gated.fetch_add(1, Ordering::SeqCst);
-                let answer = store.txn(request).await;
-                gate.notified().await;
-                gated.fetch_sub(1, Ordering::SeqCst);
-                answer
-            }
-        }
     }
 
     /// One call, with whatever befalls it on the way.

@@ -13,15 +13,15 @@ use crate::history::History;
 use crate::player::Player;
 use crate::scenario::Scenario;
 
-/// What an observer was told, in order: the token and the revision of what the leader said.
-type Seen = Vec<Option<(i64, i64)>>;
+/// Who was seen to lead, if anybody: its token, and the revision of what it said.
+type Seen = Option<(i64, i64)>;
 
 /// Clients that campaign, proclaim, write and resign, and each observes.
 #[derive(Debug)]
 pub struct Election {
     ledger: Ledger,
-    /// Of each observer.
-    observed: RefCell<BTreeMap<usize, Seen>>,
+    /// What each observer was told, in order.
+    observed: RefCell<BTreeMap<usize, Vec<Seen>>>,
     failed: RefCell<Option<String>>,
 }
 
