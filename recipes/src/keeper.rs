@@ -531,7 +531,7 @@ impl Keeper {
     /// Makes closing the session wait until the farewell is said.
     fn farewell_on_close(&mut self) {
         let lease = self.session.lease();
-        if self.awaited_by.replace(lease) == Some(lease) {
+        if self.plan.own_session || self.awaited_by.replace(lease) == Some(lease) {
             return;
         }
         let mut standing = self.standing.subscribe();

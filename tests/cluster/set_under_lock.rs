@@ -59,7 +59,15 @@ async fn a_stopped_holder_loses_updates_only_without_the_fence() -> anyhow::Resu
     let (on_quorate, on_etcd) = futures::future::try_join(on_quorate, on_etcd).await?;
     for (unfenced, fenced) in [Some(on_quorate), on_etcd].into_iter().flatten() {
         for counts in [&unfenced, &fenced] {
-            println!("{rounds} holders stopped between read and write: {counts:?}");
+            println!(
+                "{}, {rounds} holders stopped between read and write, {} the fence: {} additions \
+                 acknowledged, {} refused, {} lost",
+                counts.store,
+                if counts.unfenced { "without" } else { "with" },
+                counts.acknowledged,
+                counts.refused,
+                counts.lost
+            );
         }
         assert!(unfenced.lost > 0, "nothing was proved: {unfenced:?}");
         assert_eq!(fenced.lost, 0, "{fenced:?}");

@@ -3,12 +3,10 @@
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
-use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio_util::sync::DropGuard;
 
-use super::partitions::Share;
 use crate::error::Result;
 use crate::lock::{Fence, Fenced, Hold};
 
@@ -25,7 +23,8 @@ pub struct Partition {
     // Dropped first, so that giving it up comes before standing in line for it again.
     hold: Hold,
     index: u32,
-    share: watch::Receiver<Arc<Share>>,
+    /// Whether it falls to this member.
+    mine: watch::Receiver<bool>,
     ended: DropGuard,
 }
 
@@ -33,13 +32,13 @@ impl Partition {
     pub(super) fn new(
         hold: Hold,
         index: u32,
-        share: watch::Receiver<Arc<Share>>,
+        mine: watch::Receiver<bool>,
         ended: DropGuard,
     ) -> Self {
         Self {
             hold,
             index,
-            share,
+            mine,
             ended,
         }
     }
@@ -53,14 +52,14 @@ impl Partition {
     /// Whether it is another member's share now.
     #[must_use]
     pub fn is_revoked(&self) -> bool {
-        self.share.has_changed().is_err() || !self.share.borrow().contains(self.index)
+        self.mine.has_changed().is_err() || !*self.mine.borrow()
     }
 
     /// Completes when the partition has become another member's share, or the handle that it came from
     /// is dropped. It is held nevertheless: finish, and drop it; the next owner waits in line until then.
     /// The future does not keep the partition.
     pub fn revoked(&self) -> impl Future<Output = ()> + Send + use<> {
-        moved(self.share.clone(), self.index)
+        moved(self.mine.clone())
     }
 
     /// Gives the partition back and waits until the store has confirmed.
@@ -79,10 +78,10 @@ impl Partition {
     }
 }
 
-/// Completes once partition `index` is not in the share any more.
-pub(super) async fn moved(mut share: watch::Receiver<Arc<Share>>, index: u32) {
+/// Completes once a partition does not fall to this member any more.
+pub(super) async fn moved(mut mine: watch::Receiver<bool>) {
     // An error means that nothing is this member's any more.
-    drop(share.wait_for(|share| !share.contains(index)).await);
+    drop(mine.wait_for(|mine| !mine).await);
 }
 
 impl Deref for Partition {

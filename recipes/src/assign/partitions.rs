@@ -1,6 +1,5 @@
 //! What a member holds: its place among those who share the partitions, and its share.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,7 +10,7 @@ use super::balance::assign;
 use super::partition::Partition;
 use super::worker::{Desk, Worker};
 use crate::error::Result;
-use crate::keys::{KeySpace, Revision};
+use crate::keys::KeySpace;
 use crate::membership::{MemberView, Members, Membership};
 use crate::session::{Lost, Session};
 use crate::tasks::Tasks;
@@ -23,31 +22,39 @@ pub(super) struct Stake {
     pub(super) partitions: u32,
 }
 
-/// What falls to one member, as of one view of all.
-#[derive(Debug, Default)]
-pub(super) struct Share {
-    revision: Revision,
-    mine: BTreeSet<u32>,
+/// Tells each partition's own listeners whether it falls to this member. They are told one after the
+/// other, in the order of the partitions, and only of what has changed.
+struct Shares {
+    partitions: u32,
+    id: String,
+    mine: Vec<watch::Sender<bool>>,
 }
 
-impl Share {
-    /// The share of the member `id`. Those who take there to be another number of partitions have none.
-    fn of(view: &MemberView<Stake>, partitions: u32, id: &str) -> Self {
+impl Shares {
+    /// Those who take there to be another number of partitions have none.
+    fn take(&self, view: &MemberView<Stake>) {
         let counted = view.members.iter().filter(|member| {
             let stake = member.info.as_ref();
-            stake.is_ok_and(|stake| stake.partitions == partitions)
+            stake.is_ok_and(|stake| stake.partitions == self.partitions)
         });
-        let owners = assign(partitions, counted.map(|member| member.id.as_str()));
-        let indexes = 0..partitions;
-        let mine = indexes.zip(owners).filter(|(_, owner)| *owner == id);
-        Self {
-            revision: view.revision,
-            mine: mine.map(|(index, _)| index).collect(),
+        let owners = assign(self.partitions, counted.map(|member| member.id.as_str()));
+        for (index, mine) in self.mine.iter().enumerate() {
+            let now = owners.get(index).is_some_and(|owner| *owner == self.id);
+            mine.send_if_modified(|mine| std::mem::replace(mine, now) != now);
         }
     }
 
-    pub(super) fn contains(&self, index: u32) -> bool {
-        self.mine.contains(&index)
+    /// Computes the shares anew whenever somebody comes or goes.
+    async fn follow(self, mut members: Members<Stake>, desk: Arc<Desk>) {
+        loop {
+            match members.changed().await {
+                Ok(view) => self.take(&view),
+                Err(error) => {
+                    desk.fail(error);
+                    return;
+                }
+            }
+        }
     }
 }
 
@@ -59,7 +66,8 @@ impl Share {
 pub struct Partitions {
     // Dropped before the membership, so that nothing new is begun in a group that was left.
     sharing: Sharing,
-    share: watch::Receiver<Arc<Share>>,
+    /// Of each partition, whether it falls to this member.
+    mine: Vec<watch::Receiver<bool>>,
     membership: Membership<Stake>,
 }
 
@@ -84,25 +92,29 @@ impl Partitions {
         membership: Membership<Stake>,
         members: Members<Stake>,
     ) -> Self {
-        let first = Share::of(&members.view(), partitions, membership.id());
-        let (publish, share) = watch::channel(Arc::new(first));
+        let channels = (0..partitions).map(|_| watch::channel(false));
+        let (tell, mine): (Vec<_>, Vec<_>) = channels.unzip();
         let (desk, tasks) = (Arc::new(Desk::default()), Tasks::current());
-        let id = membership.id().to_owned();
-        let shares = shares(members, partitions, id, publish, Arc::clone(&desk));
-        tasks.spawn("shares", shares);
-        for index in 0..partitions {
+        let shares = Shares {
+            partitions,
+            id: membership.id().to_owned(),
+            mine: tell,
+        };
+        shares.take(&members.view());
+        tasks.spawn("shares", shares.follow(members, Arc::clone(&desk)));
+        for (index, mine) in (0..partitions).zip(&mine) {
             let worker = Worker {
                 index,
                 space: space.child(&index.to_string()),
                 session: membership.session().clone(),
-                share: share.clone(),
+                mine: mine.clone(),
                 desk: Arc::clone(&desk),
             };
             tasks.spawn("partition", worker.run());
         }
         Self {
             sharing: Sharing { tasks, desk },
-            share,
+            mine,
             membership,
         }
     }
@@ -126,13 +138,9 @@ impl Partitions {
     /// hold them yet.
     #[must_use]
     pub fn share(&self) -> Vec<u32> {
-        self.share.borrow().mine.iter().copied().collect()
-    }
-
-    /// The revision of the view that the share was computed from.
-    #[must_use]
-    pub fn revision(&self) -> Revision {
-        self.share.borrow().revision
+        let all = (0..).zip(&self.mine);
+        let mine = all.filter(|(_, mine)| *mine.borrow());
+        mine.map(|(index, _)| index).collect()
     }
 
     /// The session that everything is held under.
@@ -163,29 +171,6 @@ impl Partitions {
         } = self;
         drop(sharing);
         membership.leave().await
-    }
-}
-
-/// Computes the share anew whenever somebody comes or goes.
-async fn shares(
-    mut members: Members<Stake>,
-    partitions: u32,
-    id: String,
-    publish: watch::Sender<Arc<Share>>,
-    desk: Arc<Desk>,
-) {
-    loop {
-        match members.changed().await {
-            Ok(view) => {
-                let share = Share::of(&view, partitions, &id);
-                tracing::debug!(revision = %share.revision, count = share.mine.len(), "share");
-                publish.send_replace(Arc::new(share));
-            }
-            Err(error) => {
-                desk.fail(error);
-                return;
-            }
-        }
     }
 }
 

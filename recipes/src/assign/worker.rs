@@ -9,7 +9,6 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::partition::{Partition, moved};
-use super::partitions::Share;
 use crate::error::{Error, Result};
 use crate::keys::KeySpace;
 use crate::kit::{Backoff, Contender};
@@ -94,7 +93,8 @@ pub(super) struct Worker {
     pub(super) index: u32,
     pub(super) space: KeySpace,
     pub(super) session: Session,
-    pub(super) share: watch::Receiver<Arc<Share>>,
+    /// Whether the partition falls to this member.
+    pub(super) mine: watch::Receiver<bool>,
     pub(super) desk: Arc<Desk>,
 }
 
@@ -107,12 +107,7 @@ impl Worker {
             Duration::from_secs(5),
         );
         let index = self.index;
-        while self
-            .share
-            .wait_for(|share| share.contains(index))
-            .await
-            .is_ok()
-        {
+        while self.mine.wait_for(|mine| *mine).await.is_ok() {
             let held = tokio::select! {
                 biased;
                 () = self.moved() => continue,
@@ -141,7 +136,7 @@ impl Worker {
     }
 
     fn moved(&self) -> impl Future<Output = ()> + Send + use<> {
-        moved(self.share.clone(), self.index)
+        moved(self.mine.clone())
     }
 
     async fn contend(&self) -> Result<Hold> {
@@ -154,7 +149,7 @@ impl Worker {
     async fn serve(&self, hold: Hold) {
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
-        let partition = Partition::new(hold, self.index, self.share.clone(), guard);
+        let partition = Partition::new(hold, self.index, self.mine.clone(), guard);
         self.desk.lay(partition);
         tokio::select! {
             biased;

@@ -51,6 +51,7 @@ impl World {
 
     fn left(&self, durable: &[&str]) -> Vec<String> {
         let mut keys = self.store.keys("quorate/");
+        keys.extend(self.store.keys("kept/"));
         keys.retain(|key| {
             let of = |prefix: &&str| key.starts_with(*prefix);
             !OF_SESSIONS.iter().any(of) && !durable.iter().any(of)
@@ -190,6 +191,25 @@ dropped_everywhere! {
         tokio::time::sleep(hold).await;
         leadership.proclaim(2).await?;
         leadership.resign().await
+    };
+    membership, [], async |client: Client, session: Session, hold| {
+        let membership = client.group::<u32>("x").join(&session, 1).await?;
+        tokio::time::sleep(hold).await;
+        membership.update(2).await?;
+        membership.leave().await
+    };
+    partitions, [], async |client: Client, session: Session, hold| {
+        let mut partitions = client.partitions("x", 3).join(&session).await?;
+        let partition = partitions.next().await?;
+        tokio::time::sleep(hold).await;
+        partition.release().await?;
+        partitions.leave().await
+    };
+    kept_key, [], async |client: Client, session: Session, hold| {
+        let kept = client.keep(format!("kept/{}", session.lease()), "a").await?;
+        tokio::time::sleep(hold).await;
+        kept.set("b").await?;
+        kept.remove().await
     };
     request_to_release, [], async |client: Client, session: Session, hold| {
         let mutex = client.mutex("x");

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use futures::{StreamExt, join};
 use quorate_proto::mvccpb::event::EventType;
 use quorate_recipes::clock::{Clock, Instant, SystemClock};
+use quorate_recipes::keys::{LeaseId, session_key};
 use quorate_recipes::membership::{Departure, MemberEvent};
 use quorate_recipes::{Error, Group, Result, Session};
 
@@ -209,6 +210,16 @@ impl Truth {
                     false => Departure::Expired,
                 };
                 truth.departures.insert(id.to_owned(), departure);
+                let lease = LeaseId(change.prev_kv.as_ref().map_or(0, |kv| kv.lease));
+                let session = session_key(lease).to_string();
+                if !put
+                    && !commit
+                        .changes
+                        .iter()
+                        .any(|change| key_of(change) == session)
+                {
+                    return Err(format!("{id} left at {} without a word", commit.revision));
+                }
                 // Nobody is said to leave who did not want to.
                 let wanted = left.get(id);
                 let early = wanted.is_some_and(|at| at.is_none_or(|at| at > commit.at));
