@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_proto::etcdserverpb::{ResponseHeader, TxnRequest, TxnResponse};
+use quorate_proto::mvccpb::KeyValue;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +22,7 @@ use crate::error::{Error, LostReason, Result};
 use crate::keys::{Key, LeaseId, Revision};
 use crate::lock::Epoch;
 use crate::settled::Settled;
-use crate::store::{Lease, StoreError};
+use crate::store::{Lease, StoreError, ops};
 use crate::tasks::Tasks;
 use crate::wait::Backoff;
 
@@ -390,20 +391,17 @@ impl Actor {
         }
     }
 
-    /// Asks the store whether the lease is alive, and makes the session lost if it is not.
+    /// Asks the store whether the session's key is there, and makes the session lost if it is not. The
+    /// lease alone would not tell: a copy of its grant that comes late makes it anew, without the keys.
     ///
     /// # Errors
     /// [`Error::SessionLost`]; the store's.
     pub async fn verify(&self) -> Result<()> {
         self.check()?;
-        if self
-            .core
-            .client
-            .store()
-            .lease_ttl(self.core.lease)
-            .await?
-            .is_none()
-        {
+        let read = ops::get(&self.core.key);
+        let answer = self.core.client.store().range(read).await?;
+        let own = |kv: &KeyValue| kv.lease == self.core.lease.0;
+        if !answer.kvs.first().is_some_and(own) {
             self.lose(LostReason::LeaseGone);
         }
         self.check()

@@ -137,7 +137,10 @@ impl Order for Sides {
 
     fn allows(&mut self, key: &str, token: i64) -> std::result::Result<(), String> {
         if key == "data/read" {
-            let before = self.writers.range(..token).next();
+            // One whose upgrade was given up may have left a writer's key, without the reader's.
+            let whole = |name: &String| self.readers.values().any(|reader| reader == name);
+            let mut before = self.writers.range(..token);
+            let before = before.find(|(_, name)| whole(name));
             return match (self.readers.contains_key(&token), before) {
                 (true, None) => Ok(()),
                 (there, before) => Err(format!(
