@@ -16,7 +16,7 @@ use clap::Parser;
 use quorate::core::node::Node;
 use quorate::recipes::lock::MutexGuard;
 use quorate::recipes::store::{embedded::Embedded, remote::Remote};
-use quorate::recipes::{Client, Error, Json, TxnError, from_json};
+use quorate::recipes::{Client, Error, Fenced as _, Json, TxnError, from_json};
 
 /// The key that holds the set.
 const SET: &str = "set";
@@ -40,6 +40,10 @@ struct Args {
     /// Write without the guard's fence.
     #[arg(long)]
     unfenced: bool,
+    /// Send the fenced write also when this process knows that the lock is lost, so that it is the store
+    /// that refuses it.
+    #[arg(long)]
+    send_always: bool,
 }
 
 #[tokio::main]
@@ -64,17 +68,27 @@ async fn main() -> anyhow::Result<()> {
 /// Adds one element a round, and says at each step where it is.
 async fn work(client: &Client, args: &Args) -> anyhow::Result<()> {
     for round in 1..=args.rounds {
-        let session = client.session().ttl(Duration::from_secs(args.ttl)).await?;
-        let guard = client.mutex(SET).lock(&session).await?;
+        // On a busy machine a session may be lost before it has the lock.
+        let (_session, guard) = loop {
+            let session = client.session().ttl(Duration::from_secs(args.ttl)).await?;
+            match client.mutex(SET).lock(&session).await {
+                Ok(guard) => break (session, guard),
+                Err(Error::SessionLost(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
         let mut set = read(client).await?;
         println!("read {round}");
         tokio::time::sleep(Duration::from_millis(args.hold_ms)).await;
         set.insert(format!("victim/{round}"));
-        match write(&guard, &set, args.unfenced).await {
+        let written = match args.send_always && !args.unfenced {
+            true => send(client, &guard, &set).await,
+            false => write(&guard, &set, args.unfenced).await,
+        };
+        match written {
             Ok(()) => println!("wrote {round}"),
-            Err(TxnError::Fenced { .. } | TxnError::Failed(Error::SessionLost(_))) => {
-                println!("refused {round}");
-            }
+            Err(TxnError::Fenced { .. } | TxnError::Conflict { .. }) => println!("refused {round}"),
+            Err(TxnError::Failed(Error::SessionLost(_))) => println!("not sent {round}"),
             Err(error) => return Err(error.into()),
         }
     }
@@ -108,6 +122,14 @@ async fn read(client: &Client) -> Result<Set, Error> {
         Some(kv) => from_json(&kv.key, &kv.value),
         None => Ok(Set::new()),
     }
+}
+
+/// Writes under the guard's conditions, and leaves it to the store to judge them.
+async fn send(client: &Client, guard: &MutexGuard, set: &Set) -> Result<(), TxnError> {
+    let fence = guard.fence().compares().into_iter();
+    let txn = fence.fold(client.txn(), |txn, compare| txn.when(compare));
+    txn.put(SET, Json(set)).commit().await?;
+    Ok(())
 }
 
 async fn write(guard: &MutexGuard, set: &Set, unfenced: bool) -> Result<(), TxnError> {

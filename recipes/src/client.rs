@@ -9,7 +9,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use crate::clock::{Clock, Instant, SystemClock};
+use crate::clock::{Clock, Instant, Moment, SystemClock};
 use crate::counter::{Adder, AtomicCounter, IdBlocks};
 use crate::election::Election;
 use crate::error::Result;
@@ -356,6 +356,10 @@ impl Client {
 
     pub(crate) fn now(&self) -> Instant {
         self.inner.clock.now()
+    }
+
+    pub(crate) fn moment(&self) -> Moment {
+        Moment::now(&*self.inner.clock)
     }
 
     pub(crate) async fn sleep(&self, length: Duration) {

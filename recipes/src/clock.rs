@@ -25,6 +25,29 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     fn sleep_until(&self, at: Instant) -> BoxFuture<'static, ()>;
 }
 
+/// A moment by a clock, from which the time that the machine sleeps is counted as well.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    at: Instant,
+    suspended: Duration,
+}
+
+impl Moment {
+    /// Now.
+    pub(crate) fn now(clock: &dyn Clock) -> Self {
+        Self {
+            at: clock.now(),
+            suspended: clock.suspended(),
+        }
+    }
+
+    /// Time since then.
+    pub(crate) fn elapsed(&self, clock: &dyn Clock) -> Duration {
+        let awake = clock.now().saturating_duration_since(self.at);
+        awake + clock.suspended().saturating_sub(self.suspended)
+    }
+}
+
 /// The system's clock, or tokio's where a test has paused that.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;

@@ -55,10 +55,6 @@ pub enum Error {
     /// ever, so nobody waits for it: delete it, or use another name.
     #[error("the key {0} in the queue belongs to no contender")]
     ForeignKey(Key),
-    /// A contender that knows nothing of hand-overs, of etcd's own clients, stands before the one that
-    /// was to come next.
-    #[error("the contender {0} would not let another one pass")]
-    ForeignAhead(Key),
     /// The caller's own key was deleted by somebody else while the session lived.
     #[error("the key {0} was deleted by somebody else")]
     Removed(Key),

@@ -3,6 +3,7 @@
 //! named one, once their turn has come, go behind it.
 
 use quorate_proto::etcdserverpb::TxnRequest;
+use quorate_proto::mvccpb::KeyValue;
 
 use super::Leadership;
 use crate::error::{Error, Result};
@@ -10,6 +11,7 @@ use crate::keys::{Key, KeyRange, KeySpace, Revision};
 use crate::kit::{is_of_recipes, priority_of};
 use crate::lock::{Fenced, Holder, queue_of};
 use crate::store::ops::{self, Compare};
+use crate::wait;
 use crate::watch::Change;
 
 /// Where a leader names its successor.
@@ -17,28 +19,54 @@ pub(super) fn key(meta: &KeySpace) -> Key {
     meta.key("handover")
 }
 
+/// What became of [`Leadership::hand_over`].
+#[derive(Debug)]
+#[must_use = "a dropped leadership resigns at once"]
+pub enum Succession<T> {
+    /// The leadership is given up, and the candidate was named.
+    Named,
+    /// The candidate has gone: this one still leads.
+    Gone(Leadership<T>),
+    /// Before the candidate stands one that would not let it pass, of etcd's own clients, which know
+    /// nothing of this: this one still leads.
+    Blocked {
+        /// The leadership.
+        leadership: Leadership<T>,
+        /// The key that stands before.
+        by: Key,
+    },
+}
+
 impl<T> Leadership<T> {
     /// Resigns in favour of a candidate, one of [`Election::candidates`](super::Election::candidates):
-    /// candidates that stand before it let it pass. `Some`: that candidate has gone, and this one still
-    /// leads.
+    /// candidates that stand before it let it pass.
     ///
     /// Should the successor go as well before it leads, the line goes on as if nobody had been named.
     ///
     /// # Errors
-    /// [`Error::ForeignAhead`] when a candidate that would not let it pass, one of etcd's own clients,
-    /// stands before it; [`Error::Fenced`] when the leadership had been lost before;
-    /// [`Error::SessionLost`]; the store's final refusals. It does not lead any more after an error.
+    /// [`Error::Fenced`] when the leadership had been lost before; [`Error::SessionLost`]; the store's
+    /// final refusals. It does not lead any more after an error. Trouble with the store is waited out.
     ///
     /// # Cancel safety
     /// Dropping the future resigns, with or without the candidate being named.
-    pub async fn hand_over(self, to: &Holder) -> Result<Option<Self>> {
-        let queue = queue_of(self.unfenced(), self.space.range(), usize::MAX).await?;
-        let before = queue.iter().take_while(|each| each.key != to.key);
-        let foreign = before
-            .filter(|each| each.key != *self.key())
-            .find(|each| !is_of_recipes(&self.space, &each.key));
-        if let Some(foreign) = foreign {
-            return Err(Error::ForeignAhead(foreign.key.clone()));
+    pub async fn hand_over(self, to: &Holder) -> Result<Succession<T>> {
+        let mut line = ops::oldest(self.space.range(), 0);
+        line.keys_only = true;
+        let line = wait::read(self.unfenced(), line).await?.kvs;
+        let is_to =
+            |kv: &&KeyValue| kv.key == *to.key.as_bytes() && kv.create_revision == to.revision.0;
+        if !line.iter().any(|kv| is_to(&kv)) {
+            return Ok(Succession::Gone(self));
+        }
+        let mut before = line.iter().take_while(|kv| !is_to(kv));
+        let foreign = before.find(|kv| {
+            kv.key != *self.key().as_bytes() && !is_of_recipes(&self.space, &kv.key.clone().into())
+        });
+        if let Some(kv) = foreign {
+            return Ok(Succession::Blocked {
+                by: kv.key.clone().into(),
+                leadership: self,
+            });
         }
         let mut compare = self.fence().compares();
         compare.push(Compare::create_revision(&to.key, to.revision));
@@ -50,6 +78,7 @@ impl<T> Leadership<T> {
             ],
             failure: vec![ops::read(ops::get(self.key()))],
         };
+        self.leaves(true);
         let actor = self.session().actor();
         let (answer, repeated) = actor
             .run(|actor| async move { actor.repeat(request).await })
@@ -57,13 +86,14 @@ impl<T> Leadership<T> {
         let own = ops::kvs(&answer.responses, 0).first();
         let leads = own.is_some_and(|kv| kv.create_revision == self.token().revision.0);
         if !answer.succeeded && leads {
-            return Ok(Some(self));
+            self.leaves(false);
+            return Ok(Succession::Gone(self));
         }
         if !answer.succeeded && !repeated {
             return Err(Error::Fenced { owner: None });
         }
         self.forget();
-        Ok(None)
+        Ok(Succession::Named)
     }
 
     /// Waits for a candidate of a higher priority, and tells the one of the highest; of several, the one

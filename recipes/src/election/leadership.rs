@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::keys::{KeySpace, Revision};
-use crate::lock::{Fence, Fenced, Hold, ReleaseRequested, asked};
+use crate::lock::{Asked, Fence, Fenced, Hold, ReleaseRequested};
 use crate::value::Json;
 
 /// A won election; everything a guard can do is in [`Hold`]: its token, its loss, writes that the
@@ -19,6 +19,7 @@ pub struct Leadership<T> {
     hold: Hold,
     /// What is said about the election's candidates.
     pub(super) meta: KeySpace,
+    asked: Asked,
     /// The candidates.
     pub(super) space: KeySpace,
     said: Mutex<Said<T>>,
@@ -37,6 +38,7 @@ impl<T> Leadership<T> {
         let value = Arc::new(value);
         Self {
             hold,
+            asked: Asked::new(&meta),
             meta,
             space,
             said: Mutex::new(Said { at, value }),
@@ -73,7 +75,7 @@ impl<T> Leadership<T> {
         Ok(at)
     }
 
-    /// Waits until somebody asks it to resign, and tells why. See
+    /// Waits until somebody asks it to resign, and tells why; each request is told once. See
     /// [`Election::request_resignation`](super::Election::request_resignation).
     ///
     /// # Errors
@@ -82,7 +84,7 @@ impl<T> Leadership<T> {
     /// # Cancel safety
     /// No request is lost when the future is dropped, as long as it stands.
     pub async fn resignation_requested(&self) -> Result<ReleaseRequested> {
-        asked(&self.hold, &self.meta).await
+        self.asked.next(&self.hold).await
     }
 
     /// Gives the leadership up and waits until the store has confirmed.

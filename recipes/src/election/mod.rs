@@ -26,6 +26,7 @@ use crate::session::Session;
 use crate::store::ops;
 use crate::value::Json;
 
+pub use handover::Succession;
 pub use leadership::Leadership;
 
 /// An election. A handle: cheap to clone, holds nothing. `T` is what a leader tells the others

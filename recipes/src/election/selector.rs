@@ -57,7 +57,10 @@ impl<T: Serialize + Clone> Election<T> {
             };
             let leadership = match self.campaign(&under, value.clone()).await {
                 Ok(leadership) => Arc::new(leadership),
-                Err(Error::SessionLost(_)) => continue,
+                Err(Error::SessionLost(_)) => {
+                    pause.pause().await;
+                    continue;
+                }
                 Err(Error::Removed(key)) => {
                     tracing::warn!(%key, "a candidate's key was deleted; standing anew");
                     session = Some(under);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::time::Duration;
 
 use petgraph::Direction;
 use petgraph::algo::tarjan_scc;
@@ -12,7 +13,10 @@ use quorate_proto::mvccpb::KeyValue;
 use super::Inspect;
 use crate::error::Result;
 use crate::keys::{KeyRange, ROOT, Revision, decode};
-use crate::lock::{Holder, introduced};
+use crate::lock::{Holder, introduced, weight};
+
+/// Time between two looks at the same circle.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 
 /// A kind of lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,6 +41,9 @@ impl LockKind {
         }
     }
 }
+
+/// What follows a semaphore's name in the key of its limit.
+const LIMIT: &str = "limit";
 
 /// One lock.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,18 +107,47 @@ struct Edge {
     only: bool,
 }
 
+impl Edge {
+    /// Whether the same contenders wait for each other.
+    fn is_same(&self, other: &Self) -> bool {
+        let mark = |kv: &KeyValue| (kv.key.clone(), kv.create_revision);
+        let marks = |edge: &Self| (mark(&edge.waiter), mark(&edge.holder));
+        marks(self) == marks(other)
+    }
+}
+
 impl Inspect {
     /// The circles of waits among all locks: mutexes, read-write locks and semaphores of this library,
     /// under whatever session; not those under literal prefixes ([`Name::Raw`](crate::Name::Raw)), nor
     /// compare-and-swap locks, whose waiters leave no keys. Of locks that are entangled in several
     /// circles, one circle is told.
     ///
-    /// The answer is exact for the revision it names. It reads the keys of all locks.
+    /// A circle is told if the same contenders stood in it at two looks, a moment apart: one whose release
+    /// is on its way is no contender any more a moment later. At the revision that is named it stood as
+    /// told. It reads the keys of all locks, twice where there are circles.
     ///
     /// # Errors
     /// The store's; [`StoreError::Compacted`](crate::StoreError::Compacted) when the revision was
     /// compacted during the reads: ask again.
     pub async fn deadlocks(&self) -> Result<Vec<Deadlock>> {
+        let (_, first) = self.waits().await?;
+        if circles(&first).is_empty() {
+            return Ok(Vec::new());
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+        let (revision, waits) = self.waits().await?;
+        let stood = |edge: &&Edge| first.iter().any(|other| other.is_same(edge));
+        let mut found = Vec::new();
+        for circle in circles(&waits) {
+            if circle.iter().all(|edge| stood(&edge)) {
+                found.push(self.tell(&circle, revision).await?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Who waits for whom, at one revision.
+    async fn waits(&self) -> Result<(Revision, Vec<Edge>)> {
         let mut waits = Vec::new();
         let mut at = Revision(0);
         for kind in LockKind::ALL {
@@ -123,11 +159,7 @@ impl Inspect {
                 edges(&LockName { kind, name }, &line, &mut waits);
             }
         }
-        let mut found = Vec::new();
-        for circle in circles(&waits) {
-            found.push(self.tell(&circle, at).await?);
-        }
-        Ok(found)
+        Ok((at, waits))
     }
 
     async fn tell(&self, circle: &[&Edge], revision: Revision) -> Result<Deadlock> {
@@ -158,7 +190,7 @@ fn by_name(root: &str, kvs: Vec<KeyValue>) -> BTreeMap<String, Vec<(String, KeyV
         let below = key.strip_prefix(root).and_then(|rest| rest.split_once('/'));
         if let Some((segment, rest)) = below
             && let Some(name) = decode(segment)
-            && kv.lease != 0
+            && (kv.lease != 0 || rest == LIMIT)
         {
             lines.entry(name).or_default().push((rest.to_owned(), kv));
         }
@@ -220,9 +252,17 @@ fn edges(lock: &LockName, line: &[(String, KeyValue)], waits: &mut Vec<Edge>) {
             for pair in door.windows(2) {
                 add(pair[1].1, pair[0].1, true);
             }
-            if let Some((_, first)) = door.first() {
+            let limit = line.iter().find(|(rest, _)| rest == LIMIT);
+            let limit = limit.and_then(|(_, kv)| std::str::from_utf8(&kv.value).ok()?.parse().ok());
+            if let (Some((_, first)), Some(limit)) = (door.first(), limit) {
+                let number = |kv: &KeyValue| i64::from(weight(kv).unwrap_or(1));
+                let (wanted, limit): (i64, i64) = (number(first), limit);
+                let out: i64 = permits.iter().map(|(_, permit)| number(permit)).sum();
                 for (_, permit) in &permits {
-                    add(first, permit, permits.len() == 1);
+                    if out + wanted > limit {
+                        // Without this one there is no room, whoever else gives permits back.
+                        add(first, permit, number(permit) + wanted > limit);
+                    }
                 }
             }
         }
@@ -347,13 +387,23 @@ mod tests {
         ];
         let expected = [(2, 1), (3, 1), (3, 2)];
         assert_eq!(waits(LockKind::RwLock, &upgraded), expected);
-        let line = [
-            ("permit/1/a", kv(1, "", 1)),
-            ("permit/2/a", kv(2, "", 2)),
-            ("door/3/a", kv(3, "", 3)),
-            ("door/4/a", kv(4, "", 4)),
-        ];
-        assert_eq!(waits(LockKind::Semaphore, &line), [(4, 3), (3, 1), (3, 2)]);
+        let limit = |number: &str| KeyValue {
+            value: number.to_owned().into(),
+            ..Default::default()
+        };
+        let line = |number| {
+            [
+                ("limit", limit(number)),
+                ("permit/1/a", kv(1, "", 1)),
+                ("permit/2/a", kv(2, "", 2)),
+                ("door/3/a", kv(3, "", 3)),
+                ("door/4/a", kv(4, "", 4)),
+            ]
+        };
+        let full = waits(LockKind::Semaphore, &line("2"));
+        assert_eq!(full, [(4, 3), (3, 1), (3, 2)]);
+        let room = waits(LockKind::Semaphore, &line("3"));
+        assert_eq!(room, [(4, 3)], "it is about to be let in");
     }
 
     fn edge(waiter: KeyValue, holder: KeyValue) -> Edge {

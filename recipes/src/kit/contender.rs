@@ -13,7 +13,7 @@ use crate::lock::Hold;
 use crate::session::{Claim, Claimed, Owned, Session};
 use crate::store::ops::{self, Compare};
 use crate::value::Value;
-use crate::wait::{Backoff, Woken, deleted};
+use crate::wait::{self, Backoff, Woken, deleted};
 
 /// Keys in a line. Dropping it leaves the line, in the background.
 #[derive(Debug)]
@@ -82,25 +82,25 @@ impl Contender {
         line: impl Into<Line>,
         value: impl Into<Value>,
     ) -> Result<Option<Hold>> {
-        Self::try_enter_with(session, line.into(), value.into(), Vec::new(), Vec::new()).await
+        let entered = Self::try_enter_with(session, line.into(), value.into(), |_| {});
+        entered.await.map(Result::ok)
     }
 
-    /// As [`Contender::try_enter`], under more conditions and with more done.
+    /// As [`Contender::try_enter`], with more in the claim: what `add` adds to its conditions, to what
+    /// is done with it, and to what is read when it is refused, which is returned then.
     pub(crate) async fn try_enter_with(
         session: &Session,
         line: Line,
         value: Value,
-        when: Vec<Compare>,
-        also: Vec<RequestOp>,
-    ) -> Result<Option<Hold>> {
+        add: impl FnOnce(&mut Claim),
+    ) -> Result<Result<Hold, Vec<ResponseOp>>> {
         let mut claim = fresh(session, &line, &value)?;
         let behind = line.behind().iter();
-        let empty = behind.map(|space| Compare::empty(space.range()));
-        claim.when = empty.chain(when).collect();
-        claim.also = also;
+        claim.when = behind.map(|space| Compare::empty(space.range())).collect();
+        add(&mut claim);
         Ok(match run(session, claim).await? {
-            Claimed::Made { owned, .. } => Some(hold(session.clone(), owned, &line)),
-            Claimed::Refused { .. } => None,
+            Claimed::Made { owned, .. } => Ok(hold(session.clone(), owned, &line)),
+            Claimed::Refused { responses, .. } => Err(responses),
         })
     }
 
@@ -235,8 +235,9 @@ impl Contender {
     /// at `at`. Returns whether it has.
     async fn go_behind(&mut self, target: &Key, handover: &Key, at: Revision) -> Result<bool> {
         let session = self.session.clone();
-        let kv = session.client().get(self.key()).await?;
-        let value = kv.map(|kv| kv.value).unwrap_or_default();
+        let own = wait::read(session.client(), ops::get(self.key())).await?;
+        let value = own.kvs.first().map(|kv| kv.value.clone());
+        let value = value.unwrap_or_default();
         let mut claim = fresh(&session, &self.line, &value.into())?;
         claim.when = self.is_there();
         claim.when.push(Compare::present(target));
@@ -272,10 +273,7 @@ impl Contender {
 
     /// Why a key of the contender is gone.
     async fn gone(&self) -> Error {
-        match self.session.actor().verify().await {
-            Err(error @ Error::SessionLost(_)) => error,
-            _ => Error::Removed(self.key().clone()),
-        }
+        self.session.actor().why_gone(self.key()).await
     }
 }
 

@@ -4,10 +4,11 @@
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::{Fence, Fenced, Hold, Mutex, MutexGuard};
+use super::{Fence, Fenced, Hold, Mutex, MutexGuard, ReleaseRequested};
 use crate::error::Result;
 use crate::session::Session;
 
@@ -98,6 +99,21 @@ impl Inner {
     }
 }
 
+impl CombinedMutex {
+    /// As [`CombinedMutex::lock`], for at most `limit`; `None` when the time was up before.
+    ///
+    /// # Errors
+    /// As [`Mutex::lock`].
+    ///
+    /// # Cancel safety
+    /// As [`Mutex::lock`].
+    pub async fn lock_within(&self, limit: Duration) -> Result<Option<CombinedGuard>> {
+        let client = self.inner.session.client();
+        let deadline = client.now() + limit;
+        client.before(deadline, self.lock()).await.transpose()
+    }
+}
+
 /// Counts one who waits.
 struct Waiting {
     inner: Arc<Inner>,
@@ -141,6 +157,22 @@ impl CombinedGuard {
             place.held = Some(self.inner.mutex.lock(&self.inner.session).await?);
         }
         Ok(())
+    }
+
+    /// As [`MutexGuard::release_requested`]: each request is told to one of the tasks.
+    ///
+    /// # Errors
+    /// As [`MutexGuard::release_requested`].
+    ///
+    /// # Cancel safety
+    /// As [`MutexGuard::release_requested`].
+    pub async fn release_requested(&self) -> Result<ReleaseRequested> {
+        self.held().release_requested().await
+    }
+
+    fn held(&self) -> &MutexGuard {
+        let held = self.place.as_ref().and_then(|place| place.held.as_ref());
+        held.expect("a guard holds until it is given up")
     }
 
     /// Hands the lock on, or releases it and waits until the store has confirmed.
@@ -187,8 +219,7 @@ impl Deref for CombinedGuard {
     type Target = Hold;
 
     fn deref(&self) -> &Hold {
-        let held = self.place.as_ref().and_then(|place| place.held.as_ref());
-        held.expect("a guard holds until it is given up")
+        self.held()
     }
 }
 

@@ -2,18 +2,57 @@
 //! while. For holders whose effects lie outside the store, where no fence reaches.
 //!
 //! Who holds is noted in a key without a lease, removed by the release. Who finds somebody else's note
-//! when its turn has come waits, from its own look at it on, before it overwrites it. So no clocks are
+//! when its turn has come waits, from its first look at it on, before it overwrites it. So no clocks are
 //! compared. The idea is Chubby's (Burrows, OSDI 2006, section 2.4), whose server does the waiting.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_proto::etcdserverpb::{RequestOp, TxnRequest};
+use quorate_proto::mvccpb::KeyValue;
 
 use super::{Fenced, Hold};
+use crate::client::Client;
+use crate::clock::Instant;
 use crate::error::{Error, LostReason, Result};
 use crate::keys::{Key, KeyRange, Revision};
+use crate::session::Claim;
 use crate::store::ops::{self, Compare};
+
+/// How long a lock stays shut, and which note was first seen when. Clones share what they have seen, so
+/// somebody who asks again and again does not begin anew each time.
+#[derive(Debug, Clone)]
+pub(super) struct Delay {
+    length: Duration,
+    seen: Arc<Mutex<Option<(Revision, Instant)>>>,
+}
+
+impl Delay {
+    pub(super) fn new(length: Duration) -> Self {
+        Self {
+            length,
+            seen: Arc::default(),
+        }
+    }
+
+    /// When the note that was written at `at`, and is seen now, may be overwritten.
+    fn ends(&self, client: &Client, at: Revision) -> Instant {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = match *seen {
+            Some((known, since)) if known == at => since,
+            _ => client.now(),
+        };
+        *seen = Some((at, since));
+        since + self.length
+    }
+
+    /// Whether the note that was found has stood long enough; then when it was written.
+    pub(super) fn is_over(&self, client: &Client, found: Option<&KeyValue>) -> Option<Revision> {
+        let at = Revision(found?.mod_revision);
+        (self.ends(client, at) <= client.now()).then_some(at)
+    }
+}
 
 /// A note of who holds.
 #[derive(Debug, Clone)]
@@ -31,28 +70,31 @@ impl Note {
         }
     }
 
-    /// That nobody is noted.
-    pub(super) fn is_absent(&self) -> Compare {
-        Compare::absent(&self.key)
+    /// Has the note written with a claim, over one that was written at `over` (0: over none), and removed
+    /// with what was claimed. Refused, the claim reads the note.
+    pub(super) fn add_to(&self, claim: &mut Claim, over: Revision) {
+        claim.when.push(Compare::mod_revision(&self.key, over));
+        claim.also.push(self.put());
+        claim.otherwise.push(ops::read(ops::get(&self.key)));
+        claim.when_released.push(self.removal());
     }
 
-    pub(super) fn put(&self) -> RequestOp {
+    fn put(&self) -> RequestOp {
         ops::put(&self.key, self.value.clone(), None)
     }
 
-    /// Removes the note when `hold` is released, if it is there by then.
-    pub(super) fn remove_with(&self, hold: &mut Hold) {
+    /// Removes the note, if it is this one.
+    fn removal(&self) -> RequestOp {
         let is_own = Compare::value(&self.key, self.value.clone());
-        let remove = ops::delete(KeyRange::one(&self.key));
-        hold.when_released(ops::when(is_own, remove));
+        ops::when(is_own, ops::delete(KeyRange::one(&self.key)))
     }
 
-    /// Puts the note in place for `hold`. Where another one stands, only after `delay`.
+    /// Puts the note in place for `hold`. Where another one stands, only when the delay is over.
     ///
     /// # Cancel safety
     /// Dropping the future drops the hold, which removes the note.
-    pub(super) async fn take(&self, mut hold: Hold, delay: Duration) -> Result<Hold> {
-        self.remove_with(&mut hold);
+    pub(super) async fn take(&self, mut hold: Hold, delay: &Delay) -> Result<Hold> {
+        hold.when_released(self.removal());
         let mut over = Revision(0);
         loop {
             let Some(other) = self.try_put(&hold, over).await? else {
@@ -60,17 +102,18 @@ impl Note {
             };
             if other == over {
                 // It was not the note that was in the way, but the hold that is over.
-                return Err(Error::Fenced { owner: None });
+                return Err(hold.session().actor().why_gone(hold.key()).await);
             }
             if other > Revision(0) {
-                tracing::info!(key = %self.key, ?delay, "the last holder went without releasing");
+                tracing::info!(key = %self.key, "the last holder went without releasing");
+                let ends = delay.ends(hold.unfenced(), other);
                 tokio::select! {
                     biased;
                     reason = hold.lost() => return Err(match reason {
                         LostReason::Removed => Error::Removed(hold.key().clone()),
                         reason => Error::SessionLost(reason),
                     }),
-                    () = hold.unfenced().sleep(delay) => {}
+                    () = hold.unfenced().clock().sleep_until(ends) => {}
                 }
             }
             over = other;

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -102,7 +102,14 @@ pub struct Fence {
 
 /// How many transactions under a fence have not been answered for certain.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Unsettled(Arc<AtomicUsize>);
+pub(crate) struct Unsettled(Arc<Count>);
+
+#[derive(Debug, Default)]
+struct Count {
+    sent: AtomicUsize,
+    /// The store has refused one: the hold is over.
+    void: AtomicBool,
+}
 
 /// The count of a fence under which nothing may be sent any more.
 const CLOSED: usize = usize::MAX;
@@ -116,13 +123,23 @@ impl Unsettled {
         let one_more = |count| (count != CLOSED).then(|| count + 1);
         let noted = self
             .0
+            .sent
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
         noted.map_or(Err(Error::Fenced { owner: None }), |_| Ok(()))
     }
 
     /// Notes that one has been answered: nothing of it can take effect any more.
     pub(crate) fn settled(&self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.sent.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Notes that the store refused one because the hold is over.
+    fn refused(&self) {
+        self.0.void.store(true, Ordering::Release);
+    }
+
+    fn is_void(&self) -> bool {
+        self.0.void.load(Ordering::Acquire)
     }
 
     /// Lets nothing more be sent, if nothing that was sent can still take effect. Returns whether
@@ -130,13 +147,15 @@ impl Unsettled {
     fn close(&self) -> bool {
         let closed = self
             .0
+            .sent
             .compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire);
         closed.is_ok()
     }
 }
 
 impl Fence {
-    /// The compares to put into a transaction.
+    /// The compares to put into a transaction that is not a [`Txn`]. Nobody else than its sender knows
+    /// of it then: a [`CombinedMutex`](super::CombinedMutex) may hand the hold on while it is under way.
     #[must_use]
     pub fn compares(&self) -> Vec<Compare> {
         let mut compares = Vec::with_capacity(2 * self.keys.len() + 1);
@@ -217,6 +236,7 @@ impl Fence {
         if held && self.actor.epoch().compare().holds_for(read(keys)) {
             return Ok(());
         }
+        self.unsettled.refused();
         let own = |kv: &&KeyValue| self.keys.iter().any(|(key, _)| kv.key == *key.as_bytes());
         Err(read(keys + 1).filter(|kv| !own(kv)).cloned())
     }
@@ -237,6 +257,8 @@ pub struct Hold {
     owned: Owned,
     fence: Fence,
     ending: Ending,
+    /// Whether the keys are about to go because the hold is given up.
+    leaving: Arc<AtomicBool>,
     watched: Once,
     session: Session,
 }
@@ -270,6 +292,7 @@ impl Hold {
             owned,
             fence,
             ending: Ending(Settled::new()),
+            leaving: Arc::default(),
             watched: Once::new(),
             session,
         }
@@ -302,6 +325,11 @@ impl Hold {
         closed
     }
 
+    /// Says that the keys go, or after all do not go, because the hold is given up.
+    pub(crate) fn leaves(&self, leaving: bool) {
+        self.leaving.store(leaving, Ordering::Release);
+    }
+
     /// Has `op` done in the transaction that gives the hold up.
     pub(crate) fn when_released(&mut self, op: RequestOp) {
         self.owned.when_released(op);
@@ -324,8 +352,8 @@ impl Hold {
     #[must_use]
     pub fn remaining(&self) -> Duration {
         match self.ending.0.get() {
-            Some(_) => Duration::ZERO,
-            None => self.session.remaining(),
+            None if !self.fence.unsettled.is_void() => self.session.remaining(),
+            _ => Duration::ZERO,
         }
     }
 
@@ -349,13 +377,16 @@ impl Hold {
     fn watch_key(&self) {
         let actor = self.session.actor().clone();
         let keys = self.owned.keys();
-        let ending = self.ending.0.clone();
+        let (ending, leaving) = (self.ending.0.clone(), Arc::clone(&self.leaving));
         self.session.actor().spawn("key watch", async move {
             tokio::select! {
                 biased;
                 () = until_replaced(actor.client(), &keys) => {
-                    // With the lease gone, it is the session that is lost, and says so itself.
-                    if !matches!(actor.verify().await, Err(Error::SessionLost(_))) {
+                    // Given up, it ends as that. With the lease gone, it is the session that is lost, and
+                    // says so itself.
+                    if !leaving.load(Ordering::Acquire)
+                        && !matches!(actor.verify().await, Err(Error::SessionLost(_)))
+                    {
                         ending.settle(LostReason::Removed);
                     }
                 }
@@ -412,7 +443,7 @@ impl Hold {
     ///
     /// # Errors
     /// As [`Owned::write`].
-    pub async fn set_value(&self, value: impl Into<Value>) -> Result<Revision> {
+    pub(crate) async fn set_value(&self, value: impl Into<Value>) -> Result<Revision> {
         self.owned.write(value.into().into_bytes(self.key())?).await
     }
 
@@ -425,6 +456,7 @@ impl Hold {
     /// # Cancel safety
     /// The release goes on when the future is dropped.
     pub async fn release(self) -> Result<()> {
+        self.leaves(true);
         let Self { owned, session, .. } = self;
         let outcome = owned.release().await;
         drop(session);

@@ -5,15 +5,16 @@
 use std::ops::Deref;
 use std::time::Duration;
 
-use super::delay::Note;
-use super::request::{self, ReleaseRequest, ReleaseRequested};
+use super::delay::{Delay, Note};
+use super::request::{self, Asked, ReleaseRequest, ReleaseRequested};
 use super::{CombinedMutex, ContenderRecord, Hold, Holder, SharedMutex, Waiter, queue_of};
 use crate::client::Client;
 use crate::error::Result;
-use crate::keys::{KeySpace, Name};
+use crate::keys::{KeySpace, Name, Revision};
 use crate::kit::{Contender, Line};
 use crate::lock::{Fence, Fenced};
-use crate::session::Session;
+use crate::session::{Claim, Session};
+use crate::store::ops;
 use crate::value::{Json, Value};
 
 /// A lock that is granted in the order of asking. A handle: cheap to clone, holds nothing.
@@ -29,7 +30,7 @@ pub struct Mutex {
     space: KeySpace,
     meta: KeySpace,
     info: String,
-    delay: Option<Duration>,
+    delay: Option<Delay>,
 }
 
 impl Mutex {
@@ -53,10 +54,11 @@ impl Mutex {
     /// Keeps the lock shut for `delay` after a holder has gone without releasing it, because its session
     /// ended: time in which that holder's effects outside the store, where no fence reaches, can end.
     /// Costs one more transaction a waiter. It works between contenders that have a delay; others,
-    /// etcd's own among them, neither leave a note nor heed one.
+    /// etcd's own among them, neither leave a note nor heed one. The time counts from when this handle,
+    /// or a clone, first sees what the lost holder has left.
     #[must_use]
     pub fn with_delay(mut self, delay: Duration) -> Self {
-        self.delay = Some(delay);
+        self.delay = Some(Delay::new(delay));
         self
     }
 
@@ -87,8 +89,10 @@ impl Mutex {
     }
 
     fn guard(&self, hold: Hold) -> MutexGuard {
-        let meta = self.meta.clone();
-        MutexGuard { hold, meta }
+        MutexGuard {
+            hold,
+            asked: Asked::new(&self.meta),
+        }
     }
 
     /// Waits in line until the lock is held.
@@ -105,7 +109,7 @@ impl Mutex {
     pub async fn lock(&self, session: &Session) -> Result<MutexGuard> {
         let contender = Contender::enter(session, &self.space, self.value(session)).await?;
         let mut hold = contender.wait_turn().await?;
-        if let Some(delay) = self.delay {
+        if let Some(delay) = &self.delay {
             hold = self.note().take(hold, delay).await?;
         }
         Ok(self.guard(hold))
@@ -136,18 +140,28 @@ impl Mutex {
     /// # Cancel safety
     /// As [`Mutex::lock`].
     pub async fn try_lock(&self, session: &Session) -> Result<Option<MutexGuard>> {
-        let (line, value) = (Line::of(&self.space), self.value(session));
-        if self.delay.is_none() {
-            let hold = Contender::try_enter(session, line, value).await?;
-            return Ok(hold.map(|hold| self.guard(hold)));
+        let hold = match &self.delay {
+            None => Contender::try_enter(session, &self.space, self.value(session)).await?,
+            Some(delay) => self.try_enter(session, delay).await?,
+        };
+        Ok(hold.map(|hold| self.guard(hold)))
+    }
+
+    async fn try_enter(&self, session: &Session, delay: &Delay) -> Result<Option<Hold>> {
+        let (note, mut over) = (self.note(), Revision(0));
+        loop {
+            let (line, value) = (Line::of(&self.space), self.value(session));
+            let add = |claim: &mut Claim| note.add_to(claim, over);
+            let refused = match Contender::try_enter_with(session, line, value, add).await? {
+                Ok(hold) => return Ok(Some(hold)),
+                Err(responses) => responses,
+            };
+            let found = ops::kvs(&refused, 0).first();
+            match delay.is_over(&self.client, found) {
+                Some(at) if at != over => over = at,
+                _ => return Ok(None),
+            }
         }
-        let note = self.note();
-        let (when, also) = (vec![note.is_absent()], vec![note.put()]);
-        let hold = Contender::try_enter_with(session, line, value, when, also).await?;
-        Ok(hold.map(|mut hold| {
-            note.remove_with(&mut hold);
-            self.guard(hold)
-        }))
     }
 
     /// Who holds the lock, or is first in line while a delay runs.
@@ -199,11 +213,12 @@ impl Mutex {
 #[must_use = "a dropped guard releases the lock at once"]
 pub struct MutexGuard {
     hold: Hold,
-    meta: KeySpace,
+    asked: Asked,
 }
 
 impl MutexGuard {
-    /// Waits until somebody asks for the release, and tells why. See [`Mutex::request_release`].
+    /// Waits until somebody asks for the release, and tells why; each request is told once. See
+    /// [`Mutex::request_release`].
     ///
     /// # Errors
     /// The store's final refusals. Trouble with the store is waited out.
@@ -211,7 +226,7 @@ impl MutexGuard {
     /// # Cancel safety
     /// No request is lost when the future is dropped, as long as it stands.
     pub async fn release_requested(&self) -> Result<ReleaseRequested> {
-        request::asked(&self.hold, &self.meta).await
+        self.asked.next(&self.hold).await
     }
 
     /// Releases the lock and waits until the store has confirmed. As [`Hold::release`].

@@ -1,6 +1,8 @@
 //! Asking a holder to let go. A request is a key that names the holder's key by its revision, attached
 //! to the asking session; a holder that cares watches for it. Nobody is forced.
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use serde::{Deserialize, Serialize};
 
 use super::{Hold, Holder, queue_of};
@@ -12,7 +14,6 @@ use crate::session::{Claim, Claimed, Owned, Session};
 use crate::store::ops::Compare;
 use crate::value::{Json, Value, from_json};
 use crate::wait::{Backoff, Woken, deleted};
-use crate::watch::Change;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
@@ -120,13 +121,33 @@ pub(crate) async fn ask(
     }
 }
 
-/// Waits until somebody asks for the release of `hold`.
-pub(crate) async fn asked(hold: &Hold, meta: &KeySpace) -> Result<ReleaseRequested> {
-    let client: &Client = hold.unfenced();
-    let mut watcher = client.watch(requests(meta, hold.token().revision).range());
-    loop {
-        for change in watcher.next().await?.changes {
-            if let Change::Put { kv, .. } = change {
+/// The requests to one holder, each told once.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    meta: KeySpace,
+    /// When the last one that was told was made.
+    told: AtomicI64,
+}
+
+impl Asked {
+    pub(crate) fn new(meta: &KeySpace) -> Self {
+        Self {
+            meta: meta.clone(),
+            told: AtomicI64::new(0),
+        }
+    }
+
+    /// Waits until somebody asks for the release of `hold` who has not been told of.
+    pub(crate) async fn next(&self, hold: &Hold) -> Result<ReleaseRequested> {
+        let client: &Client = hold.unfenced();
+        let mut watcher = client.watch(requests(&self.meta, hold.token().revision).range());
+        loop {
+            watcher.next().await?;
+            let told = self.told.load(Ordering::Acquire);
+            let untold = watcher.known().values();
+            let untold = untold.filter(|kv| kv.create_revision > told);
+            if let Some(kv) = untold.min_by_key(|kv| kv.create_revision) {
+                self.told.fetch_max(kv.create_revision, Ordering::AcqRel);
                 let record: Record = from_json(&kv.key, &kv.value)?;
                 return Ok(ReleaseRequested {
                     reason: record.reason,

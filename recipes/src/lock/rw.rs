@@ -259,10 +259,9 @@ impl ReadGuard {
         let name = read.suffix(own.as_bytes());
         let name = name.expect("a reader's key lies there").to_owned();
         let key = space.child("write").key(&name);
-        // A fresh key with a value of its own: the name has been used by none but this guard.
-        let mark = Value::from(Json(serde_json::json!({
-            "v": 1, "nonce": hold.unfenced().nonce(), "since_ms": crate::clock::wall_millis(),
-        })));
+        // The name may have been used by this guard before, so the value is one that no other has.
+        let record = ContenderRecord::of(hold.session(), "").with_nonce(hold.unfenced().nonce());
+        let mark = Value::from(Json(record));
         let mut claim = Claim::of(key.clone(), mark.into_bytes(&key)?);
         claim.when = hold.fence().compares();
         claim

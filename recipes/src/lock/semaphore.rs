@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ContenderRecord, Fence, Fenced, Hold, Holder, Waiter, introduced, queue_of};
 use crate::client::Client;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TxnError};
 use crate::keys::{Key, KeyRange, KeySpace, Name, Revision};
 use crate::kit::{Contender, fresh_key};
 use crate::session::{Claim, Claimed, Session};
@@ -61,7 +61,7 @@ pub struct Semaphore {
     info: String,
 }
 
-/// The value of a permit's key.
+/// The value of the key of a permit, and of one who waits for it at the door.
 #[derive(Debug, Serialize, Deserialize)]
 struct PermitRecord {
     permits: u32,
@@ -96,6 +96,13 @@ impl Semaphore {
     pub fn with_info(mut self, info: impl Into<String>) -> Self {
         self.info = info.into();
         self
+    }
+
+    fn record(&self, session: &Session, permits: NonZeroU32) -> PermitRecord {
+        PermitRecord {
+            permits: permits.get(),
+            contender: ContenderRecord::of(session, &self.info),
+        }
     }
 
     fn door(&self) -> KeySpace {
@@ -139,13 +146,12 @@ impl Semaphore {
                 Tried::Moved => {}
             }
         }
-        let value = Json(ContenderRecord::of(session, &self.info));
+        let value = Json(self.record(session, permits));
         let door = Contender::enter(session, &self.door(), value).await?;
         let door = door.wait_turn().await?;
-        let lost = door.lost();
         let permit = tokio::select! {
             biased;
-            reason = lost => return Err(Error::SessionLost(reason)),
+            reason = session.lost() => return Err(Error::SessionLost(reason)),
             permit = self.at_the_door(&door, permits) => permit?,
         };
         // The transaction that made the permit has left the door.
@@ -219,13 +225,25 @@ impl Semaphore {
     }
 
     /// Changes how many permits there are, for everybody. Lowering it takes no permit away; it keeps new
-    /// ones from being given until enough have come back. Handles that were made with another
-    /// [`Limit::Exactly`] fail from then on.
+    /// ones from being given until enough have come back, and who waits for more than there are then is
+    /// told [`Error::Invalid`]. Other handles that were made with [`Limit::Exactly`], clones among them,
+    /// fail from then on.
     ///
     /// # Errors
-    /// The store's; an ambiguous one may have changed it.
+    /// The store's; an ambiguous one may have changed it. A copy of it that comes late changes nothing
+    /// after another resize.
     pub async fn resize(&mut self, limit: u32) -> Result<()> {
-        self.client.put(self.limit_key(), limit.to_string()).await?;
+        let key = self.limit_key();
+        loop {
+            let kv = self.client.get(&key).await?;
+            let at = Revision(kv.map_or(0, |kv| kv.mod_revision));
+            let change = self.client.txn().when(Compare::mod_revision(&key, at));
+            match change.put(&key, limit.to_string()).commit().await {
+                Ok(_) => break,
+                Err(TxnError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         if let Limit::Exactly(own) = &mut self.limit {
             *own = limit;
         }
@@ -267,7 +285,7 @@ impl Semaphore {
     async fn at_the_door(&self, door: &Hold, permits: NonZeroU32) -> Result<Permit> {
         let mut pause = Backoff::between_attempts(&self.client);
         loop {
-            let count = match self.count().await {
+            let count = match self.count_for(Some(door)).await {
                 Err(Error::Store(error)) if error.is_transient() => {
                     pause.pause().await;
                     continue;
@@ -283,13 +301,16 @@ impl Semaphore {
                 {
                     return Ok(permit);
                 }
-                // The limit has changed, or the door is lost, which ends this.
+                // The limit has changed, or the door is lost, which the next count tells.
                 pause.pause().await;
                 continue;
             }
             let from = Revision(count.at.0 + 1);
-            // Nothing but permits and the limit matters; the space has the door's line beside them.
-            let ranges = [self.permits().range(), KeyRange::one(self.limit_key())];
+            let ranges = [
+                self.permits().range(),
+                KeyRange::one(self.limit_key()),
+                KeyRange::one(door.key()),
+            ];
             wait::until_event(&self.client, &ranges, from, &mut pause, |_| true).await?;
         }
     }
@@ -342,10 +363,7 @@ impl Semaphore {
         door: Option<&Hold>,
     ) -> Result<Option<Permit>> {
         let key = fresh_key(session, &self.permits());
-        let record = PermitRecord {
-            permits: permits.get(),
-            contender: ContenderRecord::of(session, &self.info),
-        };
+        let record = self.record(session, permits);
         let mut claim = Claim::of(key.clone(), Value::from(Json(record)).into_bytes(&key)?);
         claim.when = when;
         if let Some(door) = door {
@@ -364,7 +382,8 @@ impl Semaphore {
         Ok(match claimed {
             Claimed::Refused { .. } => None,
             Claimed::Made { owned, .. } => {
-                let contenders = vec![self.space.range()];
+                // The permits first: whose they are is who is told to be first.
+                let contenders = vec![self.permits().range(), self.space.range()];
                 let hold = Hold::new(session.clone(), owned, contenders);
                 Some(Permit { hold, permits })
             }
@@ -372,10 +391,17 @@ impl Semaphore {
     }
 
     async fn count(&self) -> Result<Count> {
+        self.count_for(None).await
+    }
+
+    /// Counts, as long as the door is held, if one is given.
+    async fn count_for(&self, held: Option<&Hold>) -> Result<Count> {
         let mut door = ops::range(self.door().range());
         door.limit = 1;
         door.keys_only = true;
+        let compare = held.map(|held| held.fence().compares()).unwrap_or_default();
         let request = TxnRequest {
+            compare: compare.into_iter().map(Into::into).collect(),
             success: vec![
                 ops::read(ops::get(self.limit_key())),
                 ops::read(ops::range(self.permits().range())),
@@ -384,6 +410,9 @@ impl Semaphore {
             ..Default::default()
         };
         let answer = self.client.store().txn(request).await?;
+        if let Some(held) = held.filter(|_| !answer.succeeded) {
+            return Err(held.session().actor().why_gone(held.key()).await);
+        }
         let stored = ops::kvs(&answer.responses, 0).first();
         let limit = match stored {
             None => self.limit.number(),
@@ -422,8 +451,8 @@ enum Tried {
     Moved,
 }
 
-/// How many permits a key stands for.
-fn weight(kv: &KeyValue) -> Result<u32> {
+/// How many permits a key stands for, or waits for.
+pub(crate) fn weight(kv: &KeyValue) -> Result<u32> {
     let record: PermitRecord = from_json(&kv.key, &kv.value)?;
     Ok(record.permits)
 }

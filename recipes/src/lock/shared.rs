@@ -3,8 +3,9 @@
 
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
-use super::{Fence, Fenced, Hold, Mutex, MutexGuard};
+use super::{Fence, Fenced, Hold, Mutex, MutexGuard, ReleaseRequested};
 use crate::error::Result;
 use crate::session::Session;
 
@@ -53,6 +54,21 @@ impl SharedMutex {
     }
 }
 
+impl SharedMutex {
+    /// As [`SharedMutex::lock`], for at most `limit`; `None` when the time was up before.
+    ///
+    /// # Errors
+    /// As [`Mutex::lock`].
+    ///
+    /// # Cancel safety
+    /// As [`SharedMutex::lock`].
+    pub async fn lock_within(&self, limit: Duration) -> Result<Option<SharedGuard>> {
+        let client = self.inner.session.client();
+        let deadline = client.now() + limit;
+        client.before(deadline, self.lock()).await.transpose()
+    }
+}
+
 /// A part in a held [`SharedMutex`]. Everything a guard can do is in [`Hold`].
 #[derive(Debug, Clone)]
 #[must_use = "the last guard to be dropped releases the lock"]
@@ -63,6 +79,17 @@ impl SharedGuard {
     #[must_use]
     pub fn count(&self) -> usize {
         Arc::strong_count(&self.0)
+    }
+
+    /// As [`MutexGuard::release_requested`]: each request is told to one of the guards.
+    ///
+    /// # Errors
+    /// As [`MutexGuard::release_requested`].
+    ///
+    /// # Cancel safety
+    /// As [`MutexGuard::release_requested`].
+    pub async fn release_requested(&self) -> Result<ReleaseRequested> {
+        self.0.release_requested().await
     }
 
     /// Gives this guard back. The last one releases the lock and waits until the store has confirmed.

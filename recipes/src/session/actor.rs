@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::lane::Lanes;
 use super::{Lost, SessionState};
 use crate::client::Client;
-use crate::clock::{Clock, Instant};
+use crate::clock::{Clock, Instant, Moment};
 use crate::error::{Error, LostReason, Result};
 use crate::keys::{Key, LeaseId, Revision};
 use crate::lock::Epoch;
@@ -67,33 +67,20 @@ impl Drop for Core {
     }
 }
 
-/// When the lease was last known to be alive, and until when that holds.
+/// When the lease was last known to be alive, and for how long that holds.
 #[derive(Debug, Clone, Copy)]
 struct Marks {
-    sent: Instant,
-    until: Instant,
-    suspended: Duration,
+    /// When the request that was acknowledged was sent: the lease's time began after that.
+    sent: Moment,
     ttl: Duration,
 }
 
 impl Marks {
-    /// Counts from the moment the request was sent, because the lease's time began after that,
-    /// and leaves a tenth (at most 1 s) for clocks that run at different rates.
-    fn new(clock: &dyn Clock, sent: Instant, ttl: Duration) -> Self {
-        let margin = (ttl / 10).clamp(Duration::from_millis(100), Duration::from_secs(1));
-        Self {
-            sent,
-            until: sent + ttl.saturating_sub(margin),
-            suspended: clock.suspended(),
-            ttl,
-        }
-    }
-
+    /// Leaves a tenth (at most 1 s) for clocks that run at different rates.
     fn remaining(&self, clock: &dyn Clock) -> Duration {
-        let slept = clock.suspended().saturating_sub(self.suspended);
-        self.until
-            .saturating_duration_since(clock.now())
-            .saturating_sub(slept)
+        let margin = (self.ttl / 10).clamp(Duration::from_millis(100), Duration::from_secs(1));
+        let lasts = self.ttl.saturating_sub(margin);
+        lasts.saturating_sub(self.sent.elapsed(clock))
     }
 }
 
@@ -106,8 +93,13 @@ impl Actor {
         value: Bytes,
         epoch: Epoch,
     ) -> Self {
-        let marks = Marks::new(&**client.clock(), client.now(), Duration::ZERO);
-        let (state, _) = watch::channel(SessionState::Live { until: marks.until });
+        let marks = Marks {
+            sent: client.moment(),
+            ttl: Duration::ZERO,
+        };
+        let (state, _) = watch::channel(SessionState::Live {
+            until: client.now(),
+        });
         Self {
             core: Arc::new(Core {
                 client,
@@ -206,8 +198,7 @@ impl Actor {
     }
 
     pub(super) fn since_acknowledged(&self) -> Duration {
-        let now = self.core.client.now();
-        now.saturating_duration_since(self.marks().sent)
+        self.marks().sent.elapsed(&**self.core.client.clock())
     }
 
     /// Time until the local deadline, whatever the state says.
@@ -229,15 +220,19 @@ impl Actor {
     }
 
     /// Notes a renewal that was sent at `sent` and has been acknowledged. Loss is final.
-    pub(super) fn acknowledge(&self, sent: Instant, lease: &Lease) {
-        let marks = Marks::new(&**self.core.client.clock(), sent, lease.ttl);
+    pub(super) fn acknowledge(&self, sent: Moment, lease: &Lease) {
+        let marks = Marks {
+            sent,
+            ttl: lease.ttl,
+        };
         *self.lock_marks() = marks;
+        let until = self.core.client.now() + self.left();
         let mut resumed = false;
         self.core.state.send_if_modified(|state| {
             let lost = matches!(state, SessionState::Lost(_));
             if !lost {
                 resumed = matches!(state, SessionState::Suspended { .. });
-                *state = SessionState::Live { until: marks.until };
+                *state = SessionState::Live { until };
             }
             !lost
         });
@@ -405,6 +400,18 @@ impl Actor {
             self.lose(LostReason::LeaseGone);
         }
         self.check()
+    }
+
+    /// Why a key of the session is gone. Trouble with the store is waited out.
+    pub(crate) async fn why_gone(&self, key: &Key) -> Error {
+        let mut pause = Backoff::between_attempts(&self.core.client);
+        loop {
+            match self.verify().await {
+                Ok(()) => return Error::Removed(key.clone()),
+                Err(Error::Store(error)) if error.is_transient() => pause.pause().await,
+                Err(error) => return error,
+            }
+        }
     }
 
     /// Ends the session in the background; `done` hears how it went.

@@ -55,6 +55,8 @@ pub struct Claim {
     /// Written over the first key just before it is given up, also when the session is *closed*: those
     /// who watch then tell that from the end of a lease, which writes nothing.
     pub farewell: Option<Bytes>,
+    /// Done in the very transaction that deletes the first key, if it was there until then.
+    pub when_released: Vec<RequestOp>,
 }
 
 impl Claim {
@@ -141,7 +143,7 @@ impl Owned {
         let mut owned = Self {
             actor: actor.clone(),
             keys: keys.collect(),
-            last: Vec::new(),
+            last: claim.when_released.clone(),
             farewell: None,
             armed: true,
         };

@@ -281,14 +281,7 @@ impl Lane {
     /// Why the lane's key is gone.
     async fn gone(&mut self) -> Error {
         self.at = Revision(0);
-        let mut pause = Backoff::between_attempts(self.actor.client());
-        loop {
-            match self.actor.verify().await {
-                Ok(()) => return Error::Removed(self.key()),
-                Err(Error::Store(error)) if error.is_transient() => pause.pause().await,
-                Err(error) => return error,
-            }
-        }
+        self.actor.why_gone(&self.key()).await
     }
 }
 

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Actor, Session, renew};
 use crate::client::{Client, Identity};
-use crate::clock::{self, Instant};
-use crate::error::Result;
+use crate::clock::{self, Instant, Moment};
+use crate::error::{Error, Result};
 use crate::keys::{EPOCH_KEY, Key, Revision, session_key};
 use crate::lock::Epoch;
 use crate::store::{Cause, Lease, StoreError, ops};
@@ -79,8 +79,6 @@ impl SessionBuilder {
 
     async fn open(self) -> Result<Session> {
         let deadline = self.client.now() + self.open_timeout;
-        let (sent, lease) = self.grant(deadline).await?;
-        let key = session_key(lease.id);
         let mut who = self.client.identity().clone();
         who.label = self.label.clone().unwrap_or(who.label);
         let record = SessionRecord {
@@ -88,8 +86,17 @@ impl SessionBuilder {
             who,
             opened_ms: clock::wall_millis(),
         };
-        let value = Value::from(Json(&record)).into_bytes(&key)?;
-        let (revision, epoch) = self.announce(&key, &value, &lease, deadline).await?;
+        let (sent, lease, key, value, (revision, epoch)) = loop {
+            let (sent, lease) = self.grant(deadline).await?;
+            let key = session_key(lease.id);
+            let value = Value::from(Json(&record)).into_bytes(&key)?;
+            match self.announce(&key, &value, &lease, deadline).await {
+                Ok(announced) => break (sent, lease, key, value, announced),
+                // The store was out of reach for so long that the lease has run out.
+                Err(Error::Store(StoreError::LeaseNotFound)) if self.client.now() < deadline => {}
+                Err(error) => return Err(error),
+            }
+        };
         let actor = Actor::new(self.client, Tasks::current(), lease, key, value, epoch);
         actor.acknowledge(sent, &lease);
         actor.set_session_revision(revision).await;
@@ -99,40 +106,36 @@ impl SessionBuilder {
     }
 
     /// Grants the lease under an id of ours, so that a grant whose answer was lost is recognised.
-    async fn grant(&self, deadline: Instant) -> Result<(Instant, Lease)> {
+    async fn grant(&self, deadline: Instant) -> Result<(Moment, Lease)> {
         let ttl = Duration::from_secs(self.ttl.as_secs() + u64::from(self.ttl.subsec_nanos() > 0));
         let mut id = self.client.lease_id();
-        let mut unknown: Option<Instant> = None;
+        let mut unknown = false;
         let mut pause = Backoff::between_attempts(&self.client);
         loop {
-            let sent = self.client.now();
+            let sent = self.client.moment();
             let error = match self
                 .before(deadline, self.client.store().lease_grant(id, ttl))
                 .await
             {
                 Ok(lease) => return Ok((sent, lease)),
-                Err(StoreError::LeaseExists) => match unknown.take() {
-                    Some(first) => match self.client.store().lease_keep_alive(id).await {
+                // An earlier copy of this call, or somebody else, has it.
+                Err(StoreError::LeaseExists) if unknown => {
+                    match self.client.store().lease_keep_alive(id).await {
                         Ok(Some(lease)) => return Ok((sent, lease)),
                         Ok(None) => {
-                            id = self.client.lease_id();
+                            (id, unknown) = (self.client.lease_id(), false);
                             continue;
                         }
-                        Err(error) => {
-                            unknown = Some(first);
-                            error
-                        }
-                    },
-                    None => {
-                        id = self.client.lease_id();
-                        continue;
+                        Err(error) => error,
                     }
-                },
+                }
+                Err(StoreError::LeaseExists) => {
+                    id = self.client.lease_id();
+                    continue;
+                }
                 Err(error) => error,
             };
-            if error.is_ambiguous() {
-                unknown.get_or_insert(sent);
-            }
+            unknown |= error.is_ambiguous();
             self.pause_or_fail(error, &mut pause, deadline).await?;
         }
     }

@@ -7,6 +7,9 @@ use super::{Actor, SessionState};
 use crate::error::LostReason;
 use crate::wait::Backoff;
 
+/// Longest time between two looks at the clock.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// Runs until the session is lost or closed.
 pub(super) async fn run(actor: Actor) {
     tokio::select! {
@@ -21,8 +24,14 @@ pub(super) async fn run(actor: Actor) {
 async fn renewals(actor: &Actor) {
     loop {
         let due = actor.ttl() / 3;
-        let rest = actor.since_acknowledged();
-        actor.client().sleep(due.saturating_sub(rest)).await;
+        loop {
+            let rest = due.saturating_sub(actor.since_acknowledged());
+            if rest.is_zero() {
+                break;
+            }
+            // Timers stand still while the machine sleeps, and the lease does not.
+            actor.client().sleep(rest.min(LOOK_EVERY)).await;
+        }
         if !renew_once(actor).await {
             return;
         }
@@ -41,8 +50,8 @@ async fn renew_once(actor: &Actor) -> bool {
         if matches!(actor.state(), SessionState::Lost(_)) {
             return false;
         }
-        let sent = actor.client().now();
-        let limit = sent + (ttl / 3).min(actor.remaining());
+        let sent = actor.client().moment();
+        let limit = actor.client().now() + (ttl / 3).min(actor.remaining());
         let call = actor.client().store().lease_keep_alive(actor.lease());
         match actor.client().before(limit, call).await {
             Some(Ok(Some(lease))) => {
@@ -65,5 +74,71 @@ async fn renew_once(actor: &Actor) -> bool {
             () = pause.pause() => {}
             () = actor.client().sleep(actor.remaining()) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use futures::future::BoxFuture;
+
+    use super::*;
+    use crate::Client;
+    use crate::clock::{Clock, Instant, SystemClock};
+    use crate::store::faulty::{Calls, Stage};
+    use crate::store::{Faulty, MemStore};
+
+    /// A clock of a machine that can be put to sleep.
+    #[derive(Debug, Default)]
+    struct Sleeper(Mutex<Duration>);
+
+    impl Sleeper {
+        fn sleep(&self, length: Duration) {
+            *self.0.lock().unwrap() += length;
+        }
+    }
+
+    impl Clock for Sleeper {
+        fn now(&self) -> Instant {
+            SystemClock.now()
+        }
+
+        fn suspended(&self) -> Duration {
+            *self.0.lock().unwrap()
+        }
+
+        fn sleep_until(&self, at: Instant) -> BoxFuture<'static, ()> {
+            SystemClock.sleep_until(at)
+        }
+    }
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_is_lost_soon_after_a_long_sleep() {
+        let clock = Arc::new(Sleeper::default());
+        let client = Client::builder(MemStore::new()).clock(Arc::clone(&clock) as _);
+        let session = client.build().session().ttl(Duration::from_secs(60)).await;
+        let session = session.unwrap();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        clock.sleep(HOUR);
+        let soon = tokio::time::timeout(2 * LOOK_EVERY, session.lost()).await;
+        assert_eq!(soon.expect("within two looks"), LostReason::Expired);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_from_before_a_sleep_says_nothing() {
+        let clock = Arc::new(Sleeper::default());
+        let faulty = Faulty::new(MemStore::new());
+        let client = Client::builder(faulty.clone()).clock(Arc::clone(&clock) as _);
+        let session = client.build().session().ttl(Duration::from_secs(60)).await;
+        let session = session.unwrap();
+        let renewal = faulty.hold(1, Calls::Lease, Stage::Answered);
+        renewal.reached().await;
+        clock.sleep(HOUR);
+        renewal.release();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(session.state(), SessionState::Lost(LostReason::Expired));
     }
 }

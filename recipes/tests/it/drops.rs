@@ -5,6 +5,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use quorate_recipes::election::Succession;
 use quorate_recipes::kit::Contender;
 use quorate_recipes::lock::Upgraded;
 use quorate_recipes::store::faulty::{Calls, Faulty, Stage};
@@ -147,6 +148,30 @@ dropped_everywhere! {
         tokio::time::sleep(hold).await;
         guard.release().await
     };
+    mutex_tried_with_a_delay, [], async |client: Client, session: Session, hold| {
+        let mutex = client.mutex("x").with_delay(Duration::from_secs(5));
+        let guard = loop {
+            match mutex.try_lock(&session).await? {
+                Some(guard) => break guard,
+                None => tokio::time::sleep(Duration::from_millis(500)).await,
+            }
+        };
+        tokio::time::sleep(hold).await;
+        guard.release().await
+    };
+    combined_mutex, [], async |client: Client, session: Session, hold| {
+        let combined = client.mutex("x").combined(&session);
+        let (one, other) = tokio::join!(
+            async {
+                let guard = combined.lock().await?;
+                tokio::time::sleep(hold).await;
+                guard.put("x", "held").await?;
+                guard.release().await
+            },
+            async { combined.lock().await?.release().await }
+        );
+        one.and(other)
+    };
     shared_mutex, [], async |client: Client, session: Session, hold| {
         let shared = client.mutex("x").shared(&session);
         let outer = shared.lock().await?;
@@ -248,8 +273,8 @@ async fn handing_over() {
                         tokio::time::sleep(Duration::from_millis(10)).await;
                     };
                     match leadership.hand_over(&candidates[2]).await? {
-                        Some(leadership) => leadership.resign().await,
-                        None => Ok(()),
+                        Succession::Gone(leadership) => leadership.resign().await,
+                        _ => Ok(()),
                     }
                 }
             );

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bodies::{faults, keys_below, locks, session, sessions};
+use crate::bodies::{faults, keys_below, locks, session, sessions, short_session};
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
 use quorate_recipes::store::faulty::Faulty;
@@ -55,7 +55,7 @@ async fn lost_by_the_clock_while_the_server_is_stopped() {
         return;
     };
     let client = etcd.client();
-    let (held, short) = (session(&client).await, session(&client).await);
+    let (held, short) = (short_session(&client).await, short_session(&client).await);
     let lock = client.mutex("clock");
     let guard = lock.lock(&held).await.unwrap();
     let mut states = short.watch_state();

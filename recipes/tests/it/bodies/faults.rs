@@ -160,26 +160,26 @@ pub async fn waiting_survives_ended_watches(client: &Client) {
     drop(soon("the waiter's turn", waiting).await.unwrap());
 }
 
-/// A value written by a holder is the last one written, also when answers are lost.
+/// What a leader says is the last thing it said, also when answers are lost.
 pub async fn own_values_survive_lost_answers(client: &Client) {
     let faulty = Faulty::new(Arc::clone(client.store()));
     let client = client_of(&faulty);
     let session = session(&client).await;
-    let lock = client.mutex("value");
-    let guard = lock.lock(&session).await.unwrap();
+    let election = client.election::<String>("value");
+    let leader = election.campaign(&session, "a".to_owned()).await.unwrap();
     for (index, fault) in [Fault::Unanswered, Fault::Late, Fault::NotSent]
         .into_iter()
         .enumerate()
     {
-        faulty.plan(lock.prefix(), [fault]);
-        guard.set_value(format!("v{index}")).await.unwrap();
-        guard.set_value(format!("w{index}")).await.unwrap();
+        faulty.plan(election.prefix(), [fault]);
+        leader.proclaim(format!("v{index}")).await.unwrap();
+        leader.proclaim(format!("w{index}")).await.unwrap();
         faulty.deliver().await;
-        let kv = client.get(guard.key()).await.unwrap().unwrap();
-        assert_eq!(kv.value, format!("w{index}"));
+        let kv = client.get(leader.key()).await.unwrap().unwrap();
+        assert_eq!(kv.value, format!("\"w{index}\""));
         assert_eq!(kv.lease, session.lease().0, "the lease is kept");
     }
-    client.delete(guard.key()).await.unwrap();
-    let outcome = guard.set_value("z").await;
+    client.delete(leader.key()).await.unwrap();
+    let outcome = leader.proclaim("z".to_owned()).await;
     assert!(matches!(outcome, Err(Error::Removed(_))), "{outcome:?}");
 }

@@ -30,10 +30,15 @@ pub mod transactions;
 use quorate_recipes::{Client, KeyRange, Session};
 use std::time::Duration;
 
-/// A session with a short time to live.
+/// A session that lives on through a stall of the machine.
 pub async fn session(client: &Client) -> Session {
-    let open = client.session().ttl(Duration::from_secs(5));
+    let open = client.session().ttl(Duration::from_secs(15));
     open.label("test").await.unwrap()
+}
+
+/// A session that is soon lost when it is not renewed.
+pub async fn short_session(client: &Client) -> Session {
+    client.session().ttl(Duration::from_secs(3)).await.unwrap()
 }
 
 /// How many keys lie below a prefix.

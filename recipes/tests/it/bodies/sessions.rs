@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quorate_recipes::{Client, Error, LostReason, SessionState};
 
-use super::{keys_below, session};
+use super::{keys_below, session, short_session};
 use crate::support::{soon, until};
 
 /// Closing revokes the lease: the keys are gone, guards are lost, late users are told.
@@ -33,7 +33,7 @@ pub async fn closing_ends_everything(client: &Client) {
 
 /// The last handle is the session: while a guard has it the lease is renewed, then it is revoked.
 pub async fn last_handle_ends_the_session(client: &Client) {
-    let session = session(client).await;
+    let session = short_session(client).await;
     let (lease, ttl) = (session.lease(), session.ttl());
     let guard = client.mutex("last").lock(&session).await.unwrap();
     drop(session);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use quorate_recipes::{Client, Error, Session};
+use quorate_recipes::election::Succession;
+use quorate_recipes::{Client, Session};
 use tokio::task::JoinHandle;
 
 use super::{keys_below, session};
@@ -40,7 +41,8 @@ pub async fn named_successors_come_next(client: &Client) {
     let before = stand(client, &a, "named", "before", 2).await;
     let named = stand(client, &b, "named", "named", 3).await;
     let candidates = election.candidates(9).await.unwrap();
-    assert!(leader.hand_over(&candidates[2]).await.unwrap().is_none());
+    let named_it = leader.hand_over(&candidates[2]).await.unwrap();
+    assert!(matches!(named_it, Succession::Named), "{named_it:?}");
     let leader = soon("the one that was named", named).await.unwrap();
     assert!(!before.is_finished());
     let seen = election.leader().await.unwrap().unwrap();
@@ -69,8 +71,9 @@ pub async fn named_successors_may_go(client: &Client) {
         election.candidates(9).await.unwrap().len() == 2
     })
     .await;
-    let leader = leader.hand_over(&candidates[2]).await.unwrap();
-    let leader = leader.expect("nobody to hand over to");
+    let Succession::Gone(leader) = leader.hand_over(&candidates[2]).await.unwrap() else {
+        panic!("nobody to hand over to");
+    };
     leader.put("gone/x", "still leads").await.unwrap();
     // It goes together with the leader: nobody is passed over for it.
     let named = stand(client, &b, "gone", "named", 3).await;
@@ -103,11 +106,12 @@ pub async fn others_let_nobody_pass(client: &Client) {
     put.commit().await.unwrap();
     let waiting = stand(client, &a, "foreign", "behind", 3).await;
     let candidates = election.candidates(9).await.unwrap();
-    let refused = leader.hand_over(&candidates[2]).await;
-    assert!(
-        matches!(refused, Err(Error::ForeignAhead(_))),
-        "{refused:?}"
-    );
+    let blocked = leader.hand_over(&candidates[2]).await.unwrap();
+    let Succession::Blocked { leadership, by } = blocked else {
+        panic!("{blocked:?}");
+    };
+    assert_eq!(by.to_string(), foreign);
+    leadership.put("foreign/x", "still leads").await.unwrap();
     waiting.abort();
 }
 
@@ -128,7 +132,8 @@ pub async fn the_best_candidate_is_told(client: &Client) {
     });
     let better = soon("a better one", leader.outranked()).await.unwrap();
     assert_eq!(better.lease, b.lease());
-    assert!(leader.hand_over(&better).await.unwrap().is_none());
+    let named = leader.hand_over(&better).await.unwrap();
+    assert!(matches!(named, Succession::Named), "{named:?}");
     let leader = soon("the better one", high).await.unwrap();
     assert_eq!(leader.value().as_str(), "nine");
 }
@@ -137,7 +142,7 @@ pub async fn the_best_candidate_is_told(client: &Client) {
 pub async fn leading_goes_on_after_a_loss(client: &Client) {
     let election = client.election::<String>("loop");
     let times = Arc::new(AtomicUsize::new(0));
-    let sessions = client.session().ttl(Duration::from_secs(3));
+    let sessions = client.session();
     let running = tokio::spawn({
         let (election, times) = (election.clone(), Arc::clone(&times));
         async move {
@@ -155,10 +160,7 @@ pub async fn leading_goes_on_after_a_loss(client: &Client) {
         }
     });
     for time in 0..2 {
-        until("the leader", async || {
-            times.load(Ordering::SeqCst) == time + 1
-        })
-        .await;
+        until("the leader", async || times.load(Ordering::SeqCst) > time).await;
         let leader = election.leader().await.unwrap().unwrap();
         match time {
             0 => client.store().lease_revoke(leader.lease).await.unwrap(),

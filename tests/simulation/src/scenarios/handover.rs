@@ -1,6 +1,7 @@
 //! Elections in which leaders choose their successors: at most one leads, and the line never stands
 //! still for somebody who was named.
 
+use quorate_recipes::election::Succession;
 use quorate_recipes::{Error, Result, Session};
 
 use crate::fenced::{Ledger, Line};
@@ -39,12 +40,13 @@ impl Scenario for Handover {
         let to = &candidates[chosen];
         player.note(format!("hands over to {}", to.key));
         match held.into_inner().hand_over(to).await? {
-            None => Ok(()),
-            // It had gone.
-            Some(leadership) => match leadership.resign().await {
-                Err(Error::Fenced { .. }) => Ok(()),
-                resigned => resigned,
-            },
+            Succession::Named => Ok(()),
+            Succession::Gone(leadership) | Succession::Blocked { leadership, .. } => {
+                match leadership.resign().await {
+                    Err(Error::Fenced { .. }) => Ok(()),
+                    resigned => resigned,
+                }
+            }
         }
     }
 
