@@ -46,6 +46,9 @@ pub(super) struct Core {
     key: Key,
     pub(super) value: Bytes,
     epoch: Epoch,
+    /// When the session's key was created. One of another revision is not the session's: late copies of
+    /// its opening can make the lease and the key anew after both have gone.
+    created: Revision,
     marks: Mutex<Marks>,
     state: watch::Sender<SessionState>,
     /// Why it is lost, for those who wait for that.
@@ -91,6 +94,7 @@ impl Actor {
         lease: Lease,
         key: Key,
         value: Bytes,
+        created: Revision,
         epoch: Epoch,
     ) -> Self {
         let marks = Marks {
@@ -112,7 +116,8 @@ impl Actor {
                 marks: Mutex::new(marks),
                 state,
                 lost: Settled::new(),
-                sealed_at: tokio::sync::Mutex::new(Revision(0)),
+                created,
+                sealed_at: tokio::sync::Mutex::new(created),
                 floor: AtomicI64::new(0),
                 lanes: Lanes::new(),
                 operations: Arc::new(Semaphore::new(OPERATIONS_MAX)),
@@ -132,6 +137,16 @@ impl Actor {
     #[must_use]
     pub fn lease(&self) -> LeaseId {
         self.core.lease
+    }
+
+    /// The revision at which the session's key was created.
+    pub(super) fn session_created(&self) -> Revision {
+        self.core.created
+    }
+
+    /// Whether a key that was read is the session's key.
+    pub(super) fn is_session(&self, kv: &KeyValue) -> bool {
+        kv.lease == self.core.lease.0 && kv.create_revision == self.core.created.0
     }
 
     pub(super) fn session_key(&self) -> &Key {
@@ -213,10 +228,6 @@ impl Actor {
     fn lock_marks(&self) -> MutexGuard<'_, Marks> {
         let marks = self.core.marks.lock();
         marks.unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) async fn set_session_revision(&self, revision: Revision) {
-        *self.core.sealed_at.lock().await = revision;
     }
 
     /// Notes a renewal that was sent at `sent` and has been acknowledged. Loss is final.
@@ -386,8 +397,8 @@ impl Actor {
         }
     }
 
-    /// Asks the store whether the session's key is there, and makes the session lost if it is not. The
-    /// lease alone would not tell: a copy of its grant that comes late makes it anew, without the keys.
+    /// Asks the store whether the session's key is there as it was created, and makes the session lost if
+    /// it is not. The lease alone would not tell: a copy of its grant that comes late makes it anew.
     ///
     /// # Errors
     /// [`Error::SessionLost`]; the store's.
@@ -395,8 +406,7 @@ impl Actor {
         self.check()?;
         let read = ops::get(&self.core.key);
         let answer = self.core.client.store().range(read).await?;
-        let own = |kv: &KeyValue| kv.lease == self.core.lease.0;
-        if !answer.kvs.first().is_some_and(own) {
+        if !answer.kvs.first().is_some_and(|kv| self.is_session(kv)) {
             self.lose(LostReason::LeaseGone);
         }
         self.check()

@@ -425,7 +425,8 @@ impl Actor {
                 responses: Some(answer.responses.split_off(keys.len())),
             }));
         }
-        let Some(session) = ops::kvs(&answer.responses, 0).first() else {
+        let session = ops::kvs(&answer.responses, 0).first();
+        let Some(session) = session.filter(|kv| self.is_session(kv)) else {
             self.lose(LostReason::LeaseGone);
             return Err(self.loss());
         };
@@ -471,11 +472,13 @@ impl Actor {
         let answer = self.repeat(request).await?.0;
         let revision = if answer.succeeded {
             answer.header.map_or(0, |header| header.revision)
-        } else if let Some(kv) = ops::kvs(&answer.responses, 0).first() {
-            kv.mod_revision
         } else {
-            self.lose(LostReason::LeaseGone);
-            return Err(self.loss());
+            let session = ops::kvs(&answer.responses, 0).first();
+            let Some(session) = session.filter(|kv| self.is_session(kv)) else {
+                self.lose(LostReason::LeaseGone);
+                return Err(self.loss());
+            };
+            session.mod_revision
         };
         *sealed_at = Revision(revision);
         Ok(())
@@ -518,5 +521,42 @@ impl Actor {
             (false, true) => None,
             (false, false) => Some(false),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::client::Client;
+    use crate::keys::session_key;
+    use crate::store::{MemStore, Store};
+
+    #[tokio::test(start_paused = true)]
+    async fn late_copies_of_its_opening_do_not_bring_a_session_back() {
+        let store = MemStore::new();
+        let client = Client::new(store.clone());
+        let session = client.session().await.unwrap();
+        let (lease, key) = (session.lease(), session_key(session.lease()));
+        let kv = client.get(&key).await.unwrap().unwrap();
+        assert!(store.expire(lease));
+        // The grant, then the transaction that wrote the session's key.
+        store
+            .lease_grant(lease, Duration::from_secs(10))
+            .await
+            .unwrap();
+        let late = TxnRequest {
+            compare: vec![Compare::absent(&key).into()],
+            success: vec![ops::put(&key, kv.value, Some(lease))],
+            failure: Vec::new(),
+        };
+        assert!(store.txn(late).await.unwrap().succeeded);
+        let refused = client.mutex("m").lock(&session).await;
+        assert!(
+            matches!(refused, Err(Error::SessionLost(LostReason::LeaseGone))),
+            "{refused:?}"
+        );
+        assert_eq!(store.keys("quorate/lock/"), [""; 0]);
     }
 }

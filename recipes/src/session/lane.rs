@@ -231,7 +231,7 @@ impl Lane {
         let request = TxnRequest {
             compare: vec![
                 Compare::absent(&key).into(),
-                Compare::present(&session).into(),
+                Compare::create_revision(&session, self.actor.session_created()).into(),
             ],
             success: vec![ops::put(&key, self.fresh(), Some(self.actor.lease()))],
             failure: vec![ops::read(ops::get(&key))],

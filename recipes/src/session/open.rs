@@ -97,9 +97,9 @@ impl SessionBuilder {
                 Err(error) => return Err(error),
             }
         };
-        let actor = Actor::new(self.client, Tasks::current(), lease, key, value, epoch);
+        let tasks = Tasks::current();
+        let actor = Actor::new(self.client, tasks, lease, key, value, revision, epoch);
         actor.acknowledge(sent, &lease);
-        actor.set_session_revision(revision).await;
         actor.spawn("renew", renew::run(actor.clone()));
         tracing::debug!(lease = %lease.id, ttl = ?lease.ttl, "session opened");
         Ok(Session::new(actor))
@@ -165,7 +165,7 @@ impl SessionBuilder {
                 Ok(answer) => {
                     let written = ops::kvs(&answer.responses, 0).first();
                     let revision = match written {
-                        Some(kv) => kv.mod_revision,
+                        Some(kv) => kv.create_revision,
                         None => answer.header.map_or(0, |header| header.revision),
                     };
                     let epoch = Epoch::read(ops::kvs(&answer.responses, 1).first())?;
