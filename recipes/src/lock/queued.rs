@@ -78,8 +78,9 @@ impl Mutex {
         self.space.prefix()
     }
 
-    fn value(&self, session: &Session) -> Value {
-        Json(ContenderRecord::of(session, &self.info)).into()
+    fn value(&self, session: &Session) -> Result<Value> {
+        session.belongs_to(&self.client)?;
+        Ok(Json(ContenderRecord::of(session, &self.info)).into())
     }
 
     fn note(&self) -> Note {
@@ -103,7 +104,7 @@ impl Mutex {
     /// Dropping the future leaves the line, also while its key is still on the way to the store.
     /// The next call stands at the end.
     pub async fn lock(&self, session: &Session) -> Result<MutexGuard> {
-        let contender = Contender::enter(session, &self.space, self.value(session)).await?;
+        let contender = Contender::enter(session, &self.space, self.value(session)?).await?;
         let mut hold = contender.wait_turn().await?;
         if let Some(delay) = self.delay {
             hold = self.note().take(hold, delay).await?;
@@ -136,7 +137,7 @@ impl Mutex {
     /// # Cancel safety
     /// As [`Mutex::lock`].
     pub async fn try_lock(&self, session: &Session) -> Result<Option<MutexGuard>> {
-        let (line, value) = (Line::of(&self.space), self.value(session));
+        let (line, value) = (Line::of(&self.space), self.value(session)?);
         if self.delay.is_none() {
             let hold = Contender::try_enter(session, line, value).await?;
             return Ok(hold.map(|hold| self.guard(hold)));
@@ -189,6 +190,7 @@ impl Mutex {
         session: &Session,
         reason: impl Into<String>,
     ) -> Result<Option<ReleaseRequest>> {
+        session.belongs_to(&self.client)?;
         request::ask(session, self.space.range(), &self.meta, reason.into()).await
     }
 }
