@@ -51,7 +51,8 @@ async fn main() -> anyhow::Result<()> {
     let published = published.ok_or_else(|| anyhow::anyhow!("it is published"))?;
     println!(
         "{} bytes, since revision {}",
-        published.bytes, published.revision
+        published.bytes.unwrap_or_default(),
+        published.revision
     );
     report.invalidate(published.revision).await?;
     anyhow::ensure!(report.get().await?.is_none(), "it was taken back");

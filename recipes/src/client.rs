@@ -160,7 +160,8 @@ impl Client {
 
     /// A client of the part of the store under a literal key prefix, such as `team-a/`: it sees and
     /// writes nothing else, and its recipes meet no others of the same name. It draws from the same
-    /// seed, with the same clock. See [`Namespaced`].
+    /// seed, with the same clock. Its recipes take sessions
+    /// that it, or a clone of it, has opened. See [`Namespaced`].
     #[must_use]
     pub fn namespace(&self, prefix: impl Into<Key>) -> Self {
         let store = Namespaced::new(Arc::clone(self.store()), prefix);

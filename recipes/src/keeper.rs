@@ -16,7 +16,7 @@ use crate::session::{Claim, Claimed, Session};
 use crate::store::ops::{self, Compare};
 use crate::tasks::Tasks;
 use crate::wait::Backoff;
-use crate::watch::{Batch, Change, Watcher};
+use crate::watch::Watcher;
 
 /// A key that was in place for this long is put back at once when it is lost.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -353,9 +353,11 @@ impl Keeper {
                 }
                 // An error means that the owner is gone, after it has said that it leaves.
                 changed = self.wanted.changed() => drop(changed),
-                batch = watcher.next() => match self.judge(at, batch?).await? {
-                    None => {}
-                    Some(left) => return Ok(left),
+                batch = watcher.next() => {
+                    let now = self.known(watcher);
+                    if let Some(left) = self.judge(at, batch?.revision, now).await? {
+                        return Ok(left);
+                    }
                 }
             }
         }
@@ -403,7 +405,7 @@ impl Keeper {
                         Rivals::TakeBack => {}
                         Rivals::End => return Err(self.taken(kv)),
                         Rivals::Yield => {
-                            if !self.until_changed(watcher, revision).await? {
+                            if !self.until_changed(watcher, kv, revision).await? {
                                 return Ok(None);
                             }
                             pause.pause().await;
@@ -420,9 +422,14 @@ impl Keeper {
         }
     }
 
-    /// Waits while somebody else has the key, until it is no longer as it was at `seen`. False when the
-    /// owner leaves.
-    async fn until_changed(&self, watcher: &mut Watcher, seen: Revision) -> Result<bool> {
+    /// Waits while somebody else has the key, until it is no longer `kv`, as it was at `seen`. False when
+    /// the owner leaves.
+    async fn until_changed(
+        &self,
+        watcher: &mut Watcher,
+        kv: &KeyValue,
+        seen: Revision,
+    ) -> Result<bool> {
         self.tell(KeptState::Yielded);
         loop {
             tokio::select! {
@@ -430,7 +437,8 @@ impl Keeper {
                 () = leaving(self.wanted.clone()) => return Ok(false),
                 reason = self.session.lost() => return Err(Error::SessionLost(reason)),
                 batch = watcher.next() => {
-                    if batch?.revision > seen {
+                    let now = self.known(watcher).map(|now| now.mod_revision);
+                    if batch?.revision > seen && now != Some(kv.mod_revision) {
                         return Ok(true);
                     }
                 }
@@ -499,26 +507,32 @@ impl Keeper {
         Ok(())
     }
 
-    /// What a change of the key, last written by us at `at`, means.
-    async fn judge(&self, at: Revision, batch: Batch) -> Result<Option<Left>> {
-        if batch.revision <= at {
+    /// What is known of the key after a batch of this revision, when our last write of it was at `at`.
+    /// Changes are not asked: what came and went between two listings shows in none.
+    async fn judge(
+        &self,
+        at: Revision,
+        seen: Revision,
+        now: Option<KeyValue>,
+    ) -> Result<Option<Left>> {
+        if seen <= at {
             return Ok(None);
         }
-        for change in batch.changes {
-            match change {
-                Change::Put { kv, .. } if self.plan.mark.stays_on(&kv) => {}
-                Change::Put { kv, .. } => return Ok(Some(Left::Overwritten(kv))),
-                Change::Delete { .. } => {
-                    // With the lease gone it is the session that is lost.
-                    match self.session.actor().verify().await {
-                        Err(Error::Store(error)) if error.is_transient() => {}
-                        verified => verified?,
-                    }
-                    return Ok(Some(Left::Deleted));
-                }
+        let Some(kv) = now else {
+            // With the lease gone it is the session that is lost.
+            match self.session.actor().verify().await {
+                Err(Error::Store(error)) if error.is_transient() => {}
+                verified => verified?,
             }
-        }
-        Ok(None)
+            return Ok(Some(Left::Deleted));
+        };
+        let ours = kv.mod_revision <= at.0 || self.plan.mark.stays_on(&kv);
+        Ok((!ours).then_some(Left::Overwritten(kv)))
+    }
+
+    /// The key as the watcher knows it, at the revision of its last batch or later.
+    fn known(&self, watcher: &Watcher) -> Option<KeyValue> {
+        watcher.known().get(self.plan.key.as_bytes()).cloned()
     }
 
     fn taken(&self, kv: &KeyValue) -> Error {

@@ -109,6 +109,7 @@ impl CountdownLatch {
     /// # Cancel safety
     /// Setting up goes on when the future is dropped.
     pub async fn init(&self, session: &Session, count: u64) -> Result<()> {
+        session.belongs_to(&self.client)?;
         let value = State::new(count).write(&self.key)?;
         let request = TxnRequest {
             compare: vec![Compare::absent(&self.key).into()],
@@ -201,7 +202,10 @@ impl CountdownLatch {
                     None => Step::Leave(Some(state.left)),
                 })
             };
-            let left = self.register.update(session, &self.key, step).await?;
+            let left = self
+                .register
+                .update(&self.client, session, &self.key, step)
+                .await?;
             if let Some(left) = left {
                 return Ok(left);
             }

@@ -187,7 +187,8 @@ impl fmt::Debug for KeptKey {
 mod tests {
     use super::*;
     use crate::keys::LeaseId;
-    use crate::store::MemStore;
+    use crate::store::faulty::{Calls, Stage};
+    use crate::store::{Faulty, MemStore};
 
     fn value(store: &MemStore) -> Option<(String, LeaseId)> {
         let kv = store.dump(&crate::keys::KeyRange::one("k")).pop()?;
@@ -244,5 +245,79 @@ mod tests {
         assert_eq!(value(&store).unwrap().0, "two");
         two.remove().await.unwrap();
         assert_eq!(value(&store), None);
+    }
+
+    /// Revisions of the key's writes, by anybody.
+    fn writes(store: &MemStore) -> usize {
+        let history = store.history(Revision(0)).into_iter();
+        let of_key = history.filter(|commit| {
+            let kvs = commit.changes.iter().filter_map(|event| event.kv.as_ref());
+            kvs.into_iter().any(|kv| kv.key == "k" && kv.version > 0)
+        });
+        of_key.count()
+    }
+
+    /// Somebody writes between the claim and the watcher's first listing, which is then of a later
+    /// revision than the key's.
+    #[tokio::test(start_paused = true)]
+    async fn a_listing_later_than_the_claim_is_no_loss() {
+        for deleted in [false, true] {
+            let store = MemStore::new();
+            let faulty = Faulty::new(store.clone());
+            let client = Client::new(faulty.clone());
+            let other = Client::new(store.clone());
+            // The second: the first opens the session.
+            let claim = faulty.hold(2, Calls::Txn, Stage::Answered);
+            let meanwhile = async {
+                claim.reached().await;
+                assert!(value(&store).is_some());
+                match deleted {
+                    true => drop(other.delete("k").await.unwrap()),
+                    false => drop(other.put("x", "y").await.unwrap()),
+                }
+                claim.release();
+            };
+            let (kept, ()) = tokio::join!(client.keep("k", "v"), meanwhile);
+            let kept = kept.unwrap();
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert_eq!(kept.state(), KeptState::Kept);
+            assert_eq!(value(&store).unwrap().0, "v");
+            assert_eq!(writes(&store), 1 + usize::from(deleted));
+            kept.remove().await.unwrap();
+        }
+    }
+
+    /// The watch was cut after the old key's deletion, and all that happened to the new one is compacted:
+    /// the next listing is as the last one was.
+    #[tokio::test(start_paused = true)]
+    async fn what_came_and_went_between_two_listings_is_seen() {
+        for foreign in [false, true] {
+            let store = MemStore::new();
+            let faulty = Faulty::new(store.clone());
+            let client = Client::new(faulty.clone());
+            let other = Client::new(store.clone());
+            let keep = client.keep("k", "v");
+            let kept = match foreign {
+                true => keep.yielding().await.unwrap(),
+                false => keep.await.unwrap(),
+            };
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let opening = faulty.hold(1, Calls::Txn, Stage::Answered);
+            assert!(store.expire(value(&store).unwrap().1));
+            opening.reached().await;
+            if foreign {
+                other.put("k", "theirs").await.unwrap();
+            }
+            let claim = faulty.hold(1, Calls::Txn, Stage::Answered);
+            opening.release();
+            claim.reached().await;
+            faulty.cut_watches();
+            assert!(other.delete("k").await.unwrap());
+            store.compact(store.revision()).unwrap();
+            claim.release();
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert_eq!(kept.state(), KeptState::Kept, "foreign: {foreign}");
+            assert_eq!(value(&store).unwrap().0, "v");
+        }
     }
 }

@@ -3,7 +3,6 @@
 //! one round trip.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_proto::mvccpb::KeyValue;
@@ -14,10 +13,6 @@ use crate::keys::{Key, Revision};
 use crate::session::{Effect, Effected, Session};
 use crate::store::{ops, ops::Compare};
 use crate::wait::Backoff;
-
-/// The pauses between attempts that were beaten by somebody else's change.
-const CONTENDED_FIRST: Duration = Duration::from_millis(4);
-const CONTENDED_LONGEST: Duration = Duration::from_millis(250);
 
 /// What was last seen of a key. Clones share it, and change the key one after the other.
 #[derive(Debug, Clone, Default)]
@@ -58,18 +53,19 @@ impl Register {
     /// faster. There is no limit on how often that may happen.
     ///
     /// # Errors
-    /// Those of `step` for the value now; as [`Lane::apply`](crate::kit::Lane::apply).
+    /// [`Error::Invalid`] for a session of another store; those of `step` for the value now; as [`Lane::apply`](crate::kit::Lane::apply).
     ///
     /// # Cancel safety
     /// The attempt in progress goes on when the future is dropped, and is the last.
     pub(crate) async fn update<T>(
         &self,
+        client: &Client,
         session: &Session,
         key: &Key,
         mut step: impl FnMut(Option<&Bytes>) -> Result<Step<T>>,
     ) -> Result<T> {
-        let client = session.client();
-        let mut pause = Backoff::new(client, CONTENDED_FIRST, CONTENDED_LONGEST);
+        session.belongs_to(client)?;
+        let mut pause = Backoff::contended(client);
         // Those who share the handle wait here instead of beating one another at the store.
         let mut memory = self.seen.lock().await;
         let mut remembered = memory.take().filter(|seen| seen.key == *key);

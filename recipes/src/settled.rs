@@ -26,7 +26,7 @@ impl<T> Clone for Settled<T> {
     }
 }
 
-impl<T: Copy> Settled<T> {
+impl<T: Clone> Settled<T> {
     pub(crate) fn new() -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -44,7 +44,7 @@ impl<T: Copy> Settled<T> {
     }
 
     pub(crate) fn get(&self) -> Option<T> {
-        self.inner.value.get().copied()
+        self.inner.value.get().cloned()
     }
 
     /// Waits until it is settled.

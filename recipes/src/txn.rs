@@ -84,7 +84,8 @@ impl Txn {
     }
 
     fn put_with(mut self, key: Key, value: Value, session: Option<&Session>) -> Self {
-        match value.into_bytes(&key) {
+        let ours = session.map_or(Ok(()), |session| session.belongs_to(&self.client));
+        match ours.and_then(|()| value.into_bytes(&key)) {
             Ok(value) => {
                 let lease = session.map(Session::lease);
                 self.success.push(ops::put(key, value, lease));

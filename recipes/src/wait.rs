@@ -42,6 +42,12 @@ impl Backoff {
         Self::new(client, Duration::from_millis(50), Duration::from_secs(1))
     }
 
+    /// The pauses after somebody else was faster: 4 ms to 500 ms.
+    #[must_use]
+    pub fn contended(client: &Client) -> Self {
+        Self::new(client, Duration::from_millis(4), Duration::from_millis(500))
+    }
+
     /// Waits for the next pause: between half of its length and all of it.
     pub async fn pause(&mut self) {
         let length = self.client.jitter(self.next);

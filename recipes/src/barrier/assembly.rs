@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::iter;
-use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_proto::etcdserverpb::{RangeRequest, RequestOp, ResponseOp, TxnRequest};
@@ -23,9 +22,6 @@ use crate::wait::{Backoff, repeat, until_event};
 
 /// How much of a transaction's compares an arrival needs besides one for each other member.
 const COMPARES_RESERVED: usize = 8;
-
-/// Shortest and longest pause before the next attempt to get into the register.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(500));
 
 /// Where a double or cyclic barrier stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +102,7 @@ impl Assembly {
 
     /// Comes to the generation that gathers. What is returned withdraws when it is dropped.
     pub(super) async fn arrive(&self, session: &Session) -> Result<Arrived> {
+        session.belongs_to(&self.client)?;
         let most = self.client.store().capabilities().max_txn_ops;
         let most = most.saturating_sub(COMPARES_RESERVED);
         if self.parties == 0 || self.parties as usize > most {
@@ -123,7 +120,7 @@ impl Assembly {
 
     async fn try_until_arrived(self, actor: Actor) -> Result<Arrived> {
         // Many may come at once, and only one of them at a time gets through.
-        let mut pause = Backoff::new(&self.client, PAUSES.0, PAUSES.1);
+        let mut pause = Backoff::contended(&self.client);
         let mut known = None;
         loop {
             let (at, register) = match known.take() {
@@ -384,6 +381,8 @@ impl Arrived {
         owned: Owned,
     ) -> Result<()> {
         let meta = assembly.register_key();
+        // A member that ends may be one of many, as when a process with all of them ends.
+        let mut pause = Backoff::contended(&assembly.client);
         loop {
             let (at, register) = assembly.read_register(actor).await?;
             if register.generation != generation || !register.has(id) {
@@ -412,6 +411,7 @@ impl Arrived {
                 // The key is gone already: the generation breaks, or is over.
                 return Ok(());
             }
+            pause.pause().await;
         }
     }
 }

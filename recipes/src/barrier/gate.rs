@@ -69,6 +69,7 @@ impl Barrier {
     /// # Cancel safety
     /// When the future is dropped, the hold goes as soon as it turns out to exist.
     pub async fn hold(&self, session: &Session) -> Result<BarrierHold> {
+        session.belongs_to(&self.client)?;
         let key = self.hold_key(session);
         let record = ContenderRecord::of(session, &self.info);
         let claim = Claim::of(key.clone(), Value::from(Json(record)).into_bytes(&key)?);
@@ -94,6 +95,7 @@ impl Barrier {
     /// # Cancel safety
     /// When the future is dropped, it may still be set.
     pub async fn set(&self, session: &Session) -> Result<bool> {
+        session.belongs_to(&self.client)?;
         let key = self.set_key();
         let record = ContenderRecord::of(session, &self.info).with_nonce(self.client.nonce());
         let value = Value::from(Json(record)).into_bytes(&key)?;

@@ -344,3 +344,43 @@ async fn a_compaction_under_a_wait_opens_nothing() {
         .unwrap()
         .unwrap();
 }
+
+/// Who is beaten to the register pauses before the next attempt, also to withdraw.
+#[tokio::test(start_paused = true)]
+async fn a_withdrawal_that_is_beaten_pauses() {
+    let store = MemStore::new();
+    let faulty = Faulty::new(store.clone());
+    let (client, others) = (Client::new(faulty.clone()), Client::new(store.clone()));
+    let (session, theirs) = (
+        client.session().await.unwrap(),
+        others.session().await.unwrap(),
+    );
+    let waiting = tokio::spawn({
+        let barrier = client.cyclic_barrier("c", 3);
+        async move { barrier.wait(&session).await.map(drop) }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // It looks, and then withdraws.
+    let held = faulty.hold(2, Calls::Txn, Stage::NotSent);
+    waiting.abort();
+    held.reached().await;
+    let other = others.cyclic_barrier("c", 3);
+    let other_waits = other.wait(&theirs);
+    tokio::pin!(other_waits);
+    let until = Duration::from_millis(100);
+    let _ = tokio::time::timeout(until, &mut other_waits).await;
+    let members = async || {
+        others
+            .cyclic_barrier("c", 3)
+            .members(9)
+            .await
+            .unwrap()
+            .len()
+    };
+    assert_eq!(members().await, 2);
+    held.release();
+    let _ = tokio::time::timeout(Duration::from_millis(1), &mut other_waits).await;
+    assert_eq!(members().await, 2, "without a pause");
+    let _ = tokio::time::timeout(Duration::from_secs(1), &mut other_waits).await;
+    assert_eq!(members().await, 1);
+}

@@ -76,7 +76,10 @@ impl Adder {
             let now = sum(&key, parse(&key, value)?, delta)?;
             Ok(Step::Write(now.to_string().into(), value.is_none()))
         };
-        let first = self.register.update(session, &key, step).await?;
+        let first = self
+            .register
+            .update(&self.client, session, &key, step)
+            .await?;
         if first {
             let adder = self.clone();
             session.actor().spawn("fold", async move {

@@ -74,7 +74,9 @@ impl AtomicCounter {
             let now = sum(&self.key, parse(&self.key, value)?, delta)?;
             Ok(Step::Write(now.to_string().into(), now))
         };
-        self.register.update(session, &self.key, step).await
+        self.register
+            .update(&self.client, session, &self.key, step)
+            .await
     }
 
     /// Makes the number `new` if it is `expected`; returns whether it was.
@@ -97,7 +99,9 @@ impl AtomicCounter {
                 Step::Leave(false)
             })
         };
-        self.register.update(session, &self.key, step).await
+        self.register
+            .update(&self.client, session, &self.key, step)
+            .await
     }
 
     /// Makes the number `new`, whatever it was; returns what it was. Also over a value that is not a
@@ -113,6 +117,8 @@ impl AtomicCounter {
             let before = parse(&self.key, value).unwrap_or(0);
             Ok(Step::Write(new.to_string().into(), before))
         };
-        self.register.update(session, &self.key, step).await
+        self.register
+            .update(&self.client, session, &self.key, step)
+            .await
     }
 }

@@ -91,6 +91,8 @@ impl IdBlocks {
 
     async fn take(&self, taken: &mut Taken) -> Result<()> {
         let mut pause = Backoff::between_attempts(&self.client);
+        let mut contended = Backoff::contended(&self.client);
+        let mut remembered = taken.seen.is_some();
         loop {
             let (last, at) = match taken.seen.take() {
                 Some(seen) => seen,
@@ -118,7 +120,10 @@ impl IdBlocks {
                     taken.left = last + 1..up_to + 1;
                     return Ok(());
                 }
+                // Beaten by somebody else just now: after a pause what was read is old.
+                Ok(_) if !remembered => contended.pause().await,
                 Ok(answer) => {
+                    remembered = false;
                     let kv = ops::kvs(&answer.responses, 0).first();
                     let at = Revision(kv.map_or(0, |kv| kv.mod_revision));
                     taken.seen = Some((parse(&self.key, kv.map(|kv| &kv.value))?, at));

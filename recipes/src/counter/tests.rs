@@ -212,7 +212,7 @@ async fn folding_at_the_same_time() {
     // More ended sessions than one transaction folds.
     for _ in 0..FOLDED {
         let session = open(&client).await;
-        slow.adder("b").add(&session, 1).await.unwrap();
+        client.adder("b").add(&session, 1).await.unwrap();
         let _ = store.expire(session.lease());
     }
     let adder = client.adder("b");
@@ -238,4 +238,30 @@ fn only_decimal_numbers_are_numbers() {
     assert!(matches!(sum(&key, i64::MAX, 1), Err(Error::Invalid(_))));
     assert!(matches!(sum(&key, i64::MIN, -1), Err(Error::Invalid(_))));
     assert_eq!(sum(&key, i64::MAX, i64::MIN).unwrap(), -1);
+}
+
+/// Who was beaten to it pauses before the next attempt.
+#[tokio::test(start_paused = true)]
+async fn a_contended_block_is_not_fought_for_without_a_pause() {
+    let store = MemStore::new();
+    let faulty = Faulty::new(store.clone());
+    let ids = Client::new(faulty.clone()).ids("i");
+    let others = Client::new(store.clone()).ids("i").block(1);
+    let held = faulty.hold(1, Calls::Txn, Stage::NotSent);
+    let begun = tokio::time::Instant::now();
+    let meanwhile = async {
+        held.reached().await;
+        let other = others.next().await.unwrap();
+        held.release();
+        other
+    };
+    let (own, other) = tokio::join!(ids.next(), meanwhile);
+    assert_eq!((own.unwrap(), other), (2, 1));
+    assert!(begun.elapsed() >= Duration::from_millis(2));
+    // What is only remembered is no sign of contention.
+    while ids.next().await.unwrap() < 101 {}
+    assert_eq!(others.next().await.unwrap(), 102);
+    let begun = tokio::time::Instant::now();
+    assert_eq!(ids.next().await.unwrap(), 103);
+    assert_eq!(begun.elapsed(), Duration::ZERO);
 }

@@ -110,6 +110,7 @@ impl<T> Election<T> {
         session: &Session,
         reason: impl Into<String>,
     ) -> Result<Option<ReleaseRequest>> {
+        session.belongs_to(&self.client)?;
         ask(session, self.space.range(), &self.meta, reason.into()).await
     }
 
@@ -142,6 +143,7 @@ impl<T: Serialize> Election<T> {
     /// Dropping the future withdraws the candidate, also while its key is still on the way to the
     /// store. The next call stands at the end of the line.
     pub async fn campaign(&self, session: &Session, value: T) -> Result<Leadership<T>> {
+        session.belongs_to(&self.client)?;
         let contender = Contender::enter(session, self.line(), Json(&value)).await?;
         Ok(self.leadership(contender.wait_turn().await?, value))
     }
@@ -154,6 +156,7 @@ impl<T: Serialize> Election<T> {
     /// # Cancel safety
     /// As [`Election::campaign`].
     pub async fn try_campaign(&self, session: &Session, value: T) -> Result<Option<Leadership<T>>> {
+        session.belongs_to(&self.client)?;
         let hold = Contender::try_enter(session, self.line(), Json(&value)).await?;
         Ok(hold.map(|hold| self.leadership(hold, value)))
     }

@@ -120,6 +120,7 @@ impl ExclusiveLock {
     }
 
     async fn attempt(&self, session: &Session) -> Result<Tried> {
+        session.belongs_to(&self.client)?;
         let record = ContenderRecord::of(session, &self.info).with_nonce(self.client.nonce());
         let value = Value::from(Json(record)).into_bytes(&self.key)?;
         let claim = Claim::of(self.key.clone(), value);

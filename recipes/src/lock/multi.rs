@@ -65,8 +65,9 @@ impl MultiLock {
         }
     }
 
-    fn value(&self, session: &Session) -> Value {
-        Json(ContenderRecord::of(session, &self.info)).into()
+    fn value(&self, session: &Session) -> Result<Value> {
+        session.belongs_to(&self.client)?;
+        Ok(Json(ContenderRecord::of(session, &self.info)).into())
     }
 
     /// Waits until all locks are held.
@@ -78,7 +79,7 @@ impl MultiLock {
     /// # Cancel safety
     /// As [`Mutex::lock`](super::Mutex::lock).
     pub async fn lock(&self, session: &Session) -> Result<MultiGuard> {
-        let contender = Contender::enter(session, self.line()?, self.value(session)).await?;
+        let contender = Contender::enter(session, self.line()?, self.value(session)?).await?;
         Ok(MultiGuard(contender.wait_turn().await?))
     }
 
@@ -107,7 +108,7 @@ impl MultiLock {
     /// # Cancel safety
     /// As [`MultiLock::lock`].
     pub async fn try_lock(&self, session: &Session) -> Result<Option<MultiGuard>> {
-        let hold = Contender::try_enter(session, self.line()?, self.value(session)).await?;
+        let hold = Contender::try_enter(session, self.line()?, self.value(session)?).await?;
         Ok(hold.map(MultiGuard))
     }
 }

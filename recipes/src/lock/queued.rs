@@ -80,8 +80,9 @@ impl Mutex {
         self.space.prefix()
     }
 
-    fn value(&self, session: &Session) -> Value {
-        Json(ContenderRecord::of(session, &self.info)).into()
+    fn value(&self, session: &Session) -> Result<Value> {
+        session.belongs_to(&self.client)?;
+        Ok(Json(ContenderRecord::of(session, &self.info)).into())
     }
 
     fn note(&self) -> Note {
@@ -107,7 +108,7 @@ impl Mutex {
     /// Dropping the future leaves the line, also while its key is still on the way to the store.
     /// The next call stands at the end.
     pub async fn lock(&self, session: &Session) -> Result<MutexGuard> {
-        let contender = Contender::enter(session, &self.space, self.value(session)).await?;
+        let contender = Contender::enter(session, &self.space, self.value(session)?).await?;
         let mut hold = contender.wait_turn().await?;
         if let Some(delay) = &self.delay {
             hold = self.note().take(hold, delay).await?;
@@ -141,7 +142,7 @@ impl Mutex {
     /// As [`Mutex::lock`].
     pub async fn try_lock(&self, session: &Session) -> Result<Option<MutexGuard>> {
         let hold = match &self.delay {
-            None => Contender::try_enter(session, &self.space, self.value(session)).await?,
+            None => Contender::try_enter(session, &self.space, self.value(session)?).await?,
             Some(delay) => self.try_enter(session, delay).await?,
         };
         Ok(hold.map(|hold| self.guard(hold)))
@@ -150,7 +151,7 @@ impl Mutex {
     async fn try_enter(&self, session: &Session, delay: &Delay) -> Result<Option<Hold>> {
         let (note, mut over) = (self.note(), Revision(0));
         loop {
-            let (line, value) = (Line::of(&self.space), self.value(session));
+            let (line, value) = (Line::of(&self.space), self.value(session)?);
             let add = |claim: &mut Claim| note.add_to(claim, over);
             let refused = match Contender::try_enter_with(session, line, value, add).await? {
                 Ok(hold) => return Ok(Some(hold)),
@@ -203,6 +204,7 @@ impl Mutex {
         session: &Session,
         reason: impl Into<String>,
     ) -> Result<Option<ReleaseRequest>> {
+        session.belongs_to(&self.client)?;
         request::ask(session, self.space.range(), &self.meta, reason.into()).await
     }
 }

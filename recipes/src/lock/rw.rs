@@ -68,8 +68,9 @@ impl RwLock {
         self
     }
 
-    fn value(&self, session: &Session) -> Value {
-        Json(ContenderRecord::of(session, &self.info)).into()
+    fn value(&self, session: &Session) -> Result<Value> {
+        session.belongs_to(&self.client)?;
+        Ok(Json(ContenderRecord::of(session, &self.info)).into())
     }
 
     /// Waits until the lock is held for reading: until every writer that asked before has gone.
@@ -81,7 +82,7 @@ impl RwLock {
     /// As [`Mutex::lock`](super::Mutex::lock).
     pub async fn read(&self, session: &Session) -> Result<ReadGuard> {
         let line = Line::readers(&self.space);
-        let contender = Contender::enter(session, line, self.value(session)).await?;
+        let contender = Contender::enter(session, line, self.value(session)?).await?;
         Ok(self.read_guard(contender.wait_turn().await?))
     }
 
@@ -94,7 +95,7 @@ impl RwLock {
     /// As [`Mutex::lock`](super::Mutex::lock).
     pub async fn write(&self, session: &Session) -> Result<WriteGuard> {
         let line = Line::writers(&self.space);
-        let contender = Contender::enter(session, line, self.value(session)).await?;
+        let contender = Contender::enter(session, line, self.value(session)?).await?;
         Ok(self.write_guard(contender.wait_turn().await?))
     }
 
@@ -141,7 +142,7 @@ impl RwLock {
     /// As [`RwLock::read`].
     pub async fn try_read(&self, session: &Session) -> Result<Option<ReadGuard>> {
         let line = Line::readers(&self.space);
-        let hold = Contender::try_enter(session, line, self.value(session)).await?;
+        let hold = Contender::try_enter(session, line, self.value(session)?).await?;
         Ok(hold.map(|hold| self.read_guard(hold)))
     }
 
@@ -154,7 +155,7 @@ impl RwLock {
     /// As [`RwLock::write`].
     pub async fn try_write(&self, session: &Session) -> Result<Option<WriteGuard>> {
         let line = Line::writers(&self.space);
-        let hold = Contender::try_enter(session, line, self.value(session)).await?;
+        let hold = Contender::try_enter(session, line, self.value(session)?).await?;
         Ok(hold.map(|hold| self.write_guard(hold)))
     }
 

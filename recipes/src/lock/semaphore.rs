@@ -190,11 +190,7 @@ impl Semaphore {
         session: &Session,
         permits: NonZeroU32,
     ) -> Result<Option<Permit>> {
-        let mut pause = Backoff::new(
-            &self.client,
-            Duration::from_millis(4),
-            Duration::from_millis(250),
-        );
+        let mut pause = Backoff::contended(&self.client);
         loop {
             match self.try_now(session, permits).await? {
                 Tried::Got(permit) => return Ok(Some(permit)),
@@ -317,6 +313,7 @@ impl Semaphore {
 
     /// Takes permits without the door.
     async fn try_now(&self, session: &Session, permits: NonZeroU32) -> Result<Tried> {
+        session.belongs_to(&self.client)?;
         let mut pause = Backoff::between_attempts(&self.client);
         let count = loop {
             match self.count().await {

@@ -65,6 +65,7 @@ impl<I> Group<I> {
     where
         I: Serialize,
     {
+        session.belongs_to(&self.client)?;
         let key = fresh_key(session, &self.space);
         let mut claim = Claim::of(key.clone(), record::write(&info).into_bytes(&key)?);
         claim.farewell = Some(record::farewell());

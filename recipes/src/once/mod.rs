@@ -83,8 +83,9 @@ struct Known<T> {
 pub struct Published {
     /// The revision at which it was published: what [`OnceCell::invalidate`] asks for.
     pub revision: Revision,
-    /// Its size as JSON.
-    pub bytes: u64,
+    /// Its size as JSON; `None` when what is stored does not say: it is damaged, or was written by a
+    /// later version of this crate. It can be taken back all the same.
+    pub bytes: Option<u64>,
 }
 
 /// How [`OnceCell::get_or_try_init`] fails.
@@ -155,20 +156,17 @@ impl<T> OnceCell<T> {
         Ok(line.into_iter().next())
     }
 
-    /// What is published, without reading it.
+    /// What is published, without reading it; also what cannot be read.
     ///
     /// # Errors
-    /// [`Error::Codec`] when the key holds something else; the store's final refusals. Trouble with
-    /// the store is waited out.
+    /// The store's final refusals. Trouble with the store is waited out.
     pub async fn published(&self) -> Result<Option<Published>> {
         let answer = wait::read(&self.client, ops::get(self.manifest_key())).await?;
-        let published = |kv: &KeyValue| {
-            Ok(Published {
-                revision: Revision(kv.mod_revision),
-                bytes: Manifest::read(kv)?.bytes,
-            })
+        let published = |kv: &KeyValue| Published {
+            revision: Revision(kv.mod_revision),
+            bytes: Manifest::read(kv).ok().map(|manifest| manifest.bytes),
         };
-        answer.kvs.first().map(published).transpose()
+        Ok(answer.kvs.first().map(published))
     }
 
     /// Takes back the result that was published at `revision`, so that the next who needs one computes
@@ -259,6 +257,7 @@ impl<T: Serialize + DeserializeOwned> OnceCell<T> {
         F: FnOnce() -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
+        session.belongs_to(&self.client)?;
         tokio::select! {
             biased;
             reason = session.lost() => Err(Error::SessionLost(reason).into()),

@@ -229,6 +229,28 @@ async fn a_result_is_read_whole_across_a_compaction() {
     assert_eq!(*read.unwrap().unwrap(), text);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_can_be_taken_back() {
+    let store = MemStore::new();
+    let client = Client::new(store.clone());
+    let session = client.session().await.unwrap();
+    let cell = client.once::<String>("r");
+    for damage in ["", "{", r#"{"v":2,"parts":[]}"#] {
+        client.put("quorate/once/r/manifest", damage).await.unwrap();
+        let init = || async { Ok::<_, &str>("x".to_owned()) };
+        let refused = cell.get_or_try_init(&session, init).await;
+        let codec = matches!(refused, Err(OnceError::Failed(Error::Codec { .. })));
+        assert!(codec, "{damage}: {refused:?}");
+        let published = cell.published().await.unwrap().unwrap();
+        assert_eq!(published.bytes, None, "{damage}");
+        cell.invalidate(published.revision).await.unwrap();
+        assert_eq!(*cell.get_or_try_init(&session, init).await.unwrap(), "x");
+        let published = cell.published().await.unwrap().unwrap();
+        assert_eq!(published.bytes, Some(3));
+        cell.invalidate(published.revision).await.unwrap();
+    }
+}
+
 /// A call dropped at any of its calls, at any stage, leaves no candidate and nothing torn; the next
 /// one gets a result.
 #[tokio::test(start_paused = true)]

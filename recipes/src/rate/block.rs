@@ -31,9 +31,19 @@ impl Block {
     /// Whether permits may be taken now. The monotonic clock stands still while the machine sleeps, and
     /// a lease does not.
     pub(super) fn is_usable(&self, client: &Client) -> bool {
+        self.left > 0 && self.age(client) < self.usable
+    }
+
+    /// Time since its lease was asked for.
+    pub(super) fn age(&self, client: &Client) -> Duration {
         let awake = client.now().saturating_duration_since(self.asked);
         let slept = client.clock().suspended().saturating_sub(self.suspended);
-        self.left > 0 && awake + slept < self.usable
+        awake + slept
+    }
+
+    /// When it ends, if the machine does not sleep until then.
+    pub(super) fn ends(&self) -> Instant {
+        self.asked + self.usable
     }
 
     pub(super) fn left(&self) -> u32 {

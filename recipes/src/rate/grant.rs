@@ -2,6 +2,7 @@
 //! so the store itself takes it away once its permits no longer count. One transaction adds a grant,
 //! provided that no other was added since all of them were read.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use quorate_proto::mvccpb::KeyValue;
 use serde::{Deserialize, Serialize};
 
 use super::block::Block;
+use super::pace::Pace;
 use super::rule::Rule;
 use crate::client::Client;
 use crate::error::{Error, Result};
@@ -19,9 +21,6 @@ use crate::store::ops::{self, Compare};
 use crate::store::{Lease, StoreError};
 use crate::value::{Json, Value, from_json};
 use crate::wait::Backoff;
-
-/// Shortest and longest pause after another process was granted permits in between.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(500));
 
 /// What became of a request for permits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +37,8 @@ pub(super) struct Grants {
     client: Client,
     space: KeySpace,
     rule: Rule,
+    /// Shared by the handle's clones.
+    pace: Arc<Pace>,
 }
 
 /// The value of a grant's key.
@@ -62,6 +63,7 @@ impl Grants {
             client,
             space,
             rule,
+            pace: Arc::default(),
         }
     }
 
@@ -106,7 +108,7 @@ impl Grants {
         give: impl Fn(Block),
     ) -> Result<Asked> {
         self.rule.check()?;
-        let mut pause = Backoff::new(&self.client, PAUSES.0, PAUSES.1);
+        let mut pause = Backoff::contended(&self.client);
         loop {
             let look = self.look(actor).await?;
             let room = u64::from(self.rule.limit).saturating_sub(look.counted);
@@ -114,16 +116,23 @@ impl Grants {
             if room < least {
                 return Ok(Asked::Full { seen: look.seen });
             }
-            let block = Block::asked_now(&self.client, most.min(room), self.rule.usable());
-            let lease = self.lease(actor).await?;
+            let usable = self.pace.usable(self.rule);
+            let block = Block::asked_now(&self.client, most.min(room), usable);
+            let lease = self.lease(actor, self.rule.per + usable).await?;
             let granted = self.add(actor, &look, lease, block.left()).await;
             match granted {
                 Ok(true) if block.is_usable(&self.client) => {
+                    self.pace.in_time(block.age(&self.client), usable);
                     give(block);
                     return Ok(Asked::Granted);
                 }
+                Ok(true) => {
+                    // The next one is to be usable for longer than this one took.
+                    self.pace.late(usable);
+                    self.end(actor, lease).await?;
+                }
                 // Nobody uses it: it need not count.
-                Ok(_) => self.end(actor, lease).await?,
+                Ok(false) => self.end(actor, lease).await?,
                 Err(error) => {
                     // What is on its way must not count for long, and cannot land any more.
                     drop(self.end(actor, lease).await);
@@ -190,9 +199,8 @@ impl Grants {
         actor.repeat(request).await.map(drop)
     }
 
-    /// A fresh lease, longer than a window by the time in which permits may be used.
-    async fn lease(&self, actor: &Actor) -> Result<LeaseId> {
-        let ttl = self.rule.per + self.rule.usable();
+    /// A fresh lease of this time to live.
+    async fn lease(&self, actor: &Actor, ttl: Duration) -> Result<LeaseId> {
         let mut pause = Backoff::between_attempts(&self.client);
         loop {
             actor.check()?;
@@ -265,7 +273,7 @@ impl Grants {
     pub(super) async fn set_rule(&self, actor: &Actor) -> Result<()> {
         self.rule.check()?;
         let key = self.rule_key();
-        let mut pause = Backoff::new(&self.client, PAUSES.0, PAUSES.1);
+        let mut pause = Backoff::contended(&self.client);
         loop {
             let (_, stored, _) = self.read(actor).await?;
             let at = Revision(stored.as_ref().map_or(0, |kv| kv.mod_revision));

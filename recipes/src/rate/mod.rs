@@ -1,9 +1,11 @@
 //! A limit on how often something is done, over all processes: at most so many permits in any window
 //! of time. [`RateLimiter`] hands them out; `rule` is what the processes agree on, `block` the permits
-//! of one grant, and how long they may be used, `grant` how a grant is got from the store.
+//! of one grant, and how long they may be used, `grant` how a grant is got from the store, `pace` how
+//! much time that is given.
 
 mod block;
 mod grant;
+mod pace;
 mod rule;
 #[cfg(test)]
 mod tests;
@@ -25,9 +27,6 @@ use crate::error::{Error, Result};
 use crate::keys::{KeySpace, Revision};
 use crate::session::Session;
 use crate::wait::{Backoff, until_event};
-
-/// Shortest and longest pause before another try after others' permits have run out.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(500));
 
 impl Client {
     /// The rate limiter of this name: at most `limit` permits in any window of `per`, rounded up to
@@ -70,7 +69,10 @@ impl AtHand {
     }
 
     fn add(&self, block: Block) {
-        self.blocks().push_back(block);
+        let mut blocks = self.blocks();
+        let place = blocks.partition_point(|earlier| earlier.ends() <= block.ends());
+        blocks.insert(place, block);
+        drop(blocks);
         self.added.notify_waiters();
     }
 
@@ -101,7 +103,7 @@ impl RateLimiter {
 
     /// Fetches `permits` at a time, where there is room for so many, and hands them out in this
     /// process: fewer calls of the store. What is not used within a tenth of the window (at least a
-    /// second) lapses, and counts all the same. Default: 1.
+    /// second; longer where the store is slow) lapses, and counts all the same. Default: 1.
     #[must_use]
     pub fn block(mut self, permits: u32) -> Self {
         self.block = permits.max(1);
@@ -128,8 +130,8 @@ impl RateLimiter {
     ///
     /// In any window as long as the rule's `per`, the calls that return get at most `limit` permits
     /// together, in all processes. A permit counts from the grant on, for `per` and up to a tenth of it
-    /// (at least a second) more, and until the store has ended its lease: so a steady demand gets
-    /// somewhat fewer permits than the limit, never more. Callers of one handle and its clones are served in
+    /// (at least a second; longer where the store takes about as long to answer) more, and until the
+    /// store has ended its lease: so a steady demand gets somewhat fewer permits than the limit, never more. Callers of one handle and its clones are served in
     /// order; among handles there is none.
     ///
     /// # Errors
@@ -141,7 +143,7 @@ impl RateLimiter {
     /// Dropping the future uses nothing. What was granted meanwhile is at hand for the next caller, and
     /// lapses if there is none in time.
     pub async fn acquire(&self, session: &Session, permits: u32) -> Result<()> {
-        self.check(permits)?;
+        self.check(session, permits)?;
         tokio::select! {
             biased;
             reason = session.lost() => Err(Error::SessionLost(reason)),
@@ -158,7 +160,7 @@ impl RateLimiter {
     /// # Cancel safety
     /// As [`RateLimiter::acquire`].
     pub async fn try_acquire(&self, session: &Session, permits: u32) -> Result<bool> {
-        self.check(permits)?;
+        self.check(session, permits)?;
         session.check()?;
         let Ok(_turn) = self.at_hand.turn.try_lock() else {
             return Ok(false);
@@ -170,7 +172,8 @@ impl RateLimiter {
         }
     }
 
-    fn check(&self, permits: u32) -> Result<()> {
+    fn check(&self, session: &Session, permits: u32) -> Result<()> {
+        session.belongs_to(self.client())?;
         let Rule { limit, .. } = self.rule();
         if permits == 0 || permits > limit {
             return Err(Error::Invalid(format!(
@@ -182,7 +185,7 @@ impl RateLimiter {
 
     async fn wait_for(&self, session: &Session, permits: u32) -> Result<()> {
         let _turn = self.at_hand.turn.lock().await;
-        let mut pause = Backoff::new(self.client(), PAUSES.0, PAUSES.1);
+        let mut pause = Backoff::contended(self.client());
         let ended = |event: &Event| event.r#type() == EventType::Delete;
         let ranges = [self.grants.range()];
         loop {
@@ -233,6 +236,7 @@ impl RateLimiter {
     /// # Cancel safety
     /// When the future is dropped, the rule may still change.
     pub async fn set_rule(&self, session: &Session, limit: u32, per: Duration) -> Result<Self> {
+        session.belongs_to(self.client())?;
         let grants = self.grants.with_rule(Rule::new(limit, per));
         let new = grants.clone();
         session

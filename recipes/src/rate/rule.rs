@@ -53,8 +53,8 @@ impl Rule {
         Ok(())
     }
 
-    /// How long permits may be used after they were asked for: while their lease has a whole window
-    /// left. The lease is longer than the window by so much.
+    /// How long permits may be used after they were asked for, with a store that answers in time: while
+    /// their lease has a whole window left. The lease is longer than the window by so much.
     pub(super) fn usable(self) -> Duration {
         let tenth = self.per.as_secs().div_ceil(10);
         Duration::from_secs(tenth.max(1))

@@ -148,6 +148,41 @@ async fn what_comes_late_is_ended_unused() {
     assert_eq!(puts.count(), 2);
 }
 
+/// A store that takes longer for each grant than its permits would be usable.
+#[tokio::test(start_paused = true)]
+async fn a_slow_store_grants_all_the_same() {
+    let store = MemStore::new();
+    let faulty = Faulty::new(store.clone());
+    let client = Client::new(faulty.clone());
+    let session = client.session().ttl(MINUTES).await.unwrap();
+    let limiter = client.rate_limiter("r", 1, PER);
+    let slow = async {
+        loop {
+            let held = faulty.hold(1, Calls::Lease, Stage::Answered);
+            held.reached().await;
+            tokio::time::sleep(Duration::from_millis(2_500)).await;
+            held.release();
+        }
+    };
+    let begun = clock::now();
+    tokio::select! {
+        biased;
+        got = limiter.acquire(&session, 1) => got.unwrap(),
+        () = slow => {}
+        () = tokio::time::sleep(MINUTES) => panic!("granted too late, time and again"),
+    }
+    // Three grants and two revocations.
+    assert!(
+        begun.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        begun.elapsed()
+    );
+    // It counts for as much longer.
+    let begun = clock::now();
+    limiter.acquire(&session, 1).await.unwrap();
+    assert!(begun.elapsed() >= PER, "{:?}", begun.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_block_costs_three_calls_and_a_permit_at_hand_none() {
     let store = Counting::new(MemStore::new());

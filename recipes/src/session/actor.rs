@@ -60,6 +60,8 @@ pub(super) struct Core {
     pub(super) lanes: Lanes,
     operations: Arc<Semaphore>,
     closing: AtomicBool,
+    /// How the closing went, for all who asked for it.
+    closed: Settled<Result<()>>,
     /// Cancelled once no write of this session can matter any more.
     pub(super) over: CancellationToken,
 }
@@ -84,6 +86,15 @@ impl Marks {
         let margin = (self.ttl / 10).clamp(Duration::from_millis(100), Duration::from_secs(1));
         let lasts = self.ttl.saturating_sub(margin);
         lasts.saturating_sub(self.sent.elapsed(clock))
+    }
+}
+
+/// The task that closes a session. The runtime may end before the task does.
+struct Closing(Settled<Result<()>>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.settle(Err(Error::Closed));
     }
 }
 
@@ -122,6 +133,7 @@ impl Actor {
                 lanes: Lanes::new(),
                 operations: Arc::new(Semaphore::new(OPERATIONS_MAX)),
                 closing: AtomicBool::new(false),
+                closed: Settled::new(),
                 over: CancellationToken::new(),
             }),
         }
@@ -424,19 +436,21 @@ impl Actor {
         }
     }
 
-    /// Ends the session in the background; `done` hears how it went.
-    pub(super) fn close_in_background(&self, done: Option<oneshot::Sender<Result<()>>>) {
+    /// Ends the session in the background. What is returned tells how it went, to everybody who asks.
+    pub(super) fn close_in_background(&self) -> Settled<Result<()>> {
         let known = self.left();
         self.lose(LostReason::Closed);
-        let again = self.core.closing.swap(true, Ordering::AcqRel);
-        let lost_before = self.core.over.is_cancelled();
-        if again || lost_before {
-            if let Some(done) = done {
-                drop(done.send(Ok(())));
-            }
-            return;
+        let closed = self.core.closed.clone();
+        if self.core.closing.swap(true, Ordering::AcqRel) {
+            return closed;
+        }
+        if self.core.over.is_cancelled() {
+            // Lost before: there is no more to end.
+            closed.settle(Ok(()));
+            return closed;
         }
         let actor = self.clone();
+        let closing = Closing(closed.clone());
         self.core.tasks.spawn_apart("close", async move {
             let deadline = actor.core.client.now() + known.max(Duration::from_secs(1));
             if !actor.core.tasks.idle(CLOSE_GRACE.min(known)).await {
@@ -444,11 +458,9 @@ impl Actor {
             }
             actor.core.over.cancel();
             actor.core.tasks.cancel();
-            let outcome = actor.revoke(deadline).await;
-            if let Some(done) = done {
-                drop(done.send(outcome));
-            }
+            closing.0.settle(actor.revoke(deadline).await);
         });
+        closed
     }
 
     async fn revoke(&self, deadline: Instant) -> Result<()> {
@@ -477,5 +489,46 @@ impl fmt::Debug for Actor {
         f.debug_struct("Actor")
             .field("lease", &self.core.lease)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::faulty::{Calls, Stage};
+    use crate::store::{Faulty, MemStore};
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_close_hear_of_the_one_revocation() {
+        let store = MemStore::new();
+        let faulty = Faulty::new(store.clone());
+        let client = Client::new(faulty.clone());
+        let session = client.session().await.unwrap();
+        let other = session.clone();
+        let revocation = faulty.hold(1, Calls::Lease, Stage::NotSent);
+        let first = tokio::spawn(session.close());
+        revocation.reached().await;
+        let second = other.close();
+        tokio::pin!(second);
+        let early = tokio::time::timeout(Duration::from_secs(1), &mut second).await;
+        assert!(early.is_err(), "closed with its lease alive: {early:?}");
+        revocation.release();
+        assert_eq!(second.await.map_err(|error| error.to_string()), Ok(()));
+        assert!(first.await.unwrap().is_ok());
+        assert_eq!(store.leases(), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_close_hear_that_it_failed() {
+        let faulty = Faulty::new(MemStore::new());
+        let client = Client::new(faulty.clone());
+        let session = client.session().await.unwrap();
+        let other = session.clone();
+        faulty.disconnect(crate::store::faulty::Outage::Refused);
+        let (first, second) = tokio::join!(session.close(), other.close());
+        for outcome in [first, second] {
+            let unknown = matches!(outcome, Err(Error::OutcomeUnknown(_)));
+            assert!(unknown, "{outcome:?}");
+        }
     }
 }

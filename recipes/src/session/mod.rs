@@ -54,6 +54,10 @@ pub enum SessionState {
 /// lease may have run out: no renewal acknowledged within its time to live, counted from the moment
 /// the renewal was *sent*. Loss is final, also when the network comes back a moment later.
 ///
+/// It is for recipes of the client that opened it, of its clones, and of clients that share its store
+/// ([`Client::builder_shared`]). Others refuse it with [`Error::Invalid`], those of a
+/// [namespace](Client::namespace) too: they would look for its keys elsewhere than it writes them.
+///
 /// Dropping the last handle ends the session: the lease is revoked in the background.
 #[derive(Clone)]
 pub struct Session {
@@ -68,7 +72,7 @@ struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.actor.close_in_background(None);
+        drop(self.actor.close_in_background());
     }
 }
 
@@ -146,6 +150,22 @@ impl Session {
         self.handle.actor.client()
     }
 
+    /// Fails unless the session is of the store that `client` has: what a recipe writes under a session
+    /// goes where the session is, and what it reads comes from its client. Every verb of a recipe that
+    /// takes a session asks this first.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub(crate) fn belongs_to(&self, client: &Client) -> Result<()> {
+        if Arc::ptr_eq(self.client().store(), client.store()) {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "session {} is of another store than the client",
+            self.lease()
+        )))
+    }
+
     /// What does the session's writes. It does not keep the session alive.
     #[must_use]
     pub fn actor(&self) -> &Actor {
@@ -153,7 +173,8 @@ impl Session {
     }
 
     /// Ends the session: every guard under it is lost at once, writes in progress are let finish,
-    /// and the lease is revoked, which deletes every key attached to it.
+    /// and the lease is revoked, which deletes every key attached to it. Whoever closes a clone as well
+    /// waits for the same.
     ///
     /// # Errors
     /// [`Error::OutcomeUnknown`] when the store did not acknowledge the revocation in time; the
@@ -162,9 +183,7 @@ impl Session {
     /// # Cancel safety
     /// Dropping the future does not stop the closing.
     pub async fn close(self) -> Result<()> {
-        let (done, answer) = tokio::sync::oneshot::channel();
-        self.handle.actor.close_in_background(Some(done));
-        answer.await.map_err(|_| Error::Closed)?
+        self.handle.actor.close_in_background().wait().await
     }
 }
 
@@ -198,5 +217,115 @@ impl Future for Lost {
 impl fmt::Debug for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Lost")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+    use crate::stm::Transaction;
+    use crate::store::{MemStore, Store};
+
+    /// Every verb that takes a session, with one of another store.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_of_another_store_is_refused_before_anything_is_written() {
+        let store = MemStore::new();
+        let root = Client::new(store.clone());
+        let session = root.session().await.unwrap();
+        let before = store.revision();
+        let c = root.namespace("a/");
+        let s = &session;
+        let (mutex, rw, many) = (c.mutex("m"), c.rw_lock("m"), NonZeroU32::MIN);
+        let refused: Vec<Result<()>> = vec![
+            mutex.lock(s).await.map(drop),
+            mutex.try_lock(s).await.map(drop),
+            mutex.request_release(s, "").await.map(drop),
+            mutex.shared(s).lock().await.map(drop),
+            mutex.combined(s).lock().await.map(drop),
+            rw.read(s).await.map(drop),
+            rw.write(s).await.map(drop),
+            rw.try_read(s).await.map(drop),
+            rw.try_write(s).await.map(drop),
+            c.multi_lock(["a", "b"]).lock(s).await.map(drop),
+            c.multi_lock(["a", "b"]).try_lock(s).await.map(drop),
+            c.exclusive("m").lock(s).await.map(drop),
+            c.exclusive("m").try_lock(s).await.map(drop),
+            c.semaphore("m", 2).acquire(s).await.map(drop),
+            c.semaphore("m", 2).try_acquire(s, many).await.map(drop),
+            c.election("m").campaign(s, 1).await.map(drop),
+            c.election("m").try_campaign(s, 1).await.map(drop),
+            c.election::<u32>("m")
+                .request_resignation(s, "")
+                .await
+                .map(drop),
+            c.barrier("m").hold(s).await.map(drop),
+            c.barrier("m").set(s).await.map(drop),
+            c.double_barrier("m", 1).enter(s).await.map(drop),
+            c.cyclic_barrier("m", 1).wait(s).await.map(drop),
+            c.counter("m").add(s, 1).await.map(drop),
+            c.counter("m").compare_and_set(s, 0, 1).await.map(drop),
+            c.counter("m").set(s, 1).await.map(drop),
+            c.adder("m").add(s, 1).await.map(drop),
+            c.latch("m").init(s, 1).await.map(drop),
+            c.latch("m").count_down(s).await.map(drop),
+            c.latch("m").reset(s).await.map(drop),
+            c.rate_limiter("m", 1, Duration::from_secs(1))
+                .acquire(s, 1)
+                .await,
+            c.rate_limiter("m", 1, Duration::from_secs(1))
+                .try_acquire(s, 1)
+                .await
+                .map(drop),
+            c.rate_limiter("m", 1, Duration::from_secs(1))
+                .set_rule(s, 2, Duration::from_secs(1))
+                .await
+                .map(drop),
+            c.once::<u32>("m")
+                .get_or_try_init(s, || async { Ok::<_, Error>(1) })
+                .await
+                .map(drop)
+                .map_err(|error| match error {
+                    crate::once::OnceError::Failed(error) => error,
+                    crate::once::OnceError::Init(error) => error,
+                }),
+            c.group::<u32>("m").join(s, 1).await.map(drop),
+            c.partitions("m", 1).join(s).await.map(drop),
+            c.stm()
+                .under(s)
+                .run(async |tx: Transaction| -> Result<()> {
+                    tx.put("k", "v");
+                    Ok(())
+                })
+                .await
+                .map(drop),
+            c.txn()
+                .put_leased("k", "v", s)
+                .commit()
+                .await
+                .map(drop)
+                .map_err(Error::from),
+        ];
+        for (index, outcome) in refused.into_iter().enumerate() {
+            assert!(
+                matches!(outcome, Err(Error::Invalid(_))),
+                "{index}: {outcome:?}"
+            );
+        }
+        assert_eq!(store.revision(), before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_of_one_store_share_sessions() {
+        let store: Arc<dyn Store> = Arc::new(MemStore::new());
+        let one = Client::builder_shared(Arc::clone(&store)).build();
+        let other = Client::builder_shared(store).build();
+        let session = one.session().await.unwrap();
+        drop(other.mutex("m").lock(&session).await.unwrap());
+        drop(one.clone().mutex("n").lock(&session).await.unwrap());
+        let inside = one.namespace("a/");
+        let session = inside.session().await.unwrap();
+        drop(inside.clone().mutex("m").lock(&session).await.unwrap());
     }
 }

@@ -6,8 +6,6 @@
 mod tests;
 mod transaction;
 
-use std::time::Duration;
-
 pub use transaction::Transaction;
 
 use crate::client::Client;
@@ -18,10 +16,6 @@ use crate::wait::Backoff;
 
 /// Most runs of a closure, unless told otherwise.
 const ATTEMPTS_DEFAULT: u32 = 32;
-
-/// The pauses after a conflict.
-const CONFLICT_FIRST: Duration = Duration::from_millis(4);
-const CONFLICT_LONGEST: Duration = Duration::from_millis(500);
 
 /// A transaction to be run.
 ///
@@ -110,7 +104,10 @@ impl Stm {
         Fut: Future<Output = Result<T, E>>,
         E: From<Error>,
     {
-        let mut pause = Backoff::new(&self.client, CONFLICT_FIRST, CONFLICT_LONGEST);
+        if let Some(session) = &self.session {
+            session.belongs_to(&self.client)?;
+        }
+        let mut pause = Backoff::contended(&self.client);
         for attempt in 1..=self.attempts {
             if attempt > 1 {
                 pause.pause().await;

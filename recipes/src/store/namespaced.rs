@@ -14,7 +14,7 @@ use quorate_proto::etcdserverpb::{
 };
 use quorate_proto::mvccpb::KeyValue;
 
-use super::{Capabilities, Lease, LeaseTtl, Store, StoreError, WatchStream};
+use super::{Capabilities, Cause, Lease, LeaseTtl, Store, StoreError, WatchStream};
 use crate::keys::{EPOCH_KEY, Key, KeyRange, LeaseId};
 
 /// The keys of a store that begin with a prefix, under the names without it. Ranges that reach to the
@@ -22,7 +22,8 @@ use crate::keys::{EPOCH_KEY, Key, KeyRange, LeaseId};
 ///
 /// Leases are those of the store below: two namespaces share their ids, and revoking a lease deletes
 /// its keys wherever they are. The store's epoch ([`EPOCH_KEY`]) is not prefixed, so that every
-/// namespace sees the store put back to an older state.
+/// namespace sees the store put back to an older state; it can be read and compared with, and a
+/// transaction that would write or delete it is refused with [`StoreError::Invalid`].
 #[derive(Debug, Clone)]
 pub struct Namespaced<S> {
     store: S,
@@ -32,6 +33,17 @@ pub struct Namespaced<S> {
 /// Whether a request names the epoch key, which is outside all namespaces.
 fn is_epoch(key: &[u8], end: &[u8]) -> bool {
     key == EPOCH_KEY.as_bytes() && end.is_empty()
+}
+
+/// Whether any operation would write the epoch, which is not the namespace's to change.
+fn writes_epoch(request: &TxnRequest) -> bool {
+    let mut ops = request.success.iter().chain(&request.failure);
+    ops.any(|op| match &op.request {
+        Some(Request::RequestPut(put)) => is_epoch(&put.key, &[]),
+        Some(Request::RequestDeleteRange(delete)) => is_epoch(&delete.key, &delete.range_end),
+        Some(Request::RequestTxn(txn)) => writes_epoch(txn),
+        Some(Request::RequestRange(_)) | None => false,
+    })
 }
 
 impl<S: Store> Namespaced<S> {
@@ -106,15 +118,13 @@ impl<S: Store> Namespaced<S> {
                 {
                     self.leave(&mut range.kvs);
                 }
-                (Some(Request::RequestPut(asked)), Some(Response::ResponsePut(put)))
-                    if !is_epoch(&asked.key, &[]) =>
-                {
+                (Some(Request::RequestPut(_)), Some(Response::ResponsePut(put))) => {
                     self.leave(&mut put.prev_kv);
                 }
                 (
-                    Some(Request::RequestDeleteRange(asked)),
+                    Some(Request::RequestDeleteRange(_)),
                     Some(Response::ResponseDeleteRange(delete)),
-                ) if !is_epoch(&asked.key, &asked.range_end) => {
+                ) => {
                     self.leave(&mut delete.prev_kvs);
                 }
                 (Some(Request::RequestTxn(asked)), Some(Response::ResponseTxn(txn))) => {
@@ -162,6 +172,10 @@ impl<S: Store> Store for Namespaced<S> {
     }
 
     async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, StoreError> {
+        if writes_epoch(&request) {
+            let why = format!("{EPOCH_KEY} cannot be written from a namespace");
+            return Err(StoreError::Invalid(Cause::new(why)));
+        }
         let mut inside = request.clone();
         self.enter_txn(&mut inside);
         let mut answer = self.store.txn(inside).await?;
@@ -220,10 +234,10 @@ impl<S: Store> Store for Namespaced<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Client;
     use crate::keys::Revision;
     use crate::store::ops::{self, Compare};
     use crate::store::{MemStore, ops::kvs};
+    use crate::{Client, Error};
 
     async fn set(store: &impl Store, key: &str, value: &str) {
         let request = TxnRequest {
@@ -306,6 +320,23 @@ mod tests {
         drop(guard);
         let guard = client.mutex("m").lock(&session).await.unwrap();
         assert_eq!(guard.token().epoch, 7);
+        let put = client.put(EPOCH_KEY, "8").await;
+        let deleted = client.delete(EPOCH_KEY).await;
+        let invalid = |error: &Error| matches!(error, Error::Store(StoreError::Invalid(_)));
+        assert!(put.as_ref().is_err_and(invalid), "{put:?}");
+        assert!(deleted.as_ref().is_err_and(invalid), "{deleted:?}");
+        let nested = TxnRequest {
+            failure: vec![ops::put(EPOCH_KEY, "8".into(), None)],
+            ..Default::default()
+        };
+        let outer = TxnRequest {
+            success: vec![RequestOp {
+                request: Some(Request::RequestTxn(nested)),
+            }],
+            ..Default::default()
+        };
+        assert!(client.store().txn(outer).await.is_err());
+        assert_eq!(client.get(EPOCH_KEY).await.unwrap(), Some(kv));
         assert!(guard.token().revision > Revision(1));
     }
 }

@@ -49,7 +49,7 @@ pub enum Origin {
     /// Live events: exactly the changes of one transaction.
     Live,
     /// A later listing, because events were missed: the net difference of any number of
-    /// transactions.
+    /// transactions; possibly none.
     Resync,
 }
 
@@ -206,14 +206,13 @@ impl Watcher {
             Revision(0) => Origin::Listing,
             _ => Origin::Resync,
         };
+        // Also without a change: a key that came and went meanwhile leaves no other trace.
         let changes = self.replace(kvs);
-        if origin == Origin::Listing || !changes.is_empty() {
-            self.ready.push_back(Batch {
-                revision,
-                origin,
-                changes,
-            });
-        }
+        self.ready.push_back(Batch {
+            revision,
+            origin,
+            changes,
+        });
         self.next = Revision(revision.0 + 1);
         self.stale = false;
         Ok(())

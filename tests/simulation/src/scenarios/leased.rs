@@ -1,5 +1,5 @@
-//! Kept keys: in place with the newest value in the end, never with an older one after a newer, and
-//! others' keys are left alone.
+//! Kept keys: in place with the newest value in the end, whoever deletes them, never with an older one
+//! after a newer, and others' keys are left alone.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -13,7 +13,12 @@ use crate::history::{History, key_of};
 use crate::player::Player;
 use crate::scenario::Scenario;
 
-/// Clients that keep a key of their own, and one that all of them want, set values and remove them.
+/// How long it may take in the calm until a kept key is in place with its newest value: the longest
+/// pause before it is put back, a new session and a watch that has to be opened again.
+const IN_PLACE_WITHIN: Duration = Duration::from_secs(20);
+
+/// Clients that keep a key of their own, and one that all of them want, set values and remove them; and
+/// each keeps one from beginning to end that anybody deletes now and then.
 #[derive(Debug)]
 pub struct Leased {
     owners: Cell<u64>,
@@ -21,6 +26,10 @@ pub struct Leased {
     removed: RefCell<BTreeMap<u64, Instant>>,
     /// The revisions at which an owner's value was said to be there.
     told: RefCell<Vec<(i64, Written)>>,
+    /// The clients have done their last step.
+    over: Cell<bool>,
+    /// A kept key that was not in place in the end.
+    missing: RefCell<Option<String>>,
 }
 
 /// A value: who wrote it, its number among the owner's, and whether the owner yields.
@@ -54,6 +63,8 @@ impl Scenario for Leased {
             owners: Cell::new(0),
             removed: RefCell::default(),
             told: RefCell::default(),
+            over: Cell::new(false),
+            missing: RefCell::default(),
         }
     }
 
@@ -63,16 +74,17 @@ impl Scenario for Leased {
             true => "data/kept".to_owned(),
             false => format!("data/kept-{}", player.index()),
         };
+        if player.one_in(4) {
+            // Of one of the first three clients, of which there are always as many.
+            let victim = format!("data/living-{}", player.below(3));
+            player.note(format!("deletes {victim}"));
+            player.client().delete(&victim).await?;
+        }
         if shared && player.one_in(6) {
             player.client().put(&key, "somebody else's").await?;
             return Ok(());
         }
-        self.owners.set(self.owners.get() + 1);
-        let mut value = Written {
-            owner: self.owners.get(),
-            number: 0,
-            yields: shared && player.one_in(2),
-        };
+        let mut value = self.new_owner(shared && player.one_in(2));
         player.note(format!("keeps {key} as owner {}", value.owner));
         let ttl = Duration::from_secs(3 + player.below(4));
         let keep = player.client().keep(&key, value.text()).ttl(ttl);
@@ -106,7 +118,42 @@ impl Scenario for Leased {
         Ok(())
     }
 
+    async fn attend(&self, player: &Player) {
+        let key = format!("data/living-{}", player.index());
+        let mut value = self.new_owner(false);
+        let ttl = Duration::from_secs(3 + player.below(4));
+        let kept = loop {
+            let keep = player.client().keep(&key, value.text()).ttl(ttl);
+            match keep.await {
+                Ok(kept) => break kept,
+                Err(error) => player.note(format!("{key} is not kept: {error}")),
+            }
+            player.pause(1000).await;
+        };
+        while !self.over.get() {
+            player.pause(4000).await;
+            value.number += 1;
+            // The value stands when nobody waits for it any more.
+            let limit = Duration::from_millis(player.below(2000));
+            drop(tokio::time::timeout(limit, kept.set(value.text())).await);
+        }
+        if !is_in_place(player, &key, value).await {
+            let broken = format!("{key} is {:?} without {value:?}", kept.state());
+            *self.missing.borrow_mut() = Some(broken);
+        }
+        if let Err(error) = kept.remove().await {
+            *self.missing.borrow_mut() = Some(format!("{key} was no longer kept: {error}"));
+        }
+    }
+
+    fn end(&self) {
+        self.over.set(true);
+    }
+
     fn check(&self, history: &History) -> std::result::Result<(), String> {
+        if let Some(missing) = &*self.missing.borrow() {
+            return Err(missing.clone());
+        }
         let removed = self.removed.borrow();
         let mut told: BTreeMap<(i64, String), bool> = (self.told.borrow().iter())
             .map(|(at, value)| ((*at, value.text()), false))
@@ -155,4 +202,32 @@ impl Scenario for Leased {
             None => Ok(()),
         }
     }
+}
+
+impl Leased {
+    fn new_owner(&self, yields: bool) -> Written {
+        self.owners.set(self.owners.get() + 1);
+        Written {
+            owner: self.owners.get(),
+            number: 0,
+            yields,
+        }
+    }
+}
+
+/// Whether the key comes to have this value in time.
+async fn is_in_place(player: &Player, key: &str, value: Written) -> bool {
+    let in_place = async {
+        loop {
+            let found = player.client().get(key).await;
+            let found = found.ok().flatten();
+            if found.is_some_and(|kv| kv.value == value.text()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::time::timeout(IN_PLACE_WITHIN, in_place)
+        .await
+        .is_ok()
 }
