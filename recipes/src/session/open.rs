@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{Actor, Session, renew};
 use crate::client::{Client, Identity};
 use crate::clock::{self, Instant};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::keys::{EPOCH_KEY, Key, Revision, session_key};
 use crate::lock::Epoch;
 use crate::store::{Cause, Lease, StoreError, ops};
@@ -79,7 +79,22 @@ impl SessionBuilder {
 
     async fn open(self) -> Result<Session> {
         let deadline = self.client.now() + self.open_timeout;
-        let (sent, lease) = self.grant(deadline).await?;
+        let mut pause = Backoff::between_attempts(&self.client);
+        loop {
+            let (sent, lease) = self.grant(deadline).await?;
+            match self.open_under(sent, lease, deadline).await {
+                // It ended before the session was there, so nothing hangs on it: another one will do.
+                Err(Error::Store(StoreError::LeaseNotFound)) => {
+                    let ended = StoreError::NotApplied(Cause::new("the lease ended too soon"));
+                    self.pause_or_fail(ended, &mut pause, deadline).await?;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    /// Opens the session under a lease that was asked for at `sent`.
+    async fn open_under(&self, sent: Instant, lease: Lease, deadline: Instant) -> Result<Session> {
         let key = session_key(lease.id);
         let mut who = self.client.identity().clone();
         who.label = self.label.clone().unwrap_or(who.label);
@@ -90,7 +105,14 @@ impl SessionBuilder {
         };
         let value = Value::from(Json(&record)).into_bytes(&key)?;
         let (revision, epoch) = self.announce(&key, &value, &lease, deadline).await?;
-        let actor = Actor::new(self.client, Tasks::current(), lease, key, value, epoch);
+        let actor = Actor::new(
+            self.client.clone(),
+            Tasks::current(),
+            lease,
+            key,
+            value,
+            epoch,
+        );
         actor.acknowledge(sent, &lease);
         actor.set_session_revision(revision).await;
         actor.spawn("renew", renew::run(actor.clone()));
