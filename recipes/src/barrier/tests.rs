@@ -355,14 +355,12 @@ async fn a_withdrawal_that_is_beaten_pauses() {
         client.session().await.unwrap(),
         others.session().await.unwrap(),
     );
-    let waiting = tokio::spawn({
-        let barrier = client.cyclic_barrier("c", 3);
-        async move { barrier.wait(&session).await.map(drop) }
-    });
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let barrier = client.cyclic_barrier("c", 3);
+    let mut waiting = Box::pin(barrier.wait(&session));
+    let _ = tokio::time::timeout(Duration::from_secs(1), &mut waiting).await;
     // It looks, and then withdraws.
     let held = faulty.hold(2, Calls::Txn, Stage::NotSent);
-    waiting.abort();
+    drop(waiting);
     held.reached().await;
     let other = others.cyclic_barrier("c", 3);
     let other_waits = other.wait(&theirs);

@@ -504,17 +504,18 @@ mod tests {
         let faulty = Faulty::new(store.clone());
         let client = Client::new(faulty.clone());
         let session = client.session().await.unwrap();
-        let other = session.clone();
+        let mut second = Box::pin(session.clone().close());
+        let mut first = Box::pin(session.close());
         let revocation = faulty.hold(1, Calls::Lease, Stage::NotSent);
-        let first = tokio::spawn(session.close());
-        revocation.reached().await;
-        let second = other.close();
-        tokio::pin!(second);
-        let early = tokio::time::timeout(Duration::from_secs(1), &mut second).await;
-        assert!(early.is_err(), "closed with its lease alive: {early:?}");
+        for mut closing in [&mut first, &mut second] {
+            let early = tokio::time::timeout(Duration::from_secs(1), &mut closing).await;
+            assert!(early.is_err(), "closed with its lease alive: {early:?}");
+        }
+        assert!(revocation.is_reached());
         revocation.release();
-        assert_eq!(second.await.map_err(|error| error.to_string()), Ok(()));
-        assert!(first.await.unwrap().is_ok());
+        for outcome in <[_; 2]>::from(tokio::join!(first, second)) {
+            assert!(outcome.is_ok(), "{outcome:?}");
+        }
         assert_eq!(store.leases(), []);
     }
 

@@ -226,7 +226,8 @@ mod tests {
 
     use super::*;
     use crate::stm::Transaction;
-    use crate::store::{MemStore, Store};
+    use crate::store::faulty::{Calls, Stage};
+    use crate::store::{Faulty, MemStore, Store};
 
     /// Every verb that takes a session, with one of another store.
     #[tokio::test(start_paused = true)]
@@ -314,6 +315,23 @@ mod tests {
             );
         }
         assert_eq!(store.revision(), before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_ends_while_its_session_opens_is_replaced() {
+        let store = MemStore::new();
+        let faulty = Faulty::new(store.clone());
+        let client = Client::new(faulty.clone());
+        let announcing = faulty.hold(1, Calls::Txn, Stage::NotSent);
+        let meanwhile = async {
+            announcing.reached().await;
+            assert!(store.expire(store.leases()[0]));
+            announcing.release();
+        };
+        let (session, ()) = tokio::join!(client.session(), meanwhile);
+        let session = session.unwrap();
+        assert_eq!(store.leases(), [session.lease()]);
+        assert!(session.check().is_ok());
     }
 
     #[tokio::test(start_paused = true)]

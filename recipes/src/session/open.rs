@@ -79,6 +79,23 @@ impl SessionBuilder {
 
     async fn open(self) -> Result<Session> {
         let deadline = self.client.now() + self.open_timeout;
+        let mut pause = Backoff::between_attempts(&self.client);
+        loop {
+            let (sent, lease) = self.grant(deadline).await?;
+            match self.open_under(sent, lease, deadline).await {
+                // It ended before the session was there, so nothing hangs on it: another one will do.
+                Err(Error::Store(StoreError::LeaseNotFound)) => {
+                    let ended = StoreError::NotApplied(Cause::new("the lease ended too soon"));
+                    self.pause_or_fail(ended, &mut pause, deadline).await?;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    /// Opens the session under a lease that was asked for at `sent`.
+    async fn open_under(&self, sent: Moment, lease: Lease, deadline: Instant) -> Result<Session> {
+        let key = session_key(lease.id);
         let mut who = self.client.identity().clone();
         who.label = self.label.clone().unwrap_or(who.label);
         let record = SessionRecord {
@@ -86,19 +103,17 @@ impl SessionBuilder {
             who,
             opened_ms: clock::wall_millis(),
         };
-        let (sent, lease, key, value, (revision, epoch)) = loop {
-            let (sent, lease) = self.grant(deadline).await?;
-            let key = session_key(lease.id);
-            let value = Value::from(Json(&record)).into_bytes(&key)?;
-            match self.announce(&key, &value, &lease, deadline).await {
-                Ok(announced) => break (sent, lease, key, value, announced),
-                // The store was out of reach for so long that the lease has run out.
-                Err(Error::Store(StoreError::LeaseNotFound)) if self.client.now() < deadline => {}
-                Err(error) => return Err(error),
-            }
-        };
-        let tasks = Tasks::current();
-        let actor = Actor::new(self.client, tasks, lease, key, value, revision, epoch);
+        let value = Value::from(Json(&record)).into_bytes(&key)?;
+        let (revision, epoch) = self.announce(&key, &value, &lease, deadline).await?;
+        let actor = Actor::new(
+            self.client.clone(),
+            Tasks::current(),
+            lease,
+            key,
+            value,
+            revision,
+            epoch,
+        );
         actor.acknowledge(sent, &lease);
         actor.spawn("renew", renew::run(actor.clone()));
         tracing::debug!(lease = %lease.id, ttl = ?lease.ttl, "session opened");
