@@ -136,10 +136,10 @@ impl Inspect {
         }
         tokio::time::sleep(BETWEEN_LOOKS).await;
         let (revision, waits) = self.waits().await?;
-        let stood = |edge: &&Edge| first.iter().any(|other| other.is_same(edge));
+        let stood = |edge: &Edge| first.iter().any(|other| other.is_same(edge));
         let mut found = Vec::new();
         for circle in circles(&waits) {
-            if circle.iter().all(|edge| stood(&edge)) {
+            if circle.iter().all(|edge| stood(edge)) {
                 found.push(self.tell(&circle, revision).await?);
             }
         }
