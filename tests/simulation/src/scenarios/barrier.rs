@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures::future::{try_join, try_join_all};
 use quorate_proto::mvccpb::event::EventType;
 use quorate_recipes::keys::Revision;
 use quorate_recipes::{Result, Session};
@@ -43,18 +44,50 @@ impl Barrier {
                 }
             }
             _ => {
-                let from = player.revision();
                 let patience = Duration::from_secs(5);
-                let waited = tokio::time::timeout(patience, barrier.wait()).await;
-                if let Ok(waited) = waited {
+                if let Ok(waited) = tokio::time::timeout(patience, self.wait(player)).await {
                     waited?;
-                    let wait = (from, player.revision());
-                    player.note(format!("open between {} and {}", wait.0, wait.1));
-                    self.waits.borrow_mut().push(wait);
                 }
             }
         }
         Ok(())
+    }
+}
+
+impl Barrier {
+    async fn wait(&self, player: &Player) -> Result<()> {
+        let from = player.revision();
+        player.client().barrier("b").wait().await?;
+        let wait = (from, player.revision());
+        player.note(format!("open between {} and {}", wait.0, wait.1));
+        self.waits.borrow_mut().push(wait);
+        Ok(())
+    }
+
+    /// Everybody waits while somebody holds it, and then while it is set, and all go on.
+    async fn open_for_all(&self, players: &[Player]) -> Result<()> {
+        let barrier = players[0].client().barrier("b");
+        let session = players[0].client().session().await?;
+        barrier.lift().await?;
+        for by_hold in [true, false] {
+            let hold = match by_hold {
+                true => Some(barrier.hold(&session).await?),
+                false => {
+                    barrier.set(&session).await?;
+                    None
+                }
+            };
+            let waiting = try_join_all(players.iter().map(|player| self.wait(player)));
+            let opening = async {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                match hold {
+                    Some(hold) => hold.release().await,
+                    None => barrier.lift().await.map(drop),
+                }
+            };
+            try_join(waiting, opening).await?;
+        }
+        session.close().await
     }
 }
 
@@ -71,6 +104,11 @@ impl Scenario for Barrier {
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
         let outcome = self.close_or_wait(player, session).await;
         outcome.inspect_err(|error| self.wrong.note(error))
+    }
+
+    async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
+        let opened = self.open_for_all(players).await;
+        opened.map_err(|error| format!("in the calm: {error}"))
     }
 
     fn may_remain(&self, key: &str) -> bool {
