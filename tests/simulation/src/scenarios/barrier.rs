@@ -17,12 +17,64 @@ use crate::scenario::Scenario;
 /// Clients that hold it, set it, lift it, or wait.
 #[derive(Debug)]
 pub struct Barrier {
-    /// The store's revisions at the begin and the end of each wait.
-    waits: RefCell<Vec<(Revision, Revision)>>,
+    waits: Waits,
     wrong: Wrong,
 }
 
 const PREFIX: &str = "quorate/barrier/b/";
+
+/// The store's revisions at the begin and the end of each wait.
+#[derive(Debug, Default)]
+pub struct Waits(RefCell<Vec<(Revision, Revision)>>);
+
+impl Waits {
+    /// Notes a wait for the barrier `b` that comes to its end.
+    ///
+    /// # Errors
+    /// The wait's.
+    pub async fn attempt(
+        &self,
+        player: &Player,
+        wait: impl Future<Output = Result<()>>,
+    ) -> Result<()> {
+        let from = player.revision();
+        wait.await?;
+        let wait = (from, player.revision());
+        player.note(format!("open between {} and {}", wait.0, wait.1));
+        self.0.borrow_mut().push(wait);
+        Ok(())
+    }
+
+    /// Judges all of them.
+    ///
+    /// # Errors
+    /// What is broken.
+    pub fn check(&self, history: &History) -> std::result::Result<(), String> {
+        let mut closing = BTreeSet::new();
+        let mut open_at = BTreeSet::from([Revision(1)]);
+        for commit in &history.commits {
+            for change in &commit.changes {
+                let key = key_of(change);
+                if !key.starts_with(PREFIX) {
+                    continue;
+                }
+                match change.r#type() {
+                    EventType::Put => closing.insert(key),
+                    EventType::Delete => closing.remove(&key),
+                };
+            }
+            if closing.is_empty() {
+                open_at.insert(commit.revision);
+            }
+        }
+        let waits = self.0.borrow();
+        let closed = |(from, to): &&(Revision, Revision)| open_at.range(from..=to).next().is_none();
+        match waits.iter().find(closed) {
+            Some((from, to)) => Err(format!("a wait ended, closed from {from} to {to}")),
+            None => Ok(()),
+        }
+    }
+}
 
 impl Barrier {
     async fn close_or_wait(&self, player: &Player, session: &Session) -> Result<()> {
@@ -56,12 +108,8 @@ impl Barrier {
 
 impl Barrier {
     async fn wait(&self, player: &Player) -> Result<()> {
-        let from = player.revision();
-        player.client().barrier("b").wait().await?;
-        let wait = (from, player.revision());
-        player.note(format!("open between {} and {}", wait.0, wait.1));
-        self.waits.borrow_mut().push(wait);
-        Ok(())
+        let barrier = player.client().barrier("b");
+        self.waits.attempt(player, barrier.wait()).await
     }
 
     /// Everybody waits while somebody holds it, and then while it is set, and all go on.
@@ -96,7 +144,7 @@ impl Scenario for Barrier {
 
     fn new() -> Self {
         Self {
-            waits: RefCell::default(),
+            waits: Waits::default(),
             wrong: Wrong::default(),
         }
     }
@@ -118,28 +166,6 @@ impl Scenario for Barrier {
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {
         self.wrong.check()?;
-        let mut closing = BTreeSet::new();
-        let mut open_at = BTreeSet::from([Revision(1)]);
-        for commit in &history.commits {
-            for change in &commit.changes {
-                let key = key_of(change);
-                if !key.starts_with(PREFIX) {
-                    continue;
-                }
-                match change.r#type() {
-                    EventType::Put => closing.insert(key),
-                    EventType::Delete => closing.remove(&key),
-                };
-            }
-            if closing.is_empty() {
-                open_at.insert(commit.revision);
-            }
-        }
-        let waits = self.waits.borrow();
-        let closed = |(from, to): &&(Revision, Revision)| open_at.range(from..=to).next().is_none();
-        match waits.iter().find(closed) {
-            Some((from, to)) => Err(format!("a wait ended, closed from {from} to {to}")),
-            None => Ok(()),
-        }
+        self.waits.check(history)
     }
 }

@@ -3,7 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "tests stop at what they did not expect")]
 
+mod counts;
 mod mutants;
+mod restored;
+mod waits;
 
 use quorate_simulation::scenarios::{self, Run};
 use quorate_simulation::sweep::sweep;
