@@ -31,7 +31,7 @@ pub struct Assign {
 type Shares = RefCell<BTreeMap<usize, BTreeSet<u32>>>;
 
 /// When the first one leaves, so that the others share again.
-const LEAVES: Duration = Duration::from_secs(20);
+const LEAVES: Duration = Duration::from_secs(6);
 
 impl Assign {
     /// Has whatever falls to it for so long.

@@ -1,4 +1,4 @@
-//! Broken waits, and tasks that end unheard.
+//! Broken waits, waits without end, and tasks that end unheard.
 
 use futures::StreamExt;
 use quorate_proto::etcdserverpb::WatchCreateRequest;
@@ -67,6 +67,41 @@ impl Scenario for EndOfWatch {
 #[test]
 fn a_wait_that_ends_with_its_watch_is_found() {
     is_found::<EndOfWatch>("a wait ended, closed from");
+}
+
+/// A barrier that lets nobody through, and clients that give up in time, each alone.
+struct NeverOpens;
+
+impl Scenario for NeverOpens {
+    const NAME: &'static str = "a barrier that never opens";
+
+    fn new() -> Self {
+        Self
+    }
+
+    async fn step(&self, player: &Player, _: &Session) -> Result<()> {
+        player.pause(300).await;
+        Ok(())
+    }
+
+    async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
+        let barrier = players[0].client().barrier("b");
+        let session = players[0].client().session().await;
+        let session = session.map_err(|error| error.to_string())?;
+        let hold = barrier.hold(&session).await;
+        let waited = barrier.wait().await;
+        drop(hold);
+        waited.map_err(|error| error.to_string())
+    }
+
+    fn check(&self, _: &History) -> std::result::Result<(), String> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_barrier_that_never_opens_is_found() {
+    is_found::<NeverOpens>("all together did not come to an end");
 }
 
 /// What panics in the background, where nobody waits for it.
