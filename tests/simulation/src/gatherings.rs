@@ -3,21 +3,27 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::future::Future;
 
+use futures::future::join_all;
 use quorate_proto::mvccpb::event::EventType;
-use quorate_recipes::Error;
+use quorate_recipes::{Error, Result, Session};
 use serde_json::Value;
 
 use crate::history::{History, key_of};
+use crate::player::Player;
 
 /// How many make a generation open.
-pub(crate) const PARTIES: u32 = 2;
+pub(crate) const PARTIES: u32 = 3;
+
+/// How many generations all together open in the end.
+pub(crate) const LAST_GENERATIONS: usize = 2;
 
 /// What members were told.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
     /// The generation and the place of each who passed.
-    pub(crate) passed: RefCell<Vec<(u64, u32)>>,
+    passed: RefCell<Vec<(u64, u32)>>,
     broken: RefCell<BTreeSet<u64>>,
     wrong: Wrong,
 }
@@ -38,12 +44,18 @@ impl Wrong {
         }
     }
 
-    pub(crate) fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> std::result::Result<(), String> {
         self.0.borrow().clone().map_or(Ok(()), Err)
     }
 }
 
 impl Told {
+    /// Notes that somebody passed.
+    pub(crate) fn passed(&self, player: &Player, generation: u64, place: u32) {
+        player.note(format!("passed {generation} as {place}"));
+        self.passed.borrow_mut().push((generation, place));
+    }
+
     pub(crate) fn failed(&self, error: &Error) {
         if let Error::Broken { generation, .. } = error {
             self.broken.borrow_mut().insert(*generation);
@@ -52,9 +64,12 @@ impl Told {
     }
 
     /// Judges the barrier below `prefix`.
-    pub(crate) fn check(&self, history: &History, prefix: &str) -> Result<(), String> {
+    pub(crate) fn check(&self, history: &History, prefix: &str) -> std::result::Result<(), String> {
         self.wrong.check()?;
         let (opened, broken) = replay(history, prefix)?;
+        if opened.len() < LAST_GENERATIONS {
+            return Err(format!("it opened {} times", opened.len()));
+        }
         let mut places = BTreeSet::new();
         for passed in &*self.passed.borrow() {
             if !opened.contains(&passed.0) {
@@ -69,6 +84,29 @@ impl Told {
             None => Ok(()),
         }
     }
+}
+
+/// Has as many as are needed do something together, each under a session of its own: what one alone
+/// waits for for ever comes then.
+pub(crate) async fn together<F>(
+    players: &[Player],
+    each: impl Fn(Player, Session) -> F,
+) -> std::result::Result<(), String>
+where
+    F: Future<Output = Result<()>>,
+{
+    let parties = usize::try_from(PARTIES).expect("there are few");
+    let one = |player: &Player| {
+        let (player, each) = (player.clone(), &each);
+        async move {
+            let session = player.client().session().await?;
+            each(player, session.clone()).await?;
+            session.close().await
+        }
+    };
+    let all = join_all(players[..parties].iter().map(one)).await;
+    let failed = all.into_iter().find_map(Result::err);
+    failed.map_or(Ok(()), |error| Err(format!("in the calm: {error}")))
 }
 
 /// The register, as far as it is judged.
@@ -94,7 +132,10 @@ impl Register {
 }
 
 /// The generations that opened, and those that broke.
-fn replay(history: &History, prefix: &str) -> Result<(BTreeSet<u64>, BTreeSet<u64>), String> {
+fn replay(
+    history: &History,
+    prefix: &str,
+) -> std::result::Result<(BTreeSet<u64>, BTreeSet<u64>), String> {
     let mut live = BTreeSet::new();
     let mut register = Register {
         generation: 1,

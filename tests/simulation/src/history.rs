@@ -1,6 +1,7 @@
 //! What happened in a world: what clients were told, and what the store committed.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use quorate_proto::mvccpb::event::EventType;
 use quorate_proto::mvccpb::{Event, KeyValue};
 use quorate_recipes::clock::{Clock, Instant, SystemClock};
+use quorate_recipes::keys::LeaseId;
 use quorate_recipes::store::Commit;
 
 /// What was told, line by line, in virtual time.
@@ -65,6 +67,17 @@ impl Log {
 pub struct History {
     /// Every commit, in the order of revisions.
     pub commits: Vec<Arc<Commit>>,
+    /// What the store itself did to its clients.
+    pub losses: Losses,
+}
+
+/// What the store lost, of what a store keeps by its promise.
+#[derive(Debug, Clone, Default)]
+pub struct Losses {
+    /// The leases that were ended before their time.
+    pub leases: BTreeSet<LeaseId>,
+    /// When all that was before was compacted, and all watches ended: who had not seen it never will.
+    pub resyncs: Vec<Instant>,
 }
 
 impl History {

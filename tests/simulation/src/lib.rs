@@ -58,6 +58,7 @@ pub mod fenced;
 mod gatherings;
 mod history;
 mod nemesis;
+mod panics;
 mod player;
 mod scenario;
 pub mod scenarios;
@@ -65,7 +66,7 @@ pub mod sweep;
 mod world;
 
 pub use faults::Faults;
-pub use history::{History, Log, key_of, number_of, value_of};
+pub use history::{History, Log, Losses, key_of, number_of, value_of};
 pub use player::Player;
 pub use scenario::Scenario;
 pub use world::{Outcome, run};

@@ -3,13 +3,14 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
+use quorate_recipes::clock::{Clock, SystemClock};
 use quorate_recipes::store::MemStore;
 use quorate_recipes::store::faulty::Outage;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use crate::faults::{Faults, Trouble};
-use crate::history::Log;
+use crate::history::{Log, Losses};
 use crate::player::Player;
 
 /// Makes trouble for the players of a world.
@@ -18,6 +19,8 @@ pub(crate) struct Nemesis<'a> {
     pub(crate) players: &'a [Player],
     pub(crate) log: &'a Log,
     pub(crate) faults: &'a RefCell<Faults>,
+    /// What the store has lost by its doing.
+    pub(crate) losses: &'a RefCell<Losses>,
     /// The longest time to live of the players' leases.
     pub(crate) ttl: Duration,
 }
@@ -54,6 +57,7 @@ impl Nemesis<'_> {
 
     fn resync(&self) {
         self.strike(Trouble::Resync, "");
+        self.losses.borrow_mut().resyncs.push(SystemClock.now());
         self.store.end_watches();
         // Refused when nothing was written since the last time; the watches have ended anyway.
         drop(self.store.compact(self.store.revision()));
@@ -66,6 +70,7 @@ impl Nemesis<'_> {
         }
         let lease = leases[random.random_range(0..leases.len())];
         self.strike(Trouble::LeaseLoss, &lease.to_string());
+        self.losses.borrow_mut().leases.insert(lease);
         assert!(self.store.expire(lease), "it was just there");
     }
 

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use quorate_recipes::store::Capabilities;
 use quorate_recipes::{Result, Session};
 
 use crate::history::History;
@@ -16,6 +17,12 @@ pub trait Scenario: 'static {
     /// A fresh one, for one world.
     fn new() -> Self;
 
+    /// The limits of the store.
+    #[must_use]
+    fn capabilities() -> Capabilities {
+        Capabilities::default()
+    }
+
     /// One use of the recipe by one client, under its session of the moment. Called again and again;
     /// dropped at any await.
     ///
@@ -28,6 +35,16 @@ pub trait Scenario: 'static {
     fn attend(&self, player: &Player) -> impl Future<Output = ()> {
         let _ = player;
         std::future::ready(())
+    }
+
+    /// What all clients together must bring about when each has done its last step: with nothing in
+    /// the way, whatever the recipe promises to come comes. It has as long as the calm.
+    ///
+    /// # Errors
+    /// What did not come.
+    fn finish(&self, players: &[Player]) -> impl Future<Output = std::result::Result<(), String>> {
+        let _ = players;
+        std::future::ready(Ok(()))
     }
 
     /// Lets go of everything that clients kept between their steps, when they have done the last one.

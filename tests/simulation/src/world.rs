@@ -14,8 +14,9 @@ use tokio::runtime::Builder;
 use tokio::task::{JoinHandle, LocalSet};
 
 use crate::faults::{Faults, Trouble};
-use crate::history::{History, Log};
+use crate::history::{History, Log, Losses};
 use crate::nemesis::Nemesis;
+use crate::panics;
 use crate::player::Player;
 use crate::scenario::Scenario;
 
@@ -33,6 +34,9 @@ const CALM_MAX: Duration = Duration::from_secs(240);
 
 /// How long a storm may last, in virtual time, before clients are taken to be stuck.
 const STORM_MAX: Duration = Duration::from_secs(3600);
+
+/// How long what clients have left behind may take to be gone, by itself or with its lease.
+const SETTLING: Duration = Duration::from_secs(10);
 
 /// How long copies of calls can still be on their way when all is over, and leases live.
 const AFTERMATH: Duration = Duration::from_secs(40);
@@ -61,6 +65,7 @@ struct World<S> {
     players: Vec<Player>,
     log: Log,
     faults: RefCell<Faults>,
+    losses: RefCell<Losses>,
     operations: Cell<u64>,
     stormy: Cell<bool>,
 }
@@ -73,29 +78,34 @@ pub fn run<S: Scenario>(seed: u64) -> Outcome {
         .start_paused(true)
         .build()
         .expect("a runtime without I/O needs nothing");
+    // Its time is the runtime's, from the first line of the log on.
+    let _entered = runtime.enter();
+    let (store, log) = (MemStore::with_capabilities(S::capabilities()), Log::new());
     let tasks = LocalSet::new();
+    panics::watch();
     let ran = catch_unwind(AssertUnwindSafe(|| {
-        tasks.block_on(&runtime, async { life::<S>(seed).await })
+        tasks.block_on(&runtime, life::<S>(seed, store.clone(), log.clone()))
     }));
-    ran.unwrap_or_else(|panic| Outcome {
+    // Tasks that nobody waits for are part of the world as well, and so is their end.
+    drop(tasks);
+    let panicked = panics::seen();
+    let mut outcome = ran.unwrap_or_else(|_| Outcome {
         seed,
-        broken: Some(format!("panicked: {}", text_of(&*panic))),
+        broken: None,
         operations: 0,
         faults: Faults::default(),
-        log: String::new(),
-    })
+        log: log.text(&store.history(Revision(0))),
+    });
+    if let Some(panicked) = panicked {
+        outcome.log.push_str(&panicked);
+        outcome.log.push('\n');
+        outcome.broken.get_or_insert(panicked);
+    }
+    outcome
 }
 
-fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-        .unwrap_or_default()
-}
-
-async fn life<S: Scenario>(seed: u64) -> Outcome {
+async fn life<S: Scenario>(seed: u64, store: MemStore, log: Log) -> Outcome {
     let mut random = SmallRng::seed_from_u64(seed);
-    let store = MemStore::new();
-    let log = Log::new();
     let count = random.random_range(3..=5);
     let players = (0..count).map(|index| Player::new(index, random.random(), &store, &log));
     let world = Rc::new(World {
@@ -104,12 +114,14 @@ async fn life<S: Scenario>(seed: u64) -> Outcome {
         store,
         log,
         faults: RefCell::default(),
+        losses: RefCell::default(),
         operations: Cell::new(0),
         stormy: Cell::new(true),
     });
     let lived = world.live(&mut random).await;
     let history = History {
         commits: world.store.history(Revision(0)),
+        losses: world.losses.borrow().clone(),
     };
     let judged = lived.and_then(|()| world.scenario.check(&history));
     if let Err(broken) = &judged {
@@ -135,6 +147,7 @@ impl<S: Scenario> World<S> {
             players: &self.players,
             log: &self.log,
             faults: &self.faults,
+            losses: &self.losses,
             ttl: Duration::from_secs(*TTL_SECONDS.end()),
         };
         let rate = [0.02, 0.08, 0.25][random.random_range(0..3)];
@@ -180,6 +193,13 @@ impl<S: Scenario> World<S> {
         });
         if ended.await.is_err() {
             return Err("not everybody came to an end in the calm".to_owned());
+        }
+        // What was dropped is withdrawn, and lost sessions are over.
+        tokio::time::sleep(SETTLING).await;
+        let finished = tokio::time::timeout(CALM_MAX, self.scenario.finish(&self.players));
+        match finished.await {
+            Ok(finished) => finished?,
+            Err(_) => return Err("all together did not come to an end in the calm".to_owned()),
         }
         self.scenario.end();
         tokio::time::sleep(AFTERMATH).await;

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use quorate_recipes::{IdBlocks, Result, Session};
+use quorate_recipes::{Error, IdBlocks, Result, Session};
 
 use crate::effects::{Effects, follow};
 use crate::history::{History, key_of, number_of, value_of};
@@ -14,10 +14,35 @@ use crate::scenario::Scenario;
 #[derive(Debug)]
 pub struct Counter {
     additions: Effects<i64>,
+    /// Numbers put in the place of others, and what each replaced.
+    replacements: Effects<i64>,
     /// Each client's source of ids, and what it was given.
     ids: RefCell<BTreeMap<usize, (IdBlocks, Vec<u64>)>>,
     /// What each client saw from outside, in order.
     seen: RefCell<BTreeMap<usize, Vec<i64>>>,
+}
+
+impl Counter {
+    /// Puts a number that no other client has in the place of what is there, or of what was.
+    async fn replace(&self, player: &Player, session: &Session) -> Result<()> {
+        let counter = player.client().counter("s");
+        if player.one_in(2) {
+            let set = |number| counter.set(session, number);
+            return self.replacements.attempt(player, set).await.map(drop);
+        }
+        let expected = counter.get().await?;
+        player.pause(100).await;
+        let counter = &counter;
+        let replace = |number| async move {
+            let replaced = counter.compare_and_set(session, expected, number).await?;
+            // A refusal, which is how an effect says so.
+            replaced.then_some(expected).ok_or(Error::Conflict)
+        };
+        match self.replacements.attempt(player, replace).await {
+            Err(Error::Conflict) => Ok(()),
+            outcome => outcome.map(drop),
+        }
+    }
 }
 
 impl Scenario for Counter {
@@ -26,6 +51,7 @@ impl Scenario for Counter {
     fn new() -> Self {
         Self {
             additions: Effects::default(),
+            replacements: Effects::default(),
             ids: RefCell::default(),
             seen: RefCell::default(),
         }
@@ -37,6 +63,7 @@ impl Scenario for Counter {
             let add = |number| counter.add(session, number);
             self.additions.attempt(player, add).await?;
         }
+        self.replace(player, session).await?;
         let ids = self
             .ids
             .borrow_mut()
@@ -77,6 +104,13 @@ impl Scenario for Counter {
         });
         let happened: Vec<_> = happened.collect();
         self.additions.check(happened.iter().copied())?;
+        let mut value_of_other = 0;
+        let changes = history.changes();
+        let of_other = changes.filter(|(_, change)| key_of(change) == "quorate/counter/s/value");
+        self.replacements.check(of_other.map(|(_, change)| {
+            let now = number_of(change);
+            (now, std::mem::replace(&mut value_of_other, now))
+        }))?;
         for (player, seen) in &*self.seen.borrow() {
             let was = |now: &i64| *now == 0 || happened.iter().any(|(_, value)| value == now);
             if !seen.is_sorted() || !seen.iter().all(was) || seen.last() != Some(&value) {

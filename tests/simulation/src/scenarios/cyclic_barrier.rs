@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quorate_recipes::{Result, Session};
 
-use crate::gatherings::{PARTIES, Told};
+use crate::gatherings::{LAST_GENERATIONS, PARTIES, Told, together};
 use crate::history::History;
 use crate::player::Player;
 use crate::scenario::Scenario;
@@ -29,9 +29,7 @@ impl Scenario for CyclicBarrier {
         let patience = Duration::from_millis(player.below(6_000));
         match tokio::time::timeout(patience, barrier.wait(session)).await {
             Ok(Ok(passed)) => {
-                player.note(format!("{passed:?}"));
-                let mut all = self.told.passed.borrow_mut();
-                all.push((passed.generation, passed.index));
+                self.told.passed(player, passed.generation, passed.index);
                 Ok(())
             }
             Ok(Err(error)) => {
@@ -40,6 +38,18 @@ impl Scenario for CyclicBarrier {
             }
             Err(_) => Ok(()),
         }
+    }
+
+    async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
+        together(players, |player, session| async move {
+            let barrier = player.client().cyclic_barrier("c", PARTIES);
+            for _ in 0..LAST_GENERATIONS {
+                let passed = barrier.wait(&session).await?;
+                self.told.passed(&player, passed.generation, passed.index);
+            }
+            Ok(())
+        })
+        .await
     }
 
     fn may_remain(&self, key: &str) -> bool {

@@ -7,7 +7,7 @@ use quorate_proto::mvccpb::event::EventType;
 use quorate_recipes::keys::Revision;
 use quorate_recipes::{Result, Session};
 
-use crate::gatherings::{PARTIES, Told};
+use crate::gatherings::{LAST_GENERATIONS, PARTIES, Told, together};
 use crate::history::{History, key_of};
 use crate::player::Player;
 use crate::scenario::Scenario;
@@ -44,9 +44,7 @@ impl Scenario for DoubleBarrier {
             Err(_) => return Ok(()),
         };
         let generation = inside.generation();
-        player.note(format!("inside {generation} as {}", inside.index()));
-        let place = (generation, inside.index());
-        self.told.passed.borrow_mut().push(place);
+        self.told.passed(player, generation, inside.index());
         player.pause(1_000).await;
         if player.one_in(4) {
             return Ok(());
@@ -55,6 +53,23 @@ impl Scenario for DoubleBarrier {
         let over = (generation, player.revision());
         self.left.borrow_mut().push(over);
         Ok(())
+    }
+
+    async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
+        together(players, |player, session| async move {
+            let barrier = player.client().double_barrier("d", PARTIES);
+            for _ in 0..LAST_GENERATIONS {
+                let inside = barrier.enter(&session).await?;
+                let generation = inside.generation();
+                self.told.passed(&player, generation, inside.index());
+                player.pause(1_000).await;
+                inside.leave().await?;
+                let over = (generation, player.revision());
+                self.left.borrow_mut().push(over);
+            }
+            Ok(())
+        })
+        .await
     }
 
     fn may_remain(&self, key: &str) -> bool {

@@ -1,6 +1,7 @@
 //! The latch: it counts each of them once, and nobody passes before zero.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use quorate_recipes::clock::{Clock, Instant, SystemClock};
@@ -13,6 +14,9 @@ use crate::scenario::Scenario;
 /// What the latch counts down from.
 const COUNT: u64 = 9;
 
+/// How long a wait may take to see in the calm that the latch is open.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Clients that count down, wait, and now and then close the latch again.
 #[derive(Debug)]
 pub struct Latch {
@@ -20,6 +24,8 @@ pub struct Latch {
     /// When each wait began, and when it was over.
     waits: RefCell<Vec<(Instant, Instant)>>,
     failed: RefCell<Option<String>>,
+    /// When each client was last let through.
+    passed: RefCell<BTreeMap<usize, Instant>>,
 }
 
 /// How often something certainly wrote, and may have written.
@@ -58,6 +64,20 @@ impl Latch {
     }
 }
 
+impl Latch {
+    /// Opens it for good: nobody closes it again.
+    async fn open(&self, player: &Player) -> Result<()> {
+        let session = player.client().session().await?;
+        let latch = player.client().latch("l");
+        latch.init(&session, COUNT).await?;
+        while latch.count().await? != Some(0) {
+            let down = latch.count_down(&session);
+            self.attempt(|told| &mut told.downs, |_| true, down).await?;
+        }
+        session.close().await
+    }
+}
+
 impl Scenario for Latch {
     const NAME: &'static str = "latch";
 
@@ -66,6 +86,7 @@ impl Scenario for Latch {
             told: RefCell::default(),
             waits: RefCell::default(),
             failed: RefCell::default(),
+            passed: RefCell::default(),
         }
     }
 
@@ -104,9 +125,25 @@ impl Scenario for Latch {
                 return;
             }
             player.note("passed");
-            self.waits.borrow_mut().push((begun, SystemClock.now()));
+            let over = SystemClock.now();
+            self.waits.borrow_mut().push((begun, over));
+            self.passed.borrow_mut().insert(player.index(), over);
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
+    }
+
+    async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
+        let opened = self.open(&players[0]).await;
+        opened.map_err(|error| format!("in the calm: {error}"))?;
+        let open = SystemClock.now();
+        tokio::time::sleep(PATIENCE).await;
+        let passed = self.passed.borrow();
+        let hangs = players
+            .iter()
+            .find(|player| passed.get(&player.index()).is_none_or(|at| *at < open));
+        hangs.map_or(Ok(()), |player| {
+            Err(format!("player {} waits at an open latch", player.index()))
+        })
     }
 
     fn may_remain(&self, key: &str) -> bool {

@@ -2,8 +2,9 @@
 //! left, and who went without a word, never the one for the other.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::rc::Rc;
+use std::time::Duration;
 
 use futures::{StreamExt, join};
 use quorate_proto::mvccpb::event::EventType;
@@ -22,6 +23,9 @@ const SPACE: &str = "quorate/member/g/";
 /// The last value of a member that leaves.
 const FAREWELL: &[u8] = br#"{"v":1,"left":true}"#;
 
+/// How long an observer may be cut off from the store, by several strikes in a row, and not know it.
+const CUT_MAX: Duration = Duration::from_secs(30);
+
 /// A member's key, as a checker knows it: by id, create and mod revision.
 type Known = (String, i64, i64);
 
@@ -38,10 +42,12 @@ pub struct Membership {
 #[derive(Debug, Default)]
 struct Observed {
     views: Vec<(i64, Vec<Known>)>,
-    events: Vec<Told>,
+    /// The store's revision when the events began.
+    begun: i64,
+    events: Vec<(Instant, Told)>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Told {
     Joined(Known),
     Updated(Known),
@@ -114,6 +120,7 @@ impl Scenario for Membership {
         for (observer, observed) in &*self.observed.borrow() {
             let judged = truth.views(&observed.views);
             let judged = judged.and_then(|()| truth.events(&observed.events));
+            let judged = judged.and_then(|()| truth.all(observed));
             judged.map_err(|broken| format!("observer {observer}: {broken}"))?;
         }
         Ok(())
@@ -125,10 +132,12 @@ impl Membership {
         let group: Group<u64> = player.client().group("g");
         let mut members = group.members().await?;
         let mut events = members.events().await?;
+        let begun = player.revision().0;
         let note = |change: &dyn Fn(&mut Observed)| {
             let mut observed = self.observed.borrow_mut();
             change(observed.entry(player.index()).or_default());
         };
+        note(&|observed| observed.begun = begun);
         let views = async {
             let mut view = members.view();
             loop {
@@ -160,7 +169,8 @@ impl Membership {
                     Err(error) => return error,
                 };
                 player.note(format!("sees {told:?}"));
-                note(&|observed| observed.events.push(told.clone()));
+                let now = SystemClock.now();
+                note(&|observed| observed.events.push((now, told.clone())));
             }
             Error::Closed
         };
@@ -177,6 +187,9 @@ struct Truth {
     said: BTreeSet<Known>,
     /// How each member went.
     departures: BTreeMap<String, Departure>,
+    /// All that was to be told, in order, with when and at which revision it was.
+    changes: Vec<(Instant, i64, Told)>,
+    resyncs: Vec<Instant>,
 }
 
 impl Truth {
@@ -188,6 +201,8 @@ impl Truth {
             states: BTreeMap::from([(0, BTreeMap::new())]),
             said: BTreeSet::new(),
             departures: BTreeMap::new(),
+            changes: Vec::new(),
+            resyncs: history.losses.resyncs.clone(),
         };
         let mut now: BTreeMap<String, Known> = BTreeMap::new();
         for (commit, change) in history.changes() {
@@ -203,13 +218,19 @@ impl Truth {
                 }
                 let known = (id.to_owned(), kv.create_revision, kv.mod_revision);
                 truth.said.insert(known.clone());
-                now.insert(id.to_owned(), known);
-            } else if now.remove(id).is_some() {
+                let told = match now.insert(id.to_owned(), known.clone()) {
+                    None => Told::Joined(known),
+                    Some(_) => Told::Updated(known),
+                };
+                truth.changes.push((commit.at, commit.revision.0, told));
+            } else if let Some(known) = now.remove(id) {
                 let departure = match put {
                     true => Departure::Clean,
                     false => Departure::Expired,
                 };
                 truth.departures.insert(id.to_owned(), departure);
+                let told = Told::Left(known, departure);
+                truth.changes.push((commit.at, commit.revision.0, told));
                 let lease = LeaseId(change.prev_kv.as_ref().map_or(0, |kv| kv.lease));
                 let session = session_key(lease).to_string();
                 if !put
@@ -253,9 +274,30 @@ impl Truth {
         }
     }
 
-    fn events(&self, events: &[Told]) -> std::result::Result<(), String> {
+    /// Whether an observer may have been cut off at a moment until what it missed was compacted.
+    fn may_be_unseen(&self, at: Instant) -> bool {
+        let around = at - CUT_MAX..at + CUT_MAX;
+        self.resyncs.iter().any(|resync| around.contains(resync))
+    }
+
+    /// Who was not cut off is told of everything, each once.
+    fn all(&self, observed: &Observed) -> std::result::Result<(), String> {
+        let told: HashSet<&Told> = observed.events.iter().map(|(_, told)| told).collect();
+        let due = self
+            .changes
+            .iter()
+            .filter(|(at, revision, _)| *revision > observed.begun && !self.may_be_unseen(*at));
+        for (_, revision, change) in due {
+            if !told.contains(change) {
+                return Err(format!("{change:?} at {revision} was not told"));
+            }
+        }
+        Ok(())
+    }
+
+    fn events(&self, events: &[(Instant, Told)]) -> std::result::Result<(), String> {
         let mut there: BTreeMap<&str, &Known> = BTreeMap::new();
-        for event in events {
+        for (at, event) in events {
             let (Told::Joined(known) | Told::Updated(known) | Told::Left(known, _)) = event;
             if !self.said.contains(known) {
                 return Err(format!("{event:?}, which never was"));
@@ -273,7 +315,8 @@ impl Truth {
             }
             if let Told::Left(_, told) = event {
                 let right = self.departures.get(id);
-                if right.is_none() || *told != Departure::Unseen && right != Some(told) {
+                let unseen = *told == Departure::Unseen && self.may_be_unseen(*at);
+                if right.is_none() || !unseen && right != Some(told) {
                     return Err(format!("{event:?}, and it went {right:?}"));
                 }
             } else {

@@ -24,7 +24,7 @@ mod stm;
 
 pub use adder::Adder;
 pub use assign::Assign;
-pub use barrier::Barrier;
+pub use barrier::{Barrier, Waits};
 pub use combined::Combined;
 pub use counter::Counter;
 pub use cyclic_barrier::CyclicBarrier;

@@ -3,9 +3,12 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::future::{try_join, try_join_all};
 use quorate_proto::mvccpb::event::EventType;
 use quorate_recipes::keys::Revision;
+use quorate_recipes::store::Capabilities;
 use quorate_recipes::{Error, OnceError, Result, Session};
 use serde_json::Value;
 
@@ -32,21 +35,63 @@ struct Span {
 
 const PREFIX: &str = "quorate/once/o/";
 
+/// Of a request, and more than what a result has: several pieces.
+const REQUEST_BYTES_MAX: usize = 2_048;
+const RESULT_BYTES: usize = 2_500;
+
 impl Once {
+    /// A result as there is no other.
+    fn compute(&self, player: &Player) -> String {
+        let number = self.computed.get() + 1;
+        self.computed.set(number);
+        player.note(format!("computed {number}"));
+        format!("{number:0RESULT_BYTES$}")
+    }
+
+    /// Everybody waits for a result that there is not yet, and gets it.
+    async fn wait_for_one(&self, players: &[Player]) -> Result<std::result::Result<(), String>> {
+        let session = players[0].client().session().await?;
+        let cell = players[0].client().once::<String>("o");
+        while let Some(published) = cell.published().await? {
+            cell.invalidate(published.revision).await?;
+        }
+        let init = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let init = || async { Ok::<_, Error>(self.compute(&players[0])) };
+            match cell.get_or_try_init(&session, init).await {
+                Ok(result) => Ok(result),
+                Err(OnceError::Init(error) | OnceError::Failed(error)) => Err(error),
+                Err(_) => Err(Error::Closed),
+            }
+        };
+        let waits = players.iter().map(|player| async {
+            let cell = player.client().once::<String>("o");
+            cell.wait().await
+        });
+        let (result, all) = try_join(init, try_join_all(waits)).await?;
+        session.close().await?;
+        let same = all.iter().all(|one| *one == result);
+        Ok(same
+            .then_some(())
+            .ok_or_else(|| "those who waited got something else".to_owned()))
+    }
     async fn need(&self, player: &Player, session: &Session) -> Result<Option<Arc<String>>> {
         let cell = player.client().once::<String>("o");
-        if player.one_in(4) {
-            return cell.get().await;
+        match player.below(6) {
+            0 => return cell.get().await,
+            1 => {
+                let patience = Duration::from_millis(player.below(3_000));
+                let waited = tokio::time::timeout(patience, cell.wait()).await;
+                return waited.map_or(Ok(None), |waited| waited.map(Some));
+            }
+            _ => {}
         }
         let init = || async {
             player.pause(600).await;
             if player.one_in(6) {
                 return Err(());
             }
-            let number = self.computed.get() + 1;
-            self.computed.set(number);
-            player.note(format!("computed {number}"));
-            Ok(format!("result {number}"))
+            Ok(self.compute(player))
         };
         match cell.get_or_try_init(session, init).await {
             Ok(result) => Ok(Some(result)),
@@ -73,7 +118,7 @@ impl Scenario for Once {
         let got = self.need(player, session).await.inspect_err(noted)?;
         if let Some(result) = got {
             let (result, to) = (String::clone(&result), player.revision());
-            player.note(format!("has {result}"));
+            player.note(format!("has {}", result.trim_start_matches('0')));
             self.got.borrow_mut().push(Span { result, from, to });
         }
         if player.one_in(3) {
@@ -83,6 +128,17 @@ impl Scenario for Once {
             }
         }
         Ok(())
+    }
+
+    fn capabilities() -> Capabilities {
+        let mut limits = Capabilities::default();
+        limits.max_request_bytes = REQUEST_BYTES_MAX;
+        limits
+    }
+
+    async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
+        let waited = self.wait_for_one(players).await;
+        waited.map_err(|error| format!("in the calm: {error}"))?
     }
 
     fn may_remain(&self, key: &str) -> bool {
@@ -151,7 +207,11 @@ fn published(history: &History) -> std::result::Result<Vec<Span>, String> {
             let chunks = format!("{PREFIX}chunk/{attempt}/");
             let pieces = live.range(chunks.clone()..);
             let pieces = pieces.take_while(|(key, _)| key.starts_with(&chunks));
-            let bytes: Vec<u8> = pieces.flat_map(|(_, piece)| piece.to_vec()).collect();
+            let pieces: Vec<&[u8]> = pieces.map(|(_, piece)| &piece[..]).collect();
+            if pieces.len() < 2 {
+                return Err(format!("{place}: {} pieces", pieces.len()));
+            }
+            let bytes = pieces.concat();
             let result = serde_json::from_slice(&bytes);
             last.result = result.map_err(|error| format!("{place}: torn: {error}"))?;
         }

@@ -1,11 +1,11 @@
 //! The rate limiter: in no window more permits than the limit.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use quorate_proto::mvccpb::event::EventType;
 use quorate_recipes::clock::{Clock, Instant, SystemClock};
+use quorate_recipes::keys::LeaseId;
 use quorate_recipes::{Result, Session};
 
 use crate::gatherings::Wrong;
@@ -25,8 +25,12 @@ const LIMIT: u32 = 4;
 
 const PER: Duration = Duration::from_secs(2);
 
-/// How long a grant lives: for a window after the last moment in which its permits may be used.
-const GRANT_LIFE: Duration = Duration::from_secs(3);
+/// How long a permit may be used after it was granted.
+const USABLE: Duration = Duration::from_secs(1);
+
+/// Least windows of a world that must be judged, and least of them that have all permits.
+const JUDGED_MIN: usize = 30;
+const FULL_MIN: usize = 3;
 
 impl Scenario for Rate {
     const NAME: &'static str = "rate";
@@ -69,43 +73,40 @@ impl Scenario for Rate {
         let lost = lost_grants(history);
         let mut got = self.got.borrow().clone();
         got.sort_unstable();
+        let (mut judged, mut full) = (0, 0);
         for (index, (first, _)) in got.iter().enumerate() {
             let end = *first + PER;
             let window = got[index..].iter().take_while(|(at, _)| *at < end);
             let permits: u32 = window.map(|(_, permits)| permits).sum();
-            // A permit may be used for a while after its grant was lost.
-            let around = *first - PER..end;
-            let counts = !lost.iter().any(|at| around.contains(at));
-            if counts && permits > LIMIT {
+            // What was granted up to a window before may be used in it, and its loss makes room.
+            let around = *first - (PER + USABLE)..end;
+            if lost.iter().any(|at| around.contains(at)) {
+                continue;
+            }
+            if permits > LIMIT {
                 return Err(format!("{permits} permits from {first:?} on"));
             }
+            judged += 1;
+            full += usize::from(permits == LIMIT);
+        }
+        if judged < JUDGED_MIN || full < FULL_MIN {
+            return Err(format!(
+                "only {judged} of {} windows are judged, {full} of them full",
+                got.len()
+            ));
         }
         Ok(())
     }
 }
 
-/// When a grant ended before its time: because the nemesis has taken its lease, because it was never
-/// used, or, a little, because it was written a while after its lease was granted. What holds is
-/// promised of stores that keep leases; so windows around such an end are not judged.
+/// When a grant went because the store lost its lease. What holds is promised of stores that keep
+/// leases; so windows around such an end are not judged.
 fn lost_grants(history: &History) -> Vec<Instant> {
-    let mut made = BTreeMap::new();
-    let mut lost = Vec::new();
-    for (commit, change) in history.changes() {
-        let key = key_of(change);
-        if !key.starts_with("quorate/rate/r/grant/") {
-            continue;
-        }
-        match change.r#type() {
-            EventType::Put => {
-                made.insert(key, commit.at);
-            }
-            EventType::Delete => {
-                let lived = made.remove(&key).map(|at| commit.at - at);
-                if lived.is_some_and(|lived| lived < GRANT_LIFE) {
-                    lost.push(commit.at);
-                }
-            }
-        }
-    }
-    lost
+    let grants = history.changes().filter(|(_, change)| {
+        let lease = change.prev_kv.as_ref().map_or(0, |kv| kv.lease);
+        change.r#type() == EventType::Delete
+            && key_of(change).starts_with("quorate/rate/r/grant/")
+            && history.losses.leases.contains(&LeaseId(lease))
+    });
+    grants.map(|(commit, _)| commit.at).collect()
 }

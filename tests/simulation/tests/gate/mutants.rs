@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
 use quorate_proto::etcdserverpb::{TxnRequest, WatchCreateRequest};
 use quorate_proto::mvccpb::event::EventType;
@@ -20,7 +21,7 @@ use quorate_simulation::{History, Player, Scenario, run};
 /// Worlds in which it must be found.
 const WORLDS: u64 = 300;
 
-fn is_found<S: Scenario>(as_what: &str) {
+pub(super) fn is_found<S: Scenario>(as_what: &str) {
     let report = sweep(run::<S>, 0..WORLDS, 2);
     let outcome = report.broken.expect("the checkers find it");
     let what = outcome.broken.unwrap();
@@ -65,7 +66,7 @@ async fn claim(session: &Session, claim: Claim) -> Result<Claimed> {
         .await
 }
 
-fn fresh(player: &Player) -> String {
+pub(super) fn fresh(player: &Player) -> String {
     format!("{:016x}", player.below(u64::MAX))
 }
 
@@ -262,6 +263,31 @@ impl Holding for InLine {
     }
 }
 
+impl InLine {
+    fn new(actor: &Actor, key: Key, revision: i64) -> Self {
+        Self {
+            client: actor.client().clone(),
+            actor: actor.clone(),
+            key,
+            revision: Revision(revision),
+        }
+    }
+
+    /// Waits until nobody is before it.
+    async fn first(&self, session: &Session, space: &KeySpace) -> Result<()> {
+        loop {
+            let first = ops::oldest(space.range(), 1);
+            let answer = self.client.store().range(first).await?;
+            session.check()?;
+            let first = answer.kvs.first();
+            if first.is_some_and(|kv| kv.create_revision == self.revision.0) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+}
+
 async fn enter(player: &Player, session: &Session, space: &KeySpace) -> Result<InLine> {
     let lease = session.lease();
     loop {
@@ -272,12 +298,8 @@ async fn enter(player: &Player, session: &Session, space: &KeySpace) -> Result<I
         };
         match session.actor().attempt(request).await {
             Ok(answer) => {
-                return Ok(InLine {
-                    client: session.client().clone(),
-                    actor: session.actor().clone(),
-                    key,
-                    revision: Revision(answer.header.unwrap().revision),
-                });
+                let created = answer.header.unwrap().revision;
+                return Ok(InLine::new(session.actor(), key, created));
             }
             Err(Error::Store(error)) if error.is_transient() => player.pause(100).await,
             Err(error) => return Err(error),
@@ -295,19 +317,7 @@ impl Scenario for Unsealed {
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
         let space = KeySpace::of("lock", "m");
         let mine = enter(player, session, &space).await?;
-        loop {
-            let first = ops::oldest(space.range(), 1);
-            let answer = player.client().store().range(first).await?;
-            session.check()?;
-            if answer
-                .kvs
-                .first()
-                .is_some_and(|kv| kv.create_revision == mine.revision.0)
-            {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+        mine.first(session, &space).await?;
         let held = self.0.granted(player, mine);
         self.0.increment(player, &held, "data/count").await?;
         Ok(())
@@ -321,6 +331,56 @@ impl Scenario for Unsealed {
 #[test]
 fn a_claim_without_a_seal_is_found() {
     is_found::<Unsealed>("not everybody came to an end");
+}
+
+/// A queue that one enters by a claim as the real one, with a name of its own that is the same for every
+/// copy, but which does not compare the session's key: a copy that comes late, when the place was given
+/// up long ago, stands in the line without anybody behind it.
+struct NoSessionCompare(Ledger);
+
+async fn naive_claim(actor: Actor, key: Key, value: Bytes) -> Result<InLine> {
+    let request = TxnRequest {
+        compare: vec![Compare::absent(&key).into()],
+        success: vec![ops::put(&key, value, Some(actor.lease()))],
+        failure: vec![ops::read(ops::get(&key))],
+    };
+    let (answer, _) = actor.repeat(request).await?;
+    let found = ops::kvs(&answer.responses, 0).first();
+    let created = match found {
+        Some(kv) if !answer.succeeded => kv.create_revision,
+        _ => answer.header.unwrap().revision,
+    };
+    Ok(InLine::new(&actor, key, created))
+}
+
+impl Scenario for NoSessionCompare {
+    const NAME: &'static str = "a claim without the session's revision";
+
+    fn new() -> Self {
+        Self(Ledger::default())
+    }
+
+    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
+        let space = KeySpace::of("lock", "m");
+        let nonce = fresh(player);
+        let key = space.key(&format!("{}/{nonce}", session.lease()));
+        let actor = session.actor();
+        let claimed = actor.run(|actor| naive_claim(actor, key, nonce.into()));
+        let mine = claimed.await?;
+        mine.first(session, &space).await?;
+        let held = self.0.granted(player, mine);
+        self.0.increment(player, &held, "data/count").await?;
+        Ok(())
+    }
+
+    fn check(&self, history: &History) -> std::result::Result<(), String> {
+        self.0.check(history, &Line::under("quorate/lock/m/"))
+    }
+}
+
+#[test]
+fn a_claim_without_the_sessions_revision_is_found() {
+    is_found::<NoSessionCompare>("not everybody came to an end");
 }
 
 /// A writer that becomes a reader by a new key: a writer that waited before that key is let in as well.
