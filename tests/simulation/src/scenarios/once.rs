@@ -131,9 +131,10 @@ impl Scenario for Once {
     }
 
     fn capabilities() -> Capabilities {
-        let mut limits = Capabilities::default();
-        limits.max_request_bytes = REQUEST_BYTES_MAX;
-        limits
+        Capabilities {
+            max_request_bytes: REQUEST_BYTES_MAX,
+            ..Capabilities::default()
+        }
     }
 
     async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {

@@ -29,8 +29,8 @@ const PER: Duration = Duration::from_secs(2);
 const USABLE: Duration = Duration::from_secs(1);
 
 /// Least windows of a world that must be judged, and least of them that have all permits.
-const JUDGED_MIN: usize = 30;
-const FULL_MIN: usize = 3;
+const JUDGED_MIN: usize = 20;
+const FULL_MIN: usize = 1;
 
 impl Scenario for Rate {
     const NAME: &'static str = "rate";
