@@ -188,7 +188,7 @@ mod tests {
     use super::*;
     use crate::keys::LeaseId;
     use crate::store::faulty::{Calls, Stage};
-    use crate::store::{Faulty, MemStore};
+    use crate::store::{Counting, Faulty, MemStore};
 
     fn value(store: &MemStore) -> Option<(String, LeaseId)> {
         let kv = store.dump(&crate::keys::KeyRange::one("k")).pop()?;
@@ -264,7 +264,8 @@ mod tests {
         for deleted in [false, true] {
             let store = MemStore::new();
             let faulty = Faulty::new(store.clone());
-            let client = Client::new(faulty.clone());
+            let counting = Counting::new(faulty.clone());
+            let client = Client::new(counting.clone());
             let other = Client::new(store.clone());
             // The second: the first opens the session.
             let claim = faulty.hold(2, Calls::Txn, Stage::Answered);
@@ -283,6 +284,10 @@ mod tests {
             assert_eq!(kept.state(), KeptState::Kept);
             assert_eq!(value(&store).unwrap().0, "v");
             assert_eq!(writes(&store), 1 + usize::from(deleted));
+            if !deleted {
+                // Opened and claimed: not taken for lost, and claimed again.
+                assert_eq!(counting.counts().txn, 2);
+            }
             kept.remove().await.unwrap();
         }
     }
