@@ -4,7 +4,6 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::rc::Rc;
-use std::time::Duration;
 
 use futures::{StreamExt, join};
 use quorate_proto::mvccpb::event::EventType;
@@ -22,9 +21,6 @@ const SPACE: &str = "quorate/member/g/";
 
 /// The last value of a member that leaves.
 const FAREWELL: &[u8] = br#"{"v":1,"left":true}"#;
-
-/// How long an observer may be cut off from the store, by several strikes in a row, and not know it.
-const CUT_MAX: Duration = Duration::from_secs(30);
 
 /// A member's key, as a checker knows it: by id, create and mod revision.
 type Known = (String, i64, i64);
@@ -274,19 +270,32 @@ impl Truth {
         }
     }
 
-    /// Whether an observer may have been cut off at a moment until what it missed was compacted.
-    fn may_be_unseen(&self, at: Instant) -> bool {
-        let around = at - CUT_MAX..at + CUT_MAX;
-        self.resyncs.iter().any(|resync| around.contains(resync))
+    /// Whether an observer may have missed what happened at a moment: it was told of nothing from then
+    /// until the history was compacted.
+    fn may_be_missed(&self, happened: Instant, events: &[(Instant, Told)]) -> bool {
+        self.resyncs.iter().any(|resync| {
+            let between = |told: &Instant| happened < *told && told <= resync;
+            *resync >= happened && !events.iter().any(|(told, _)| between(told))
+        })
+    }
+
+    /// Whether what an observer is told at a moment may be a difference: the history was compacted since
+    /// it was told of anything before.
+    fn may_be_difference(&self, told: Instant, events: &[(Instant, Told)]) -> bool {
+        let before = events.iter().map(|(at, _)| *at).filter(|at| *at < told);
+        let before = before.max();
+        let since = |resync: &Instant| before.is_none_or(|before| before <= *resync);
+        self.resyncs
+            .iter()
+            .any(|resync| since(resync) && *resync <= told)
     }
 
     /// Who was not cut off is told of everything, each once.
     fn all(&self, observed: &Observed) -> std::result::Result<(), String> {
         let told: HashSet<&Told> = observed.events.iter().map(|(_, told)| told).collect();
-        let due = self
-            .changes
-            .iter()
-            .filter(|(at, revision, _)| *revision > observed.begun && !self.may_be_unseen(*at));
+        let due = self.changes.iter().filter(|(at, revision, _)| {
+            *revision > observed.begun && !self.may_be_missed(*at, &observed.events)
+        });
         for (_, revision, change) in due {
             if !told.contains(change) {
                 return Err(format!("{change:?} at {revision} was not told"));
@@ -315,7 +324,7 @@ impl Truth {
             }
             if let Told::Left(_, told) = event {
                 let right = self.departures.get(id);
-                let unseen = *told == Departure::Unseen && self.may_be_unseen(*at);
+                let unseen = *told == Departure::Unseen && self.may_be_difference(*at, events);
                 if right.is_none() || !unseen && right != Some(told) {
                     return Err(format!("{event:?}, and it went {right:?}"));
                 }
