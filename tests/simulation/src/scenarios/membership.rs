@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::rc::Rc;
+use std::time::Duration;
 
 use futures::{StreamExt, join};
 use quorate_proto::mvccpb::event::EventType;
@@ -15,6 +16,9 @@ use quorate_recipes::{Error, Group, Result, Session};
 use crate::history::{History, key_of};
 use crate::player::Player;
 use crate::scenario::Scenario;
+
+/// How long what an observer is told may have been on its way: its connection delays answers.
+const LATE_MAX: Duration = Duration::from_secs(10);
 
 /// All members' keys.
 const SPACE: &str = "quorate/member/g/";
@@ -270,12 +274,15 @@ impl Truth {
         }
     }
 
-    /// Whether an observer may have missed what happened at a moment: it was told of nothing from then
-    /// until the history was compacted.
+    /// Whether an observer may have missed what happened at a moment: the history was compacted between
+    /// the last time before that it was told of anything and the next time after.
     fn may_be_missed(&self, happened: Instant, events: &[(Instant, Told)]) -> bool {
+        let told = || events.iter().map(|(at, _)| *at);
+        let before = told().filter(|at| *at < happened).max();
+        let after = told().filter(|at| *at > happened).min();
         self.resyncs.iter().any(|resync| {
-            let between = |told: &Instant| happened < *told && told <= resync;
-            *resync >= happened && !events.iter().any(|(told, _)| between(told))
+            before.is_none_or(|before| before - LATE_MAX <= *resync)
+                && after.is_none_or(|after| *resync <= after)
         })
     }
 
@@ -284,7 +291,7 @@ impl Truth {
     fn may_be_difference(&self, told: Instant, events: &[(Instant, Told)]) -> bool {
         let before = events.iter().map(|(at, _)| *at).filter(|at| *at < told);
         let before = before.max();
-        let since = |resync: &Instant| before.is_none_or(|before| before <= *resync);
+        let since = |resync: &Instant| before.is_none_or(|before| before - LATE_MAX <= *resync);
         self.resyncs
             .iter()
             .any(|resync| since(resync) && *resync <= told)
