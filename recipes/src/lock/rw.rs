@@ -169,7 +169,7 @@ impl RwLock {
         let (read, write) = (self.space.child("read"), self.space.child("write"));
         let writers: Vec<_> = kvs
             .iter()
-            .filter(|kv| write.suffix(&kv.key).is_some())
+            .filter_map(|kv| Some((write.suffix(&kv.key)?, kv.create_revision)))
             .collect();
         // Everybody has a key here; one with a twin among the writers' is a writer's.
         let mut everybody: Vec<_> = kvs
@@ -178,28 +178,23 @@ impl RwLock {
             .collect();
         everybody.sort_by_key(|(_, kv)| kv.create_revision);
         let who = introduced(&self.client, everybody.iter().map(|(_, kv)| *kv)).await?;
-        let first = everybody.first().map(|(_, kv)| kv.create_revision);
+        let first = everybody.first().map(|(name, _)| *name);
         let mut found = Vec::new();
         for ((name, kv), contender) in everybody.iter().zip(who) {
-            let twin = writers.iter().find(|writer| {
-                let same_lease = writer.lease == kv.lease;
-                same_lease && write.suffix(&writer.key) == Some(name)
-            });
-            let asked = twin.map_or(kv.create_revision, |twin| twin.create_revision);
-            let behind_writer = writers
-                .iter()
-                .any(|writer| writer.create_revision < asked && twin.is_none());
+            let (access, holds) = match writers.iter().any(|(writer, _)| writer == name) {
+                true => (Access::Write, first == Some(*name)),
+                false => {
+                    let created = kv.create_revision;
+                    (
+                        Access::Read,
+                        !writers.iter().any(|(_, before)| *before < created),
+                    )
+                }
+            };
             found.push(RwContender {
-                access: if twin.is_some() {
-                    Access::Write
-                } else {
-                    Access::Read
-                },
-                holds: match twin {
-                    Some(_) => first == Some(kv.create_revision),
-                    None => !behind_writer,
-                },
                 contender,
+                access,
+                holds,
             });
         }
         Ok(found)
