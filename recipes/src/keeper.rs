@@ -13,6 +13,7 @@ use crate::client::Client;
 use crate::error::{Error, LostReason, Result};
 use crate::keys::{Key, KeyRange, LeaseId, Revision};
 use crate::session::{Claim, Claimed, Session};
+use crate::settled::Settled;
 use crate::store::ops::{self, Compare};
 use crate::tasks::Tasks;
 use crate::wait::Backoff;
@@ -200,6 +201,8 @@ pub(crate) struct Keeper {
     plan: Plan,
     wanted: watch::Receiver<Wanted>,
     standing: watch::Sender<Standing>,
+    /// The sessions before, those that are not gone yet.
+    lost: Vec<Settled<()>>,
     /// The session whose close waits for the farewell.
     awaited_by: Option<LeaseId>,
 }
@@ -208,8 +211,6 @@ pub(crate) struct Keeper {
 enum Left {
     /// The owner wanted it.
     Asked,
-    /// The owner wanted it before the key was in place again.
-    Absent,
     /// The key was deleted by somebody else.
     Deleted,
     /// The key was written by somebody else.
@@ -250,6 +251,7 @@ impl Keeper {
             session,
             wanted,
             standing: tell,
+            lost: Vec::new(),
             awaited_by: None,
         };
         keeper.plan.mark.add(keeper.session.lease());
@@ -262,6 +264,9 @@ impl Keeper {
 
     async fn run(mut self) {
         let outcome = self.keep().await;
+        if outcome.is_ok() {
+            self.outlast_lost_sessions().await;
+        }
         if let Err(error) = &outcome {
             tracing::debug!(key = %self.plan.key, %error, "key not kept any more");
         }
@@ -283,7 +288,6 @@ impl Keeper {
             let (entered_before, since) = (self.has_entered(), self.client.now());
             let ended = match self.serve(&mut watcher).await {
                 Ok(Left::Asked) => return Ok(()),
-                Ok(Left::Absent) => return self.remove_remains(&mut pause).await,
                 Ok(Left::Overwritten(kv)) if self.plan.holding == Rivals::End => {
                     return Err(self.taken(&kv));
                 }
@@ -308,7 +312,7 @@ impl Keeper {
             if again && !self.pause_unless_leaving(&mut pause).await
                 || ended.is_some() && !self.reopen(&mut pause).await?
             {
-                return self.remove_remains(&mut pause).await;
+                return Ok(());
             }
         }
     }
@@ -324,7 +328,7 @@ impl Keeper {
     /// Puts the key in place under the present session, and stays until something ends it.
     async fn serve(&mut self, watcher: &mut Watcher) -> Result<Left> {
         let Some((mut at, sequence)) = self.enter(watcher).await? else {
-            return Ok(Left::Absent);
+            return Ok(Left::Asked);
         };
         self.farewell_on_close();
         self.publish(at, sequence);
@@ -488,23 +492,15 @@ impl Keeper {
         }
     }
 
-    /// Deletes what is left of the last write, as when its session is lost; tries for no longer than that
-    /// one's lease can live.
-    async fn remove_remains(&self, pause: &mut Backoff) -> Result<()> {
-        let at = self.standing.borrow().revision;
-        let until = self.client.now() + self.ttl;
-        while at > Revision(0) && self.client.now() < until {
-            let call = self.client.store().txn(self.deletion(at));
-            match self.client.before(until, call).await {
-                Some(Err(error)) if error.is_transient() => {
-                    tracing::debug!(key = %self.plan.key, %error, "removing what is left");
-                    pause.pause().await;
-                }
-                Some(Err(error)) => return Err(error.into()),
-                Some(Ok(_)) | None => break,
-            }
+    /// Waits until the sessions that were lost are gone: until then a claim of theirs whose answer was lost
+    /// may still put the key in place, or the key be there.
+    async fn outlast_lost_sessions(&self) {
+        for session in &self.lost {
+            session.wait().await;
         }
-        Ok(())
+        if self.session.check().is_err() {
+            self.session.actor().gone().wait().await;
+        }
     }
 
     /// What is known of the key after a batch of this revision, when our last write of it was at `at`.
@@ -581,6 +577,8 @@ impl Keeper {
             match opened {
                 Ok(session) => {
                     self.plan.mark.add(session.lease());
+                    self.lost.retain(|before| before.get().is_none());
+                    self.lost.push(self.session.actor().gone());
                     self.session = session;
                     return Ok(true);
                 }

@@ -187,7 +187,7 @@ impl fmt::Debug for KeptKey {
 mod tests {
     use super::*;
     use crate::keys::LeaseId;
-    use crate::store::faulty::{Calls, Stage};
+    use crate::store::faulty::{Calls, Fault, Outage, Stage};
     use crate::store::{Counting, Faulty, MemStore};
 
     fn value(store: &MemStore) -> Option<(String, LeaseId)> {
@@ -324,5 +324,23 @@ mod tests {
             assert_eq!(kept.state(), KeptState::Kept, "foreign: {foreign}");
             assert_eq!(value(&store).unwrap().0, "v");
         }
+    }
+
+    /// The new session expires, for want of answers, with its claim of the key still on the way.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_on_its_way_puts_a_removed_key_back() {
+        let store = MemStore::new();
+        let faulty = Faulty::new(store.clone());
+        let client = Client::new(faulty.clone());
+        let kept = client.keep("k", "v").await.unwrap();
+        faulty.plan("k", [Fault::Late]);
+        assert!(store.expire(value(&store).unwrap().1));
+        while faulty.left() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        faulty.disconnect(Outage::Refused);
+        kept.remove().await.unwrap();
+        assert_eq!(faulty.deliver().await, (1, 0));
+        assert_eq!(value(&store), None);
     }
 }

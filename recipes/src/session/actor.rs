@@ -62,6 +62,8 @@ pub(super) struct Core {
     closing: AtomicBool,
     /// How the closing went, for all who asked for it.
     closed: Settled<Result<()>>,
+    /// Settled once nothing sent for the session can take effect in the store any more.
+    gone: Settled<()>,
     /// Cancelled once no write of this session can matter any more.
     pub(super) over: CancellationToken,
 }
@@ -69,6 +71,7 @@ pub(super) struct Core {
 impl Drop for Core {
     fn drop(&mut self) {
         self.lost.settle(LostReason::Closed);
+        self.gone.settle(());
     }
 }
 
@@ -134,6 +137,7 @@ impl Actor {
                 operations: Arc::new(Semaphore::new(OPERATIONS_MAX)),
                 closing: AtomicBool::new(false),
                 closed: Settled::new(),
+                gone: Settled::new(),
                 over: CancellationToken::new(),
             }),
         }
@@ -295,13 +299,22 @@ impl Actor {
             return;
         }
         tracing::warn!(lease = %self.core.lease, %reason, "session lost");
-        if reason == LostReason::Expired {
-            // A renewal still under way could keep the lease, and so the keys, for another period.
-            let actor = self.clone();
-            self.core.tasks.spawn_apart("revoke", async move {
-                drop(actor.revoke(actor.core.client.now() + actor.ttl()).await);
-            });
+        if reason != LostReason::Expired {
+            self.core.gone.settle(());
+            return;
         }
+        // A renewal still under way could keep the lease, and so the keys, for another period.
+        let actor = self.clone();
+        self.core.tasks.spawn_apart("revoke", async move {
+            drop(actor.revoke(actor.core.client.now() + actor.ttl()).await);
+            actor.core.gone.settle(());
+        });
+    }
+
+    /// Settled once a lost or closed session's lease is revoked, or must have run out: from then on
+    /// none of its keys is there, and nothing that was sent for it can take effect.
+    pub(crate) fn gone(&self) -> Settled<()> {
+        self.core.gone.clone()
     }
 
     /// The error of a session that is over.
@@ -459,6 +472,7 @@ impl Actor {
             actor.core.over.cancel();
             actor.core.tasks.cancel();
             closing.0.settle(actor.revoke(deadline).await);
+            actor.core.gone.settle(());
         });
         closed
     }
