@@ -45,6 +45,7 @@
 //! | a `release()`, `resign()` future | goes on unobserved |
 //! | a `try_upgrade()`, `downgrade()`, `hand_over()` future | what was held is given up |
 //! | a request to release | taken back |
+//! | a guard, by a panic | as dropped; with `poison_on_panic()` a mark is left |
 //! | a `run()` future of an election | the leader's work is dropped, then as a leadership |
 //! | a `commit()` future, one of a transaction's `run()` | an unknown outcome |
 //! | an `add()`, `set()`, `count_down()` future | an unknown outcome: what is on its way ends by itself, once or not at all |
@@ -75,6 +76,7 @@
 //! |---|---|
 //! | `session`, `lane` | of a session: `quorate/session/<lease>`, `quorate/lane/<lease>/<n>` |
 //! | `lock`, `election` | `<lease>/<nonce>` of each contender; what is said about them under `lock-meta`, `election-meta` |
+//! | `request` | requests to release, under the revision of the holder's key |
 //! | `exclusive`, `rwlock`, `semaphore` | `owner`; `read/…`, `write/…`; `door/…`, `permit/…`, `limit` |
 //! | `once` | `turn/…`, `chunk/…`, `manifest` |
 //! | `member`, `assign`, `service`, `progress` | one key a member, a contender for a partition, an instance, a task |

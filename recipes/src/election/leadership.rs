@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::keys::{KeySpace, Revision};
-use crate::lock::{Asked, Fence, Fenced, Hold, ReleaseRequested};
+use crate::lock::{Fence, Fenced, Hold, ReleaseRequested};
 use crate::value::Json;
 
 /// A won election; everything a guard can do is in [`Hold`]: its token, its loss, writes that the
@@ -19,7 +19,6 @@ pub struct Leadership<T> {
     hold: Hold,
     /// What is said about the election's candidates.
     pub(super) meta: KeySpace,
-    asked: Asked,
     /// The candidates.
     pub(super) space: KeySpace,
     said: Mutex<Said<T>>,
@@ -38,7 +37,6 @@ impl<T> Leadership<T> {
         let value = Arc::new(value);
         Self {
             hold,
-            asked: Asked::new(&meta),
             meta,
             space,
             said: Mutex::new(Said { at, value }),
@@ -84,7 +82,7 @@ impl<T> Leadership<T> {
     /// # Cancel safety
     /// No request is lost when the future is dropped, as long as it stands.
     pub async fn resignation_requested(&self) -> Result<ReleaseRequested> {
-        self.asked.next(&self.hold).await
+        self.hold.release_requested().await
     }
 
     /// Gives the leadership up and waits until the store has confirmed.

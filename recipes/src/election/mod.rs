@@ -21,7 +21,7 @@ use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::keys::{EPOCH_KEY, Key, KeySpace, LeaseId, Name, Revision};
 use crate::kit::{Contender, Line};
-use crate::lock::{Epoch, FencingToken, Hold, Holder, ReleaseRequest, ask, queue_of};
+use crate::lock::{Epoch, FencingToken, Hold, Holder, ReleaseRequest, ask_first, queue_of};
 use crate::session::Session;
 use crate::store::ops;
 use crate::value::Json;
@@ -111,7 +111,7 @@ impl<T> Election<T> {
         reason: impl Into<String>,
     ) -> Result<Option<ReleaseRequest>> {
         session.belongs_to(&self.client)?;
-        ask(session, self.space.range(), &self.meta, reason.into()).await
+        ask_first(session, self.space.range(), &reason.into()).await
     }
 
     /// The key prefix, as a Go program passes it to `NewElection`, and a shell to `etcdctl elect`.

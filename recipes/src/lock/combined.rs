@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::{Fence, Fenced, Hold, Mutex, MutexGuard, ReleaseRequested};
+use super::{Fence, Fenced, Hold, Mutex, MutexGuard};
 use crate::error::Result;
 use crate::session::Session;
 
@@ -21,7 +21,8 @@ const PASSES_MAX: u32 = 16;
 ///
 /// Tasks that a hold is handed on to have the same fencing token. The hold is handed on only if every
 /// transaction under the guard before has been answered for certain, so what a task sent can never
-/// take effect in the time of the next one; otherwise the lock is released and taken anew.
+/// take effect in the time of the next one; otherwise, and when a task panics, the lock is released and
+/// taken anew.
 #[derive(Debug, Clone)]
 pub struct CombinedMutex {
     inner: Arc<Inner>,
@@ -78,12 +79,45 @@ impl CombinedMutex {
         let waiting = Waiting::new(&self.inner);
         let place = Arc::clone(&self.inner.place).lock_owned().await;
         drop(waiting);
-        let mut guard = CombinedGuard {
-            inner: Arc::clone(&self.inner),
-            place: Some(place),
-        };
-        guard.acquire().await?;
+        let mut guard = CombinedGuard::new(&self.inner, place);
+        if !guard.has_hold() {
+            guard.take(self.inner.mutex.lock(&self.inner.session).await?);
+        }
         Ok(guard)
+    }
+
+    /// As [`CombinedMutex::lock`], for at most `limit`; `None` when the time was up before.
+    ///
+    /// # Errors
+    /// As [`Mutex::lock`].
+    ///
+    /// # Cancel safety
+    /// As [`Mutex::lock`].
+    pub async fn lock_within(&self, limit: Duration) -> Result<Option<CombinedGuard>> {
+        let client = self.inner.session.client();
+        let deadline = client.now() + limit;
+        client.before(deadline, self.lock()).await.transpose()
+    }
+
+    /// Takes the lock if nobody holds it or waits for it, neither of these tasks nor in the store.
+    ///
+    /// # Errors
+    /// As [`Mutex::try_lock`].
+    ///
+    /// # Cancel safety
+    /// As [`Mutex::try_lock`].
+    pub async fn try_lock(&self) -> Result<Option<CombinedGuard>> {
+        let Ok(place) = Arc::clone(&self.inner.place).try_lock_owned() else {
+            return Ok(None);
+        };
+        let mut guard = CombinedGuard::new(&self.inner, place);
+        if !guard.has_hold() {
+            match self.inner.mutex.try_lock(&self.inner.session).await? {
+                Some(hold) => guard.take(hold),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(guard))
     }
 }
 
@@ -96,21 +130,6 @@ impl Inner {
         {
             drop(place.held.take());
         }
-    }
-}
-
-impl CombinedMutex {
-    /// As [`CombinedMutex::lock`], for at most `limit`; `None` when the time was up before.
-    ///
-    /// # Errors
-    /// As [`Mutex::lock`].
-    ///
-    /// # Cancel safety
-    /// As [`Mutex::lock`].
-    pub async fn lock_within(&self, limit: Duration) -> Result<Option<CombinedGuard>> {
-        let client = self.inner.session.client();
-        let deadline = client.now() + limit;
-        client.before(deadline, self.lock()).await.transpose()
     }
 }
 
@@ -146,28 +165,28 @@ pub struct CombinedGuard {
 }
 
 impl CombinedGuard {
-    /// Takes the lock in the store, unless it was handed on.
-    async fn acquire(&mut self) -> Result<()> {
-        let place = self.place.as_mut().expect("it has just got it");
+    fn new(inner: &Arc<Inner>, mut place: OwnedMutexGuard<Place>) -> Self {
         // One that was lost meanwhile is of no use.
         let is_lost = |held: &mut MutexGuard| held.remaining().is_zero();
         drop(place.held.take_if(is_lost));
-        if place.held.is_none() {
-            place.passes = 0;
-            place.held = Some(self.inner.mutex.lock(&self.inner.session).await?);
+        Self {
+            inner: Arc::clone(inner),
+            place: Some(place),
         }
-        Ok(())
     }
 
-    /// As [`MutexGuard::release_requested`]: each request is told to one of the tasks.
-    ///
-    /// # Errors
-    /// As [`MutexGuard::release_requested`].
-    ///
-    /// # Cancel safety
-    /// As [`MutexGuard::release_requested`].
-    pub async fn release_requested(&self) -> Result<ReleaseRequested> {
-        self.held().release_requested().await
+    /// Whether the lock was handed on.
+    fn has_hold(&self) -> bool {
+        self.place
+            .as_ref()
+            .is_some_and(|place| place.held.is_some())
+    }
+
+    /// Puts a hold of the store's in place.
+    fn take(&mut self, hold: MutexGuard) {
+        let place = self.place.as_mut().expect("it has not been given up");
+        place.passes = 0;
+        place.held = Some(hold);
     }
 
     fn held(&self) -> &MutexGuard {
@@ -197,6 +216,7 @@ impl CombinedGuard {
         let hand_on = |passes: u32, held: &mut MutexGuard| {
             waited_for
                 && passes < passes_max
+                && !std::thread::panicking()
                 && !held.remaining().is_zero()
                 && held.hold_mut().renew_fence()
         };

@@ -54,7 +54,35 @@ impl Delay {
     }
 }
 
-/// A note of who holds.
+/// How long the lock that these contend for stays shut yet, after one who had left a note in `key` and is
+/// gone; `None` when it is not shut.
+pub(super) async fn left(
+    client: &Client,
+    key: &Key,
+    contenders: KeyRange,
+    delay: &Delay,
+) -> Result<Option<Duration>> {
+    let request = TxnRequest {
+        success: vec![
+            ops::read(ops::get(key)),
+            ops::read(ops::oldest(contenders, 1)),
+        ],
+        ..Default::default()
+    };
+    let answer = client.store().txn(request).await?;
+    let Some(note) = ops::kvs(&answer.responses, 0).first() else {
+        return Ok(None);
+    };
+    // Who has left a note was first in line, and stays so until it goes.
+    let first = ops::kvs(&answer.responses, 1).first();
+    if first.is_some_and(|kv| kv.key == note.value) {
+        return Ok(None);
+    }
+    let ends = delay.ends(client, Revision(note.mod_revision));
+    Ok(Some(ends.saturating_duration_since(client.now())))
+}
+
+/// A note of who holds: the holder's key, which no other has ever had.
 #[derive(Debug, Clone)]
 pub(super) struct Note {
     key: Key,
@@ -62,21 +90,22 @@ pub(super) struct Note {
 }
 
 impl Note {
-    /// A note with a value that no other has.
-    pub(super) fn new(key: Key, nonce: String) -> Self {
+    /// A note in `key` of the holder's key.
+    pub(super) fn new(key: Key, holder: &Key) -> Self {
         Self {
             key,
-            value: nonce.into(),
+            value: holder.as_bytes().clone(),
         }
     }
 
-    /// Has the note written with a claim, over one that was written at `over` (0: over none), and removed
-    /// with what was claimed. Refused, the claim reads the note.
-    pub(super) fn add_to(&self, claim: &mut Claim, over: Revision) {
-        claim.when.push(Compare::mod_revision(&self.key, over));
-        claim.also.push(self.put());
-        claim.otherwise.push(ops::read(ops::get(&self.key)));
-        claim.when_released.push(self.removal());
+    /// Has a note in `key` of what is claimed written with the claim, over one that was written at `over`
+    /// (0: over none), and removed with what was claimed. Refused, the claim reads the note.
+    pub(super) fn add_to(claim: &mut Claim, key: Key, over: Revision) {
+        let note = Self::new(key, &claim.keys[0].key);
+        claim.when.push(Compare::mod_revision(&note.key, over));
+        claim.also.push(note.put());
+        claim.otherwise.push(ops::read(ops::get(&note.key)));
+        claim.when_released.push(note.removal());
     }
 
     fn put(&self) -> RequestOp {

@@ -4,7 +4,7 @@
 use std::ops::Deref;
 use std::time::Duration;
 
-use super::{ContenderRecord, Fence, Fenced, Hold, Holder, queue_of};
+use super::{ContenderRecord, Fence, Fenced, Hold, Holder, ReleaseRequest, ask_first, queue_of};
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, KeySpace, Name, Revision};
@@ -149,6 +149,23 @@ impl ExclusiveLock {
     pub async fn holder(&self) -> Result<Option<Holder>> {
         let queue = queue_of(&self.client, KeyRange::one(&self.key), 1).await?;
         Ok(queue.into_iter().next())
+    }
+
+    /// Asks whoever holds the lock to release it; `None` when nobody does. As
+    /// [`Mutex::request_release`](super::Mutex::request_release).
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`]; the store's.
+    ///
+    /// # Cancel safety
+    /// Dropping the future takes the request back.
+    pub async fn request_release(
+        &self,
+        session: &Session,
+        reason: impl Into<String>,
+    ) -> Result<Option<ReleaseRequest>> {
+        session.belongs_to(&self.client)?;
+        ask_first(session, KeyRange::one(&self.key), &reason.into()).await
     }
 }
 

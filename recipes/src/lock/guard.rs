@@ -12,6 +12,7 @@ use quorate_proto::epoch;
 use quorate_proto::etcdserverpb::{RangeRequest, RequestOp, ResponseOp, TxnRequest};
 use quorate_proto::mvccpb::KeyValue;
 
+use super::request::{Asked, ReleaseRequested};
 use crate::client::Client;
 use crate::error::{Error, LostReason, Result, TxnError};
 use crate::keys::{EPOCH_KEY, Key, KeyRange, LeaseId, Revision};
@@ -189,6 +190,12 @@ impl Fence {
         newest.expect("a hold has a key")
     }
 
+    /// The revision at which the first of its keys was created: what lists of holders show.
+    pub(super) fn oldest(&self) -> Revision {
+        let oldest = self.keys.iter().map(|(_, revision)| *revision).min();
+        oldest.expect("a hold has a key")
+    }
+
     /// The lease that the key is attached to.
     #[must_use]
     pub fn lease(&self) -> LeaseId {
@@ -260,6 +267,7 @@ pub struct Hold {
     /// Whether the keys are about to go because the hold is given up.
     leaving: Arc<AtomicBool>,
     watched: Once,
+    asked: Asked,
     session: Session,
 }
 
@@ -294,6 +302,7 @@ impl Hold {
             ending: Ending(Settled::new()),
             leaving: Arc::default(),
             watched: Once::new(),
+            asked: Asked::default(),
             session,
         }
     }
@@ -333,6 +342,16 @@ impl Hold {
     /// Has `op` done in the transaction that gives the hold up.
     pub(crate) fn when_released(&mut self, op: RequestOp) {
         self.owned.when_released(op);
+    }
+
+    /// Has `op` done in that transaction when it is sent because of a panic.
+    pub(super) fn when_panicked(&mut self, op: RequestOp) {
+        self.owned.when_panicked(op);
+    }
+
+    /// What notes a panic of one of several that have the hold together.
+    pub(super) fn panicked(&self) -> Option<Arc<AtomicBool>> {
+        self.owned.panicked()
     }
 
     /// The fencing token, for services outside the store.
@@ -394,6 +413,18 @@ impl Hold {
                 _ = ending.wait() => {}
             }
         });
+    }
+
+    /// Waits until somebody asks for its release, and tells why; each request is told once, to one of
+    /// those who wait. See [`Session::request_release`].
+    ///
+    /// # Errors
+    /// The store's final refusals. Trouble with the store is waited out.
+    ///
+    /// # Cancel safety
+    /// No request is lost when the future is dropped, as long as it stands.
+    pub async fn release_requested(&self) -> Result<ReleaseRequested> {
+        self.asked.next(self).await
     }
 
     /// Runs `work` while the hold lasts; drops it, wherever it stands, when the hold is lost.

@@ -4,7 +4,7 @@
 use std::ops::Deref;
 use std::time::Duration;
 
-use super::{ContenderRecord, Fence, Fenced, Hold};
+use super::{ContenderRecord, Fence, Fenced, Hold, Mutex};
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::keys::{KeySpace, Name};
@@ -27,18 +27,18 @@ const LOCKS_MAX: usize = 32;
 #[derive(Debug, Clone)]
 pub struct MultiLock {
     client: Client,
-    spaces: Vec<KeySpace>,
+    /// In the order of their keys.
+    names: Vec<Name>,
     info: String,
 }
 
 impl MultiLock {
     pub(crate) fn new(client: Client, names: impl IntoIterator<Item = Name>) -> Self {
-        let names = names.into_iter();
-        let mut spaces: Vec<_> = names.map(|name| name.space("lock")).collect();
-        spaces.sort_by(|a, b| a.prefix().cmp(b.prefix()));
+        let mut names: Vec<Name> = names.into_iter().collect();
+        names.sort_by_cached_key(|name| name.space("lock").prefix().to_owned());
         Self {
             client,
-            spaces,
+            names,
             info: String::new(),
         }
     }
@@ -50,9 +50,17 @@ impl MultiLock {
         self
     }
 
+    /// Each of the locks by itself, in the order of their keys: to see who holds it and who waits, and to
+    /// ask for its release. With this lock held, all of them show the same holder.
+    pub fn each(&self) -> impl Iterator<Item = Mutex> {
+        let names = self.names.iter();
+        names.map(|name| Mutex::new(self.client.clone(), name).with_info(&self.info))
+    }
+
     fn line(&self) -> Result<Line> {
-        let twice = self.spaces.windows(2).find(|pair| pair[0] == pair[1]);
-        match (self.spaces.len(), twice) {
+        let spaces: Vec<KeySpace> = self.names.iter().map(|name| name.space("lock")).collect();
+        let twice = spaces.windows(2).find(|pair| pair[0] == pair[1]);
+        match (spaces.len(), twice) {
             (0, _) => Err(Error::Invalid("no locks to take".to_owned())),
             (_, Some(pair)) => Err(Error::Invalid(format!(
                 "the lock {} twice",
@@ -61,7 +69,7 @@ impl MultiLock {
             (locks, _) if locks > LOCKS_MAX => Err(Error::Invalid(format!(
                 "{locks} locks at once; at most {LOCKS_MAX}"
             ))),
-            _ => Ok(Line::all(self.spaces.clone())),
+            _ => Ok(Line::all(spaces)),
         }
     }
 

@@ -5,12 +5,15 @@
 use std::ops::Deref;
 use std::time::Duration;
 
-use super::delay::{Delay, Note};
-use super::request::{self, Asked, ReleaseRequest, ReleaseRequested};
-use super::{CombinedMutex, ContenderRecord, Hold, Holder, SharedMutex, Waiter, queue_of};
+use super::delay::{self, Delay, Note};
+use super::poison::{self, Poison};
+use super::{
+    CombinedMutex, ContenderRecord, Hold, Holder, ReleaseRequest, SharedMutex, Waiter, ask_first,
+    queue_of,
+};
 use crate::client::Client;
-use crate::error::Result;
-use crate::keys::{KeySpace, Name, Revision};
+use crate::error::{Error, Result, TxnError};
+use crate::keys::{Key, KeySpace, Name, Revision};
 use crate::kit::{Contender, Line};
 use crate::lock::{Fence, Fenced};
 use crate::session::{Claim, Session};
@@ -31,6 +34,7 @@ pub struct Mutex {
     meta: KeySpace,
     info: String,
     delay: Option<Delay>,
+    poisons: bool,
 }
 
 impl Mutex {
@@ -41,6 +45,7 @@ impl Mutex {
             meta: name.meta("lock"),
             info: String::new(),
             delay: None,
+            poisons: false,
         }
     }
 
@@ -59,6 +64,16 @@ impl Mutex {
     #[must_use]
     pub fn with_delay(mut self, delay: Duration) -> Self {
         self.delay = Some(Delay::new(delay));
+        self
+    }
+
+    /// Leaves a mark when a guard made by this handle is dropped by a panic: the lock is released, and
+    /// [`Mutex::poison`] says so from then on, to everybody, until [`Mutex::clear_poison`]. Whoever takes
+    /// the lock decides what that means. No mark is left by a process that dies, nor where the session
+    /// ends before the store can be reached.
+    #[must_use]
+    pub fn poison_on_panic(mut self) -> Self {
+        self.poisons = true;
         self
     }
 
@@ -85,15 +100,19 @@ impl Mutex {
         Ok(Json(ContenderRecord::of(session, &self.info)).into())
     }
 
-    fn note(&self) -> Note {
-        Note::new(self.meta.key("held"), self.client.nonce())
+    fn guard(&self, mut hold: Hold) -> Result<MutexGuard> {
+        if self.poisons {
+            poison::arm(&mut hold, self.poison_key())?;
+        }
+        Ok(MutexGuard(hold))
     }
 
-    fn guard(&self, hold: Hold) -> MutexGuard {
-        MutexGuard {
-            hold,
-            asked: Asked::new(&self.meta),
-        }
+    fn poison_key(&self) -> Key {
+        self.meta.key("poison")
+    }
+
+    fn note_key(&self) -> Key {
+        self.meta.key("held")
     }
 
     /// Waits in line until the lock is held.
@@ -111,9 +130,10 @@ impl Mutex {
         let contender = Contender::enter(session, &self.space, self.value(session)?).await?;
         let mut hold = contender.wait_turn().await?;
         if let Some(delay) = &self.delay {
-            hold = self.note().take(hold, delay).await?;
+            let note = Note::new(self.note_key(), hold.key());
+            hold = note.take(hold, delay).await?;
         }
-        Ok(self.guard(hold))
+        self.guard(hold)
     }
 
     /// As [`Mutex::lock`], for at most `limit`; `None` when the time was up before.
@@ -145,14 +165,14 @@ impl Mutex {
             None => Contender::try_enter(session, &self.space, self.value(session)?).await?,
             Some(delay) => self.try_enter(session, delay).await?,
         };
-        Ok(hold.map(|hold| self.guard(hold)))
+        hold.map(|hold| self.guard(hold)).transpose()
     }
 
     async fn try_enter(&self, session: &Session, delay: &Delay) -> Result<Option<Hold>> {
-        let (note, mut over) = (self.note(), Revision(0));
+        let mut over = Revision(0);
         loop {
             let (line, value) = (Line::of(&self.space), self.value(session)?);
-            let add = |claim: &mut Claim| note.add_to(claim, over);
+            let add = |claim: &mut Claim| Note::add_to(claim, self.note_key(), over);
             let refused = match Contender::try_enter_with(session, line, value, add).await? {
                 Ok(hold) => return Ok(Some(hold)),
                 Err(responses) => responses,
@@ -163,6 +183,29 @@ impl Mutex {
                 _ => return Ok(None),
             }
         }
+    }
+
+    /// Who panicked while holding the lock, since the mark was last cleared; the last one of several. See
+    /// [`Mutex::poison_on_panic`].
+    ///
+    /// # Errors
+    /// [`Error::Codec`]; the store's.
+    pub async fn poison(&self) -> Result<Option<Poison>> {
+        let mark = self.client.get(self.poison_key()).await?;
+        mark.as_ref().map(Poison::read).transpose()
+    }
+
+    /// Clears the mark of a panic, refused by the store unless the lock is held. Returns whether there was
+    /// one.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for the guard of another lock; as [`Txn::commit`](crate::Txn::commit).
+    pub async fn clear_poison(&self, guard: &Hold) -> Result<bool, TxnError> {
+        if !guard.fence().contenders().contains(&self.space.range()) {
+            let (other, own) = (guard.key(), self.prefix());
+            return Err(Error::Invalid(format!("{other} is no guard of {own}")).into());
+        }
+        guard.delete(self.poison_key()).await
     }
 
     /// Who holds the lock, or is first in line while a delay runs.
@@ -190,9 +233,24 @@ impl Mutex {
             .collect())
     }
 
+    /// How much longer the lock stays shut after a holder that went without releasing it: what tells a delay
+    /// from a holder. `None` when it is not shut, or this handle has no [delay](Mutex::with_delay). Like the
+    /// delay itself it counts from when this handle, or a clone, first saw what the holder had left.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn delay_left(&self) -> Result<Option<Duration>> {
+        match &self.delay {
+            None => Ok(None),
+            Some(delay) => {
+                let (note, contenders) = (self.note_key(), self.space.range());
+                delay::left(&self.client, &note, contenders, delay).await
+            }
+        }
+    }
+
     /// Asks whoever holds the lock to release it; `None` when nobody does. A holder hears it that
-    /// waits for [`MutexGuard::release_requested`]; nobody is forced. The request stands until it is
-    /// dropped.
+    /// waits for [`Hold::release_requested`]; nobody is forced. The request stands until it is dropped.
     ///
     /// # Errors
     /// [`Error::SessionLost`](crate::Error::SessionLost); the store's.
@@ -205,7 +263,7 @@ impl Mutex {
         reason: impl Into<String>,
     ) -> Result<Option<ReleaseRequest>> {
         session.belongs_to(&self.client)?;
-        request::ask(session, self.space.range(), &self.meta, reason.into()).await
+        ask_first(session, self.space.range(), &reason.into()).await
     }
 }
 
@@ -213,24 +271,9 @@ impl Mutex {
 /// background.
 #[derive(Debug)]
 #[must_use = "a dropped guard releases the lock at once"]
-pub struct MutexGuard {
-    hold: Hold,
-    asked: Asked,
-}
+pub struct MutexGuard(Hold);
 
 impl MutexGuard {
-    /// Waits until somebody asks for the release, and tells why; each request is told once. See
-    /// [`Mutex::request_release`].
-    ///
-    /// # Errors
-    /// The store's final refusals. Trouble with the store is waited out.
-    ///
-    /// # Cancel safety
-    /// No request is lost when the future is dropped, as long as it stands.
-    pub async fn release_requested(&self) -> Result<ReleaseRequested> {
-        self.asked.next(&self.hold).await
-    }
-
     /// Releases the lock and waits until the store has confirmed. As [`Hold::release`].
     ///
     /// # Errors
@@ -240,11 +283,11 @@ impl MutexGuard {
     /// # Cancel safety
     /// The release goes on when the future is dropped.
     pub async fn release(self) -> Result<()> {
-        self.hold.release().await
+        self.0.release().await
     }
 
     pub(super) fn hold_mut(&mut self) -> &mut Hold {
-        &mut self.hold
+        &mut self.0
     }
 }
 
@@ -252,12 +295,12 @@ impl Deref for MutexGuard {
     type Target = Hold;
 
     fn deref(&self) -> &Hold {
-        &self.hold
+        &self.0
     }
 }
 
 impl Fenced for MutexGuard {
     fn fence(&self) -> &Fence {
-        self.hold.fence()
+        self.0.fence()
     }
 }

@@ -1,11 +1,11 @@
-//! Asking a holder to let go. A request is a key that names the holder's key by its revision, attached
-//! to the asking session; a holder that cares watches for it. Nobody is forced.
+//! Asking whoever holds something to let go. A request is a key that names the holder's key by its
+//! revision, attached to the asking session; a holder that cares watches for it. Nobody is forced.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Hold, Holder, queue_of};
+use super::{Fenced, Hold, Holder, queue_of};
 use crate::client::Client;
 use crate::error::Result;
 use crate::keys::{KeyRange, KeySpace, LeaseId, Revision};
@@ -81,66 +81,83 @@ impl ReleaseRequest {
     }
 }
 
-/// The requests to the holder whose key was created at `revision`.
-fn requests(meta: &KeySpace, revision: Revision) -> KeySpace {
-    meta.child("release").child(&revision.to_string())
+/// The requests to those whose key was created at `revision`; no two have one of the same revision but
+/// by one transaction, so by one holder.
+fn requests(revision: Revision) -> KeySpace {
+    KeySpace::of("request", &revision.to_string())
 }
 
-/// Asks the holder of `contenders`; `None` when nobody holds.
-pub(crate) async fn ask(
-    session: &Session,
-    contenders: KeyRange,
-    meta: &KeySpace,
-    reason: String,
-) -> Result<Option<ReleaseRequest>> {
-    let client = session.client();
-    loop {
-        let queue = queue_of(client, contenders.clone(), 1).await?;
-        let Some(holder) = queue.into_iter().next() else {
-            return Ok(None);
-        };
-        let key = fresh_key(session, &requests(meta, holder.revision));
+impl Session {
+    /// Asks one who holds something to let go: anybody in a list of holders, as
+    /// [`RwLock::contenders`](super::RwLock::contenders) or
+    /// [`Semaphore::holders`](super::Semaphore::holders) give it. `None` when that one holds no more. It
+    /// hears it that waits for [`Hold::release_requested`]; nobody is forced. The request stands until it
+    /// is dropped.
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`](crate::Error::SessionLost); the store's.
+    ///
+    /// # Cancel safety
+    /// Dropping the future takes the request back.
+    pub async fn request_release(
+        &self,
+        holder: &Holder,
+        reason: impl Into<String>,
+    ) -> Result<Option<ReleaseRequest>> {
+        let key = fresh_key(self, &requests(holder.revision));
         let record = Record {
             v: 1,
-            reason: reason.clone(),
+            reason: reason.into(),
         };
         let value = Value::from(Json(record)).into_bytes(&key)?;
         let mut claim = Claim::of(key, value);
         claim.when = vec![Compare::create_revision(&holder.key, holder.revision)];
-        let claimed = session
+        let claimed = self
             .actor()
             .run(|actor| async move { actor.claim(claim).await });
-        // Refused: that one holds no more, so somebody else may.
-        if let Claimed::Made { owned, .. } = claimed.await? {
-            return Ok(Some(ReleaseRequest {
+        Ok(match claimed.await? {
+            Claimed::Refused { .. } => None,
+            Claimed::Made { owned, .. } => Some(ReleaseRequest {
                 owned,
-                holder,
-                session: session.clone(),
-            }));
+                holder: holder.clone(),
+                session: self.clone(),
+            }),
+        })
+    }
+}
+
+/// Asks the first of `contenders`, whoever that is; `None` when there is nobody.
+pub(crate) async fn ask_first(
+    session: &Session,
+    contenders: KeyRange,
+    reason: &str,
+) -> Result<Option<ReleaseRequest>> {
+    let mut pause = Backoff::contended(session.client());
+    loop {
+        let queue = queue_of(session.client(), contenders.clone(), 1).await?;
+        let Some(holder) = queue.into_iter().next() else {
+            return Ok(None);
+        };
+        // Refused: that one holds no more, so somebody else may.
+        if let Some(request) = session.request_release(&holder, reason).await? {
+            return Ok(Some(request));
         }
+        pause.pause().await;
     }
 }
 
 /// The requests to one holder, each told once.
-#[derive(Debug)]
-pub(crate) struct Asked {
-    meta: KeySpace,
+#[derive(Debug, Default)]
+pub(super) struct Asked {
     /// When the last one that was told was made.
     told: AtomicI64,
 }
 
 impl Asked {
-    pub(crate) fn new(meta: &KeySpace) -> Self {
-        Self {
-            meta: meta.clone(),
-            told: AtomicI64::new(0),
-        }
-    }
-
     /// Waits until somebody asks for the release of `hold` who has not been told of.
-    pub(crate) async fn next(&self, hold: &Hold) -> Result<ReleaseRequested> {
+    pub(super) async fn next(&self, hold: &Hold) -> Result<ReleaseRequested> {
         let client: &Client = hold.unfenced();
-        let mut watcher = client.watch(requests(&self.meta, hold.token().revision).range());
+        let mut watcher = client.watch(requests(hold.fence().oldest()).range());
         loop {
             watcher.next().await?;
             let told = self.told.load(Ordering::Acquire);

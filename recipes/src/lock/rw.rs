@@ -5,6 +5,7 @@
 //! `write/` and one under `read/`, created together, and waits for everybody under `read/` before it.
 //! Every wait points to an earlier revision, so no two can wait for each other.
 
+use std::collections::HashMap;
 use std::ops::Deref;
 use std::time::Duration;
 
@@ -167,10 +168,11 @@ impl RwLock {
     pub async fn contenders(&self) -> Result<Vec<RwContender>> {
         let (_, kvs) = self.client.list(self.space.range()).await?;
         let (read, write) = (self.space.child("read"), self.space.child("write"));
-        let writers: Vec<_> = kvs
+        let writers: HashMap<_, _> = kvs
             .iter()
             .filter_map(|kv| Some((write.suffix(&kv.key)?, kv.create_revision)))
             .collect();
+        let first_writer = writers.values().min();
         // Everybody has a key here; one with a twin among the writers' is a writer's.
         let mut everybody: Vec<_> = kvs
             .iter()
@@ -181,15 +183,12 @@ impl RwLock {
         let first = everybody.first().map(|(name, _)| *name);
         let mut found = Vec::new();
         for ((name, kv), contender) in everybody.iter().zip(who) {
-            let (access, holds) = match writers.iter().any(|(writer, _)| writer == name) {
+            let (access, holds) = match writers.contains_key(name) {
                 true => (Access::Write, first == Some(*name)),
-                false => {
-                    let created = kv.create_revision;
-                    (
-                        Access::Read,
-                        !writers.iter().any(|(_, before)| *before < created),
-                    )
-                }
+                false => (
+                    Access::Read,
+                    first_writer.is_none_or(|before| *before > kv.create_revision),
+                ),
             };
             found.push(RwContender {
                 contender,

@@ -141,7 +141,7 @@ impl Semaphore {
     pub async fn acquire_many(&self, session: &Session, permits: NonZeroU32) -> Result<Permit> {
         for _ in 0..HASTY_TRIES {
             match self.try_now(session, permits).await? {
-                Tried::Got(permit) => return Ok(permit),
+                Tried::Got(permit) => return Ok(*permit),
                 Tried::Full => break,
                 Tried::Moved => {}
             }
@@ -193,7 +193,7 @@ impl Semaphore {
         let mut pause = Backoff::contended(&self.client);
         loop {
             match self.try_now(session, permits).await? {
-                Tried::Got(permit) => return Ok(Some(permit)),
+                Tried::Got(permit) => return Ok(Some(*permit)),
                 Tried::Full => return Ok(None),
                 // Somebody else got one meanwhile: each such turn gives somebody a permit.
                 Tried::Moved => pause.pause().await,
@@ -230,13 +230,14 @@ impl Semaphore {
     /// after another resize.
     pub async fn resize(&mut self, limit: u32) -> Result<()> {
         let key = self.limit_key();
+        let mut pause = Backoff::contended(&self.client);
         loop {
             let kv = self.client.get(&key).await?;
             let at = Revision(kv.map_or(0, |kv| kv.mod_revision));
             let change = self.client.txn().when(Compare::mod_revision(&key, at));
             match change.put(&key, limit.to_string()).commit().await {
                 Ok(_) => break,
-                Err(TxnError::Conflict { .. }) => {}
+                Err(TxnError::Conflict { .. }) => pause.pause().await,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -333,7 +334,7 @@ impl Semaphore {
             self.limit_is(&count),
         ];
         let permit = self.claim(session, permits, &count, when, None).await?;
-        Ok(permit.map_or(Tried::Moved, Tried::Got))
+        Ok(permit.map_or(Tried::Moved, |permit| Tried::Got(Box::new(permit))))
     }
 
     fn is_room(&self, count: &Count, permits: NonZeroU32) -> Result<bool> {
@@ -443,7 +444,7 @@ impl Semaphore {
 }
 
 enum Tried {
-    Got(Permit),
+    Got(Box<Permit>),
     Full,
     Moved,
 }

@@ -2,10 +2,11 @@
 //! owner together.
 
 use std::ops::Deref;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
-use super::{Fence, Fenced, Hold, Mutex, MutexGuard, ReleaseRequested};
+use super::poison::PanicWitness;
+use super::{Fence, Fenced, Hold, Mutex, MutexGuard};
 use crate::error::Result;
 use crate::session::Session;
 
@@ -20,7 +21,24 @@ pub struct SharedMutex {
 struct Inner {
     mutex: Mutex,
     session: Session,
-    held: tokio::sync::Mutex<Weak<MutexGuard>>,
+    held: std::sync::Mutex<Weak<MutexGuard>>,
+    /// Held by the one of the owner who stands in line for all.
+    line: tokio::sync::Mutex<()>,
+}
+
+impl Inner {
+    /// A part in the present hold, unless there is none, or it is lost.
+    fn join(&self) -> Option<SharedGuard> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = held.upgrade()?;
+        (!guard.remaining().is_zero()).then(|| SharedGuard::new(guard))
+    }
+
+    fn share(&self, guard: MutexGuard) -> SharedGuard {
+        let guard = Arc::new(guard);
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&guard);
+        SharedGuard::new(guard)
+    }
 }
 
 impl SharedMutex {
@@ -29,7 +47,8 @@ impl SharedMutex {
             inner: Arc::new(Inner {
                 mutex,
                 session,
-                held: tokio::sync::Mutex::default(),
+                held: std::sync::Mutex::default(),
+                line: tokio::sync::Mutex::default(),
             }),
         }
     }
@@ -42,19 +61,17 @@ impl SharedMutex {
     /// # Cancel safety
     /// As [`Mutex::lock`]; others of the owner who wait then go on.
     pub async fn lock(&self) -> Result<SharedGuard> {
-        let mut held = self.inner.held.lock().await;
-        if let Some(guard) = held.upgrade()
-            && !guard.remaining().is_zero()
-        {
-            return Ok(SharedGuard(guard));
+        let inner = &self.inner;
+        if let Some(guard) = inner.join() {
+            return Ok(guard);
         }
-        let guard = Arc::new(self.inner.mutex.lock(&self.inner.session).await?);
-        *held = Arc::downgrade(&guard);
-        Ok(SharedGuard(guard))
+        let _line = inner.line.lock().await;
+        match inner.join() {
+            Some(guard) => Ok(guard),
+            None => Ok(inner.share(inner.mutex.lock(&inner.session).await?)),
+        }
     }
-}
 
-impl SharedMutex {
     /// As [`SharedMutex::lock`], for at most `limit`; `None` when the time was up before.
     ///
     /// # Errors
@@ -67,29 +84,53 @@ impl SharedMutex {
         let deadline = client.now() + limit;
         client.before(deadline, self.lock()).await.transpose()
     }
+
+    /// Joins the owner's hold, or takes the lock if nobody holds it or waits for it, others of the owner
+    /// included.
+    ///
+    /// # Errors
+    /// As [`Mutex::try_lock`].
+    ///
+    /// # Cancel safety
+    /// As [`Mutex::try_lock`].
+    pub async fn try_lock(&self) -> Result<Option<SharedGuard>> {
+        let inner = &self.inner;
+        if let Some(guard) = inner.join() {
+            return Ok(Some(guard));
+        }
+        let Ok(_line) = inner.line.try_lock() else {
+            // Whoever had it may have got the lock since.
+            return Ok(inner.join());
+        };
+        if let Some(guard) = inner.join() {
+            return Ok(Some(guard));
+        }
+        let guard = inner.mutex.try_lock(&inner.session).await?;
+        Ok(guard.map(|guard| inner.share(guard)))
+    }
 }
 
 /// A part in a held [`SharedMutex`]. Everything a guard can do is in [`Hold`].
 #[derive(Debug, Clone)]
 #[must_use = "the last guard to be dropped releases the lock"]
-pub struct SharedGuard(Arc<MutexGuard>);
+pub struct SharedGuard {
+    // Dropped before the hold.
+    witness: PanicWitness,
+    held: Arc<MutexGuard>,
+}
 
 impl SharedGuard {
+    fn new(held: Arc<MutexGuard>) -> Self {
+        Self {
+            witness: PanicWitness::of(&held),
+            held,
+        }
+    }
+
     /// How many guards there are of this hold.
     #[must_use]
     pub fn count(&self) -> usize {
-        Arc::strong_count(&self.0)
-    }
-
-    /// As [`MutexGuard::release_requested`]: each request is told to one of the guards.
-    ///
-    /// # Errors
-    /// As [`MutexGuard::release_requested`].
-    ///
-    /// # Cancel safety
-    /// As [`MutexGuard::release_requested`].
-    pub async fn release_requested(&self) -> Result<ReleaseRequested> {
-        self.0.release_requested().await
+        Arc::strong_count(&self.held)
     }
 
     /// Gives this guard back. The last one releases the lock and waits until the store has confirmed.
@@ -100,7 +141,9 @@ impl SharedGuard {
     /// # Cancel safety
     /// The release goes on when the future is dropped.
     pub async fn release(self) -> Result<()> {
-        match Arc::into_inner(self.0) {
+        let Self { held, witness } = self;
+        drop(witness);
+        match Arc::into_inner(held) {
             Some(guard) => guard.release().await,
             None => Ok(()),
         }
@@ -111,12 +154,12 @@ impl Deref for SharedGuard {
     type Target = Hold;
 
     fn deref(&self) -> &Hold {
-        &self.0
+        &self.held
     }
 }
 
 impl Fenced for SharedGuard {
     fn fence(&self) -> &Fence {
-        self.0.fence()
+        self.held.fence()
     }
 }

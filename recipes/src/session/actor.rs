@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lane::Lanes;
 use super::{Lost, SessionState};
-use crate::client::Client;
+use crate::client::{Client, Identity};
 use crate::clock::{Clock, Instant, Moment};
 use crate::error::{Error, LostReason, Result};
 use crate::keys::{Key, LeaseId, Revision};
@@ -32,6 +32,18 @@ const OPERATIONS_MAX: usize = 256;
 /// How long closing a session waits for its operations in progress.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
 
+/// What the opening of a session has come to.
+pub(super) struct Opened {
+    pub(super) lease: Lease,
+    pub(super) who: Identity,
+    pub(super) key: Key,
+    /// Of the key.
+    pub(super) value: Bytes,
+    /// When the key was created.
+    pub(super) created: Revision,
+    pub(super) epoch: Epoch,
+}
+
 /// What does a session's writes. Cheap to clone; it does not keep the session alive.
 #[derive(Clone)]
 pub struct Actor {
@@ -43,6 +55,7 @@ pub(super) struct Core {
     tasks: Tasks,
     lease: LeaseId,
     cluster_id: u64,
+    who: Identity,
     key: Key,
     pub(super) value: Bytes,
     epoch: Epoch,
@@ -102,15 +115,15 @@ impl Drop for Closing {
 }
 
 impl Actor {
-    pub(super) fn new(
-        client: Client,
-        tasks: Tasks,
-        lease: Lease,
-        key: Key,
-        value: Bytes,
-        created: Revision,
-        epoch: Epoch,
-    ) -> Self {
+    pub(super) fn new(client: Client, tasks: Tasks, opened: Opened) -> Self {
+        let Opened {
+            lease,
+            who,
+            key,
+            value,
+            created,
+            epoch,
+        } = opened;
         let marks = Marks {
             sent: client.moment(),
             ttl: Duration::ZERO,
@@ -124,6 +137,7 @@ impl Actor {
                 tasks,
                 lease: lease.id,
                 cluster_id: lease.header.cluster_id,
+                who,
                 key,
                 value,
                 epoch,
@@ -167,6 +181,11 @@ impl Actor {
 
     pub(super) fn session_key(&self) -> &Key {
         &self.core.key
+    }
+
+    /// Who the session says it is.
+    pub(super) fn who(&self) -> &Identity {
+        &self.core.who
     }
 
     /// The epoch read when the session was opened.

@@ -5,6 +5,7 @@
 
 use std::iter;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use quorate_proto::etcdserverpb::{RequestOp, ResponseOp, TxnRequest, TxnResponse};
@@ -107,6 +108,8 @@ pub struct Owned {
     keys: Vec<OwnedKey>,
     /// Done in the transaction that deletes the first key, if that still is as created.
     last: Vec<RequestOp>,
+    /// Done with that when a task has panicked with the keys in hand.
+    panicked: Option<Box<(RequestOp, Arc<AtomicBool>)>>,
     farewell: Option<Box<Farewell>>,
     armed: bool,
 }
@@ -144,6 +147,7 @@ impl Owned {
             actor: actor.clone(),
             keys: keys.collect(),
             last: claim.when_released.clone(),
+            panicked: None,
             farewell: None,
             armed: true,
         };
@@ -207,6 +211,25 @@ impl Owned {
         self.last.push(op);
     }
 
+    /// Has `op` done as well in that transaction when it is sent because of a panic: in the thread that
+    /// drops the keys, or in one that has set [`Owned::panicked`].
+    pub(crate) fn when_panicked(&mut self, op: RequestOp) {
+        self.panicked = Some(Box::new((op, Arc::default())));
+    }
+
+    /// What notes a panic, if [`Owned::when_panicked`] was called.
+    pub(crate) fn panicked(&self) -> Option<Arc<AtomicBool>> {
+        self.panicked.as_ref().map(|of| Arc::clone(&of.1))
+    }
+
+    /// What is done in the transaction that deletes the first key.
+    fn last(&self) -> impl Iterator<Item = &RequestOp> {
+        let panicked = self.panicked.as_deref();
+        let panicked =
+            panicked.filter(|of| std::thread::panicking() || of.1.load(Ordering::Acquire));
+        self.last.iter().chain(panicked.map(|of| &of.0))
+    }
+
     /// Takes the keys of `other`, of the same session, behind its own.
     pub(crate) fn absorb(&mut self, mut other: Self) {
         other.armed = false;
@@ -221,6 +244,7 @@ impl Owned {
             actor: self.actor.clone(),
             keys,
             last: Vec::new(),
+            panicked: None,
             farewell: None,
             armed: self.armed,
         })
@@ -266,7 +290,7 @@ impl Owned {
     /// if and only if all are.
     fn deletion(&self) -> TxnRequest {
         let delete = |owned: &OwnedKey| ops::delete(KeyRange::one(&owned.key));
-        let first = || iter::once(delete(&self.keys[0])).chain(self.last.iter().cloned());
+        let first = || iter::once(delete(&self.keys[0])).chain(self.last().cloned());
         let mut request = TxnRequest {
             compare: self
                 .keys

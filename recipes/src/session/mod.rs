@@ -25,7 +25,7 @@ pub(crate) use lane::LANE_OPS;
 pub use lane::{Effect, Effected, Lane};
 pub use open::{SessionBuilder, SessionRecord};
 
-use crate::client::Client;
+use crate::client::{Client, Identity};
 use crate::clock::Instant;
 use crate::error::{Error, LostReason, Result};
 use crate::keys::LeaseId;
@@ -98,6 +98,12 @@ impl Session {
     #[must_use]
     pub fn task(&self) -> Option<&str> {
         self.task.as_deref()
+    }
+
+    /// Who the session says it is, in lists of holders and waiters.
+    #[must_use]
+    pub fn who(&self) -> &Identity {
+        self.handle.actor.who()
     }
 
     /// Where the session stands now. Judged by the clock, so it is right even when the session's

@@ -8,7 +8,8 @@ use futures::future::BoxFuture;
 use quorate_proto::etcdserverpb::TxnRequest;
 use serde::{Deserialize, Serialize};
 
-use super::{Actor, Session, renew};
+use super::actor::{Actor, Opened};
+use super::{Session, renew};
 use crate::client::{Client, Identity};
 use crate::clock::{self, Instant, Moment};
 use crate::error::{Error, Result};
@@ -104,16 +105,16 @@ impl SessionBuilder {
             opened_ms: clock::wall_millis(),
         };
         let value = Value::from(Json(&record)).into_bytes(&key)?;
-        let (revision, epoch) = self.announce(&key, &value, &lease, deadline).await?;
-        let actor = Actor::new(
-            self.client.clone(),
-            Tasks::current(),
+        let (created, epoch) = self.announce(&key, &value, &lease, deadline).await?;
+        let opened = Opened {
             lease,
+            who: record.who,
             key,
             value,
-            revision,
+            created,
             epoch,
-        );
+        };
+        let actor = Actor::new(self.client.clone(), Tasks::current(), opened);
         actor.acknowledge(sent, &lease);
         actor.spawn("renew", renew::run(actor.clone()));
         tracing::debug!(lease = %lease.id, ttl = ?lease.ttl, "session opened");

@@ -93,6 +93,8 @@ on_every_store! {
     lock_forms::combined_tasks_are_one_contender,
     lock_forms::delay_follows_a_loss,
     lock_forms::holders_are_asked_to_let_go,
+    lock_forms::holders_of_all_kinds_are_asked,
+    lock_forms::panics_leave_a_mark,
     deadlocks::circles_are_found_with_their_owners,
     deadlocks::sessions_without_tasks_are_only_possible,
     leased::kept_keys_stay_in_place,
