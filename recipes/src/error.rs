@@ -17,6 +17,9 @@ pub enum LostReason {
     /// The lease ran out by the local clock: no renewal was acknowledged in time.
     #[error("the lease ran out before a renewal was acknowledged")]
     Expired,
+    /// The session's watchdog was not fed in time.
+    #[error("the program gave no sign of life in time")]
+    Stalled,
     /// The store no longer has the lease: it expired there, or was revoked.
     #[error("the store no longer has the lease")]
     LeaseGone,

@@ -36,13 +36,18 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        self.spawn_on(&self.runtime, name, future);
+    }
+
+    /// As [`Tasks::spawn`], on another runtime than the group's.
+    pub(crate) fn spawn_on<F>(&self, runtime: &Handle, name: &'static str, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let token = self.token.clone();
         let task = async move { token.run_until_cancelled(future).await.unwrap_or(()) };
         let span = tracing::debug_span!("task", name);
-        drop(
-            self.runtime
-                .spawn(self.tracker.track_future(task.instrument(span))),
-        );
+        drop(runtime.spawn(self.tracker.track_future(task.instrument(span))));
     }
 
     /// Starts `future` outside the group, so that it may wait for the group itself. It must be

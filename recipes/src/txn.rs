@@ -221,7 +221,7 @@ impl Txn {
             return Err(error.clone());
         }
         for fence in &self.fences {
-            fence.check()?;
+            fence.check(&self.client)?;
             self.stays_out_of(fence)?;
         }
         let compares = self.fences.iter().flat_map(Fence::compares);

@@ -221,8 +221,10 @@ impl Fence {
         keys.chain(rest).collect()
     }
 
-    /// Fails once the session is lost.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Fails once the session is lost, and for a client of another store than the session's, where the keys
+    /// that it compares are other keys.
+    pub(crate) fn check(&self, client: &Client) -> Result<()> {
+        self.actor.belongs_to(client)?;
         self.actor.check()
     }
 

@@ -37,6 +37,10 @@ impl<I: DeserializeOwned + Send + Sync + 'static> Members<I> {
         })
     }
 
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// The newest view.
     #[must_use]
     pub fn view(&self) -> Arc<MemberView<I>> {

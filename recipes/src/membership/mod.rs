@@ -4,17 +4,19 @@
 //! come back by itself: a process that lost its session joins anew, as another member.
 //!
 //! `group` joins, `record` is how a member is written, `roster` decides what a view shows and what
-//! has happened, `members` follows a group.
+//! has happened, `members` follows a group, `suspect` asks who may be dead.
 
 mod group;
 mod members;
 mod record;
 mod roster;
+mod suspect;
 mod view;
 
 pub use group::{Group, Membership};
 pub use members::Members;
 pub use roster::MemberEvent;
+pub use suspect::Suspect;
 pub use view::{Member, MemberView, majority_of};
 
 pub use crate::departure::Departure;

@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::lane::Lanes;
+use super::watchdog::Watchdog;
 use super::{Lost, SessionState};
 use crate::client::{Client, Identity};
 use crate::clock::{Clock, Instant, Moment};
@@ -42,6 +43,8 @@ pub(super) struct Opened {
     /// When the key was created.
     pub(super) created: Revision,
     pub(super) epoch: Epoch,
+    /// How long the program may go without a sign of life.
+    pub(super) watchdog: Option<Duration>,
 }
 
 /// What does a session's writes. Cheap to clone; it does not keep the session alive.
@@ -63,6 +66,7 @@ pub(super) struct Core {
     /// its opening can make the lease and the key anew after both have gone.
     created: Revision,
     marks: Mutex<Marks>,
+    watchdog: Option<Watchdog>,
     state: watch::Sender<SessionState>,
     /// Why it is lost, for those who wait for that.
     lost: Settled<LostReason>,
@@ -123,7 +127,9 @@ impl Actor {
             value,
             created,
             epoch,
+            watchdog,
         } = opened;
+        let watchdog = watchdog.map(|limit| Watchdog::new(limit, client.moment()));
         let marks = Marks {
             sent: client.moment(),
             ttl: Duration::ZERO,
@@ -142,6 +148,7 @@ impl Actor {
                 value,
                 epoch,
                 marks: Mutex::new(marks),
+                watchdog,
                 state,
                 lost: Settled::new(),
                 created,
@@ -174,6 +181,17 @@ impl Actor {
         self.core.created
     }
 
+    /// As [`Session::belongs_to`](super::Session::belongs_to).
+    pub(crate) fn belongs_to(&self, client: &Client) -> Result<()> {
+        if Arc::ptr_eq(self.client().store(), client.store()) {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "session {} is of another store than the client",
+            self.lease()
+        )))
+    }
+
     /// Whether a key that was read is the session's key.
     pub(super) fn is_session(&self, kv: &KeyValue) -> bool {
         kv.lease == self.core.lease.0 && kv.create_revision == self.core.created.0
@@ -203,7 +221,10 @@ impl Actor {
         }
         let remaining = self.left();
         if remaining.is_zero() {
-            self.lose(LostReason::Expired);
+            self.lose(match self.is_stalled() {
+                true => LostReason::Stalled,
+                false => LostReason::Expired,
+            });
             return *self.core.state.borrow();
         }
         let until = self.core.client.now() + remaining;
@@ -253,7 +274,25 @@ impl Actor {
 
     /// Time until the local deadline, whatever the state says.
     fn left(&self) -> Duration {
-        self.marks().remaining(&**self.core.client.clock())
+        let clock = &**self.core.client.clock();
+        let left = self.marks().remaining(clock);
+        let watchdog = self.core.watchdog.as_ref();
+        watchdog.map_or(left, |watchdog| left.min(watchdog.left(clock)))
+    }
+
+    fn is_stalled(&self) -> bool {
+        let clock = &**self.core.client.clock();
+        let watchdog = self.core.watchdog.as_ref();
+        watchdog.is_some_and(|watchdog| watchdog.left(clock).is_zero())
+    }
+
+    /// As [`Session::feed_watchdog`](super::Session::feed_watchdog).
+    pub(super) fn feed_watchdog(&self) {
+        // Judged first: a late sign must not bring a session back that is lost but does not know.
+        let live = self.check().is_ok();
+        if let Some(watchdog) = self.core.watchdog.as_ref().filter(|_| live) {
+            watchdog.feed(self.core.client.moment());
+        }
     }
 
     fn marks(&self) -> Marks {
@@ -318,11 +357,11 @@ impl Actor {
             return;
         }
         tracing::warn!(lease = %self.core.lease, %reason, "session lost");
-        if reason != LostReason::Expired {
+        if !matches!(reason, LostReason::Expired | LostReason::Stalled) {
             self.core.gone.settle(());
             return;
         }
-        // A renewal still under way could keep the lease, and so the keys, for another period.
+        // The lease may be alive yet, or a renewal under way that keeps it, and so the keys, for longer.
         let actor = self.clone();
         self.core.tasks.spawn_apart("revoke", async move {
             drop(actor.revoke(actor.core.client.now() + actor.ttl()).await);
@@ -356,6 +395,17 @@ impl Actor {
         F: Future<Output = ()> + Send + 'static,
     {
         self.core.tasks.spawn(name, future);
+    }
+
+    /// Starts the task that renews the lease, where the store wants it.
+    pub(super) fn spawn_renewals<F>(&self, renewals: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        match self.core.client.store().runtime() {
+            Some(runtime) => self.core.tasks.spawn_on(&runtime, "renew", renewals),
+            None => self.core.tasks.spawn("renew", renewals),
+        }
     }
 
     /// Runs a write of the session to its end, whether or not the returned future is kept. The

@@ -1,13 +1,15 @@
 //! A session is one lease and what keeps it alive: everything a process holds, it holds under a
 //! session, and loses with it. `actor` does the writes that must not be
 //! left half done, `claim` creates keys exactly once, `lane` changes exactly once what others may
-//! change as well, `renew` keeps the lease.
+//! change as well, `renew` keeps the lease,
+//! `watchdog` as long as the program shows that it goes on.
 
 mod actor;
 mod claim;
 mod lane;
 mod open;
 mod renew;
+mod watchdog;
 
 use std::fmt;
 use std::future::Future;
@@ -27,7 +29,7 @@ pub use open::{SessionBuilder, SessionRecord};
 
 use crate::client::{Client, Identity};
 use crate::clock::Instant;
-use crate::error::{Error, LostReason, Result};
+use crate::error::{LostReason, Result};
 use crate::keys::LeaseId;
 
 /// Where a session stands.
@@ -55,7 +57,7 @@ pub enum SessionState {
 /// the renewal was *sent*. Loss is final, also when the network comes back a moment later.
 ///
 /// It is for recipes of the client that opened it, of its clones, and of clients that share its store
-/// ([`Client::builder_shared`]). Others refuse it with [`Error::Invalid`], those of a
+/// ([`Client::builder_shared`]). Others refuse it with [`Error::Invalid`](crate::Error::Invalid), those of a
 /// [namespace](Client::namespace) too: they would look for its keys elsewhere than it writes them.
 ///
 /// Dropping the last handle ends the session: the lease is revoked in the background.
@@ -133,7 +135,7 @@ impl Session {
     /// Fails once the session is lost.
     ///
     /// # Errors
-    /// [`Error::SessionLost`].
+    /// [`Error::SessionLost`](crate::Error::SessionLost).
     pub fn check(&self) -> Result<()> {
         self.handle.actor.check()
     }
@@ -161,15 +163,9 @@ impl Session {
     /// takes a session asks this first.
     ///
     /// # Errors
-    /// [`Error::Invalid`].
+    /// [`Error::Invalid`](crate::Error::Invalid).
     pub(crate) fn belongs_to(&self, client: &Client) -> Result<()> {
-        if Arc::ptr_eq(self.client().store(), client.store()) {
-            return Ok(());
-        }
-        Err(Error::Invalid(format!(
-            "session {} is of another store than the client",
-            self.lease()
-        )))
+        self.handle.actor.belongs_to(client)
     }
 
     /// What does the session's writes. It does not keep the session alive.
@@ -178,12 +174,18 @@ impl Session {
         &self.handle.actor
     }
 
+    /// Tells the session's [watchdog](SessionBuilder::watchdog) that the program goes on; without one, nothing.
+    /// A sign that comes too late changes nothing: the session is lost then.
+    pub fn feed_watchdog(&self) {
+        self.handle.actor.feed_watchdog();
+    }
+
     /// Ends the session: every guard under it is lost at once, writes in progress are let finish,
     /// and the lease is revoked, which deletes every key attached to it. Whoever closes a clone as well
     /// waits for the same.
     ///
     /// # Errors
-    /// [`Error::OutcomeUnknown`] when the store did not acknowledge the revocation in time; the
+    /// [`Error::OutcomeUnknown`](crate::Error::OutcomeUnknown) when the store did not acknowledge the revocation in time; the
     /// lease then runs out by itself.
     ///
     /// # Cancel safety
@@ -231,6 +233,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+    use crate::error::Error;
     use crate::stm::Transaction;
     use crate::store::faulty::{Calls, Stage};
     use crate::store::{Faulty, MemStore, Store};

@@ -46,6 +46,7 @@ pub struct SessionBuilder {
     ttl: Duration,
     open_timeout: Duration,
     label: Option<String>,
+    watchdog: Option<Duration>,
 }
 
 impl SessionBuilder {
@@ -55,6 +56,7 @@ impl SessionBuilder {
             ttl: DEFAULT_TTL,
             open_timeout: DEFAULT_OPEN_TIMEOUT,
             label: None,
+            watchdog: None,
         }
     }
 
@@ -69,6 +71,13 @@ impl SessionBuilder {
     /// What this session is called in lists of holders and waiters. Default: the client's label.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = Some(label.into());
+        self
+    }
+
+    /// Loses the session unless [`Session::feed_watchdog`] is called within every `limit`: for programs whose
+    /// own loop may hang while the renewals go on. Default: none.
+    pub fn watchdog(mut self, limit: Duration) -> Self {
+        self.watchdog = Some(limit);
         self
     }
 
@@ -113,10 +122,11 @@ impl SessionBuilder {
             value,
             created,
             epoch,
+            watchdog: self.watchdog,
         };
         let actor = Actor::new(self.client.clone(), Tasks::current(), opened);
         actor.acknowledge(sent, &lease);
-        actor.spawn("renew", renew::run(actor.clone()));
+        actor.spawn_renewals(renew::run(actor.clone()));
         tracing::debug!(lease = %lease.id, ttl = ?lease.ttl, "session opened");
         Ok(Session::new(actor))
     }
@@ -240,6 +250,7 @@ impl fmt::Debug for SessionBuilder {
             .field("ttl", &self.ttl)
             .field("open_timeout", &self.open_timeout)
             .field("label", &self.label)
+            .field("watchdog", &self.watchdog)
             .finish_non_exhaustive()
     }
 }

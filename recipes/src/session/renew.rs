@@ -29,8 +29,12 @@ async fn renewals(actor: &Actor) {
             if rest.is_zero() {
                 break;
             }
+            if matches!(actor.state(), SessionState::Lost(_)) {
+                return;
+            }
             // Timers stand still while the machine sleeps, and the lease does not.
-            actor.client().sleep(rest.min(LOOK_EVERY)).await;
+            let look = LOOK_EVERY.min(actor.remaining());
+            actor.client().sleep(rest.min(look)).await;
         }
         if !renew_once(actor).await {
             return;
@@ -125,6 +129,27 @@ mod tests {
         clock.sleep(HOUR);
         let soon = tokio::time::timeout(2 * LOOK_EVERY, session.lost()).await;
         assert_eq!(soon.expect("within two looks"), LostReason::Expired);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_ends_with_the_signs_of_life() {
+        let store = MemStore::new();
+        let client = Client::new(store.clone());
+        let limit = Duration::from_secs(4);
+        let session = client.session().watchdog(limit).await.unwrap();
+        let guard = client.mutex("m").lock(&session).await.unwrap();
+        for _ in 0..30 {
+            tokio::time::sleep(limit - Duration::from_millis(1)).await;
+            session.feed_watchdog();
+            assert!(session.remaining() > Duration::ZERO);
+        }
+        assert!(guard.remaining() <= limit);
+        let lost = tokio::time::timeout(limit, guard.lost()).await;
+        assert_eq!(lost.expect("in time"), LostReason::Stalled);
+        session.feed_watchdog();
+        assert_eq!(session.state(), SessionState::Lost(LostReason::Stalled));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(store.leases(), [], "revoked, for others to go on");
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ use futures::StreamExt;
 use quorate_proto::etcdserverpb::{
     RangeRequest, RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest,
 };
+use tokio::runtime::Handle;
 
 use super::{Capabilities, Lease, LeaseTtl, Store, StoreError, WatchStream};
 use crate::keys::LeaseId;
@@ -169,6 +170,10 @@ impl<S: Store> Store for Counting<S> {
 
     fn capabilities(&self) -> Capabilities {
         self.store.capabilities()
+    }
+
+    fn runtime(&self) -> Option<Handle> {
+        self.store.runtime()
     }
 }
 

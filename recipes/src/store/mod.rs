@@ -11,6 +11,7 @@ use quorate_proto::etcdserverpb::{
     RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse, WatchCreateRequest,
     WatchResponse, request_op,
 };
+use tokio::runtime::Handle;
 
 use crate::keys::{LeaseId, Revision};
 
@@ -95,6 +96,11 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// The limits that the recipes must keep.
     fn capabilities(&self) -> Capabilities;
+
+    /// The runtime that leases are to be renewed on; `None`: the one on which the session was opened.
+    fn runtime(&self) -> Option<Handle> {
+        None
+    }
 }
 
 /// A lease as granted or renewed.
@@ -174,6 +180,10 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn capabilities(&self) -> Capabilities {
         (**self).capabilities()
+    }
+
+    fn runtime(&self) -> Option<Handle> {
+        (**self).runtime()
     }
 }
 

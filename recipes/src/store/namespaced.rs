@@ -13,6 +13,7 @@ use quorate_proto::etcdserverpb::{
     WatchCreateRequest, WatchResponse,
 };
 use quorate_proto::mvccpb::KeyValue;
+use tokio::runtime::Handle;
 
 use super::{Capabilities, Cause, Lease, LeaseTtl, Store, StoreError, WatchStream};
 use crate::keys::{EPOCH_KEY, Key, KeyRange, LeaseId};
@@ -228,6 +229,10 @@ impl<S: Store> Store for Namespaced<S> {
 
     fn capabilities(&self) -> Capabilities {
         self.store.capabilities()
+    }
+
+    fn runtime(&self) -> Option<Handle> {
+        self.store.runtime()
     }
 }
 

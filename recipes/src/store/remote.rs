@@ -15,6 +15,7 @@ use quorate_proto::etcdserverpb::{
     LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest,
     RangeRequest, RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest, WatchRequest,
 };
+use tokio::runtime::{self, Handle, Runtime};
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
@@ -45,6 +46,35 @@ pub struct Remote {
     attempt_timeout: Duration,
     attempts_max: usize,
     capabilities: Capabilities,
+    own: Option<OwnRuntime>,
+}
+
+/// A runtime of one thread for the connections and renewals alone.
+struct OwnRuntime(Option<Runtime>);
+
+impl OwnRuntime {
+    fn start() -> Result<Self, StoreError> {
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("quorate-remote")
+            .enable_all()
+            .build();
+        let failed = |error| StoreError::Refused(Cause::new(format!("no thread: {error}")));
+        Ok(Self(Some(runtime.map_err(failed)?)))
+    }
+
+    fn handle(&self) -> &Handle {
+        self.0.as_ref().expect("until it is dropped").handle()
+    }
+}
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        // Waiting for its end is not allowed on a runtime, where stores are dropped.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 struct Server {
@@ -63,6 +93,7 @@ pub struct RemoteBuilder {
     ping_interval: Duration,
     ping_timeout: Duration,
     capabilities: Capabilities,
+    own_runtime: bool,
 }
 
 impl RemoteBuilder {
@@ -114,23 +145,42 @@ impl RemoteBuilder {
         self
     }
 
+    /// Runs the connections, and the renewals of the sessions' leases, on a thread of their own: they go on
+    /// while the program blocks the threads of its runtime for longer than it should. Work that is blocked
+    /// does not notice a loss, so this is for programs that stall now and then, not for hiding it: see
+    /// [`SessionBuilder::watchdog`](crate::SessionBuilder::watchdog). Default: no.
+    #[must_use]
+    pub fn own_runtime(mut self) -> Self {
+        self.own_runtime = true;
+        self
+    }
+
     /// The store. Nothing is connected yet.
     ///
     /// # Errors
-    /// [`StoreError::Invalid`] without endpoints, or for one that is not a URL or has a scheme
+    /// [`StoreError::Refused`] when a thread of its own cannot be started; [`StoreError::Invalid`] without endpoints, or for one that is not a URL or has a scheme
     /// other than `http`.
     pub fn build(self) -> Result<Remote, StoreError> {
         if self.urls.is_empty() {
             return Err(StoreError::Invalid(Cause::new("no endpoints")));
         }
+        let own = match self.own_runtime {
+            true => Some(OwnRuntime::start()?),
+            false => None,
+        };
+        // Connections belong to the runtime that they are made on.
+        let entered = own.as_ref().map(|own| own.handle().enter());
         let endpoints = self.urls.iter().map(|url| self.server(url));
+        let endpoints = endpoints.collect::<Result<_, _>>()?;
+        drop(entered);
         Ok(Remote {
-            endpoints: endpoints.collect::<Result<_, _>>()?,
+            endpoints,
             current: AtomicUsize::new(0),
             call_timeout: self.call_timeout,
             attempt_timeout: self.attempt_timeout,
             attempts_max: self.attempts_max,
             capabilities: self.capabilities,
+            own,
         })
     }
 
@@ -179,6 +229,7 @@ impl Remote {
             ping_interval: Duration::from_secs(6),
             ping_timeout: Duration::from_secs(2),
             capabilities: Capabilities::default(),
+            own_runtime: false,
         }
     }
 
@@ -366,6 +417,10 @@ impl Store for Remote {
 
     fn capabilities(&self) -> Capabilities {
         self.capabilities
+    }
+
+    fn runtime(&self) -> Option<Handle> {
+        self.own.as_ref().map(|own| own.handle().clone())
     }
 }
 

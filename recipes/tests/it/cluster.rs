@@ -1,7 +1,11 @@
 //! Every recipe body on a cluster of three, through its client ports.
 
+use std::time::Duration;
+
 use crate::bodies::{faults, locks, sessions};
 use quorate_harness::target::Target;
+use quorate_recipes::Client;
+use quorate_recipes::store::Remote;
 
 macro_rules! on_a_cluster {
     ($($module:ident :: $body:ident),* $(,)?) => {$(
@@ -35,4 +39,37 @@ on_a_cluster! {
     faults::dropped_in_flight_leaves_nothing,
     faults::waiting_survives_ended_watches,
     faults::own_values_survive_lost_answers,
+}
+
+/// A program that blocks its only thread for longer than its lease lives keeps what it holds if the store's
+/// connections have a thread of their own, and loses it if they have not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn renewals_on_a_thread_of_their_own_go_on() {
+    let cluster = Target::Cluster.start().await.unwrap();
+    let cluster = cluster.expect("needs nothing installed");
+    for own in [true, false] {
+        let endpoints = cluster.endpoints().to_vec();
+        let program = tokio::task::spawn_blocking(move || {
+            let program = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            program.block_on(async {
+                let store = match own {
+                    true => Remote::builder(endpoints).own_runtime(),
+                    false => Remote::builder(endpoints),
+                };
+                let client = Client::new(store.build().unwrap());
+                let open = client.session().ttl(Duration::from_secs(2));
+                let session = open.await.unwrap();
+                let guard = client.mutex("blocked").lock(&session).await.unwrap();
+                std::thread::sleep(2 * session.ttl());
+                assert_eq!(session.check().is_ok(), own, "{session:?}");
+                let written = guard.put("blocked/x", "held").await;
+                assert_eq!(written.is_ok(), own, "{written:?}");
+            });
+        });
+        program.await.unwrap();
+    }
+    cluster.stop().await;
 }

@@ -102,6 +102,7 @@ on_every_store! {
     leased::kept_keys_survive_lost_answers,
     leased::dropped_kept_keys_leave_nothing,
     membership::members_and_events,
+    membership::silent_members_are_suspected,
     membership::leaves_and_losses_are_told_apart,
     membership::only_members_write,
     membership::memberships_survive_lost_answers,

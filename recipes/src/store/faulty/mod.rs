@@ -20,6 +20,7 @@ use quorate_proto::etcdserverpb::{
 };
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 pub use hold::{Calls, Held, Stage};
@@ -333,6 +334,10 @@ impl<S: Store> Store for Faulty<S> {
 
     fn capabilities(&self) -> Capabilities {
         self.inner.store.capabilities()
+    }
+
+    fn runtime(&self) -> Option<Handle> {
+        self.inner.store.runtime()
     }
 }
 

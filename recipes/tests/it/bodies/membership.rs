@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{keys_below, session};
 use crate::support::{soon, until};
-use quorate_recipes::store::faulty::{Fault, Faulty};
+use quorate_recipes::store::faulty::{Fault, Faulty, Outage};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Info {
@@ -215,4 +215,41 @@ pub async fn dropped_joins_leave_nothing(client: &Client) {
             }
         }
     }
+}
+
+/// A member that does not renew its lease shows as a suspect before it is gone, and nobody else does.
+pub async fn silent_members_are_suspected(client: &Client) {
+    let live = session(client).await;
+    let group = client.group::<Info>("suspects");
+    let faulty = Faulty::new(client.store().clone());
+    let cut_off = Client::new(faulty.clone());
+    let session = cut_off.session().ttl(Duration::from_secs(6)).await.unwrap();
+    let silent = cut_off.group::<Info>("suspects");
+    let silent = silent.join(&session, info("silent")).await.unwrap();
+    let _live = group.join(&live, info("live")).await.unwrap();
+    let mut members = group.members().await.unwrap();
+    members.wait_for(2).await.unwrap();
+    assert!(members.suspects().await.unwrap().is_empty());
+    faulty.disconnect(Outage::Refused);
+    soon("the suspicion", async {
+        loop {
+            let suspects = members.suspects().await.unwrap();
+            assert_eq!(members.view().members.len(), 2, "gone without suspicion");
+            if let [suspect] = &suspects[..] {
+                assert_eq!(suspect.member.id, silent.id());
+                assert!(suspect.remaining <= Duration::from_secs(3), "{suspect:?}");
+                break;
+            }
+            assert!(suspects.is_empty(), "{suspects:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    let alone = soon(
+        "its end",
+        members.wait_until(|view| view.members.len() == 1),
+    )
+    .await;
+    assert_ne!(alone.unwrap().members[0].id, silent.id());
+    assert!(members.suspects().await.unwrap().is_empty());
 }
