@@ -11,7 +11,7 @@ use crate::keys::{Key, KeyRange, KeySpace};
 use crate::register::{Register, Step};
 use crate::session::Session;
 use crate::store::{ops, ops::Compare};
-use crate::value::{Json, Value, from_json};
+use crate::value::{Json, V1, Value, from_json};
 use crate::watch::{Change, Watcher};
 
 /// A countdown latch. A handle: cheap to clone, holds nothing. It stays when everybody is gone: a
@@ -39,7 +39,7 @@ pub struct CountdownLatch {
 /// The value of a latch's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
-    v: u32,
+    v: V1,
     /// What it counts down from.
     count: u64,
     /// How many are still to come.
@@ -51,7 +51,7 @@ struct State {
 impl State {
     fn new(count: u64) -> Self {
         Self {
-            v: 1,
+            v: V1,
             count,
             left: count,
             opened: u64::from(count == 0),

@@ -1,8 +1,8 @@
 //! Values on their way into the store: raw bytes, text, or anything serde can write as JSON.
 
 use bytes::Bytes;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, Result};
 use crate::keys::Key;
@@ -64,6 +64,28 @@ impl From<String> for Value {
     }
 }
 
+/// The version of a record, written as 1. A record of another version is not read: what it means is not
+/// known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct V1;
+
+impl Serialize for V1 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_u32(1)
+    }
+}
+
+impl<'de> Deserialize<'de> for V1 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        match u32::deserialize(deserializer)? {
+            1 => Ok(Self),
+            other => Err(D::Error::custom(format!(
+                "version {other} of the record; version 1 is known"
+            ))),
+        }
+    }
+}
+
 /// Reads the JSON value of `key`.
 ///
 /// # Errors
@@ -73,4 +95,39 @@ pub fn from_json<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T> {
         key: key.into(),
         reason: e.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Serialize, Deserialize)]
+    struct Inner {
+        v: V1,
+        count: u32,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Outer {
+        name: String,
+        #[serde(flatten)]
+        inner: Inner,
+    }
+
+    #[test]
+    fn records_of_another_version_are_not_read() {
+        let written = Value::from(Json(Outer {
+            name: "x".to_owned(),
+            inner: Inner { v: V1, count: 3 },
+        }));
+        let written = written.into_bytes(&"k".into()).unwrap();
+        assert_eq!(written, r#"{"name":"x","v":1,"count":3}"#);
+        assert_eq!(from_json::<Outer>(b"k", &written).unwrap().inner.count, 3);
+        for other in ["2", "\"1\"", "null"] {
+            let other = format!(r#"{{"name":"x","v":{other},"count":3}}"#);
+            let read = from_json::<Outer>(b"k", other.as_bytes());
+            assert!(matches!(read, Err(Error::Codec { .. })), "{other}");
+        }
+        assert!(from_json::<Outer>(b"k", br#"{"name":"x","count":3}"#).is_err());
+    }
 }

@@ -5,9 +5,9 @@ use bytes::Bytes;
 use quorate_proto::mvccpb::KeyValue;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::keys::Key;
-use crate::value::{Json, Value, from_json};
+use crate::value::{Json, V1, Value, from_json};
 
 /// How many generations back it is known whether one broke.
 const REMEMBERED: u64 = 64;
@@ -15,7 +15,7 @@ const REMEMBERED: u64 = 64;
 /// The value of a barrier's register.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Register {
-    v: u32,
+    v: V1,
     /// The generation that gathers. All before it have opened or are broken.
     pub(super) generation: u64,
     /// How many make it open.
@@ -52,7 +52,7 @@ impl Register {
     /// As it is before anybody has come.
     pub(super) fn first(parties: u32) -> Self {
         Self {
-            v: 1,
+            v: V1,
             generation: 1,
             parties,
             arrived: Vec::new(),
@@ -62,12 +62,6 @@ impl Register {
 
     pub(super) fn read(kv: &KeyValue) -> Result<Self> {
         let register: Self = from_json(&kv.key, &kv.value)?;
-        if register.v != 1 {
-            return Err(Error::Codec {
-                key: kv.key.clone().into(),
-                reason: format!("version {} of a barrier's register", register.v),
-            });
-        }
         Ok(register)
     }
 
@@ -132,6 +126,7 @@ impl Register {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     fn came(register: &Register, id: &str) -> (Register, bool) {
         let place = register.free_place();

@@ -14,11 +14,12 @@ use crate::error::Result;
 use crate::keys::{Key, KeyRange, LeaseId, Revision, session_key};
 use crate::session::{Session, SessionRecord};
 use crate::store::ops;
+use crate::value::V1;
 
 /// The value of a lock contender's key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ContenderRecord {
-    v: u32,
+    v: V1,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     info: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -40,7 +41,7 @@ impl ContenderRecord {
     /// A contender that begins now.
     pub(crate) fn now(info: &str) -> Self {
         Self {
-            v: 1,
+            v: V1,
             info: info.to_owned(),
             nonce: String::new(),
             task: None,

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{FencingToken, Hold};
 use crate::client::Identity;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::keys::{Key, Revision};
 use crate::store::ops;
-use crate::value::{Json, Value, from_json};
+use crate::value::{Json, V1, Value, from_json};
 
 /// Who panicked with a lock in hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct Poison {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
-    v: u32,
+    v: V1,
     #[serde(flatten)]
     who: Identity,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,12 +42,6 @@ struct Record {
 impl Poison {
     pub(super) fn read(kv: &KeyValue) -> Result<Self> {
         let record: Record = from_json(&kv.key, &kv.value)?;
-        if record.v != 1 {
-            return Err(Error::Codec {
-                key: kv.key.clone().into(),
-                reason: format!("version {} of a mark of a panic", record.v),
-            });
-        }
         Ok(Self {
             who: record.who,
             task: record.task,
@@ -65,7 +59,7 @@ pub(super) fn arm(hold: &mut Hold, key: Key) -> Result<()> {
     let session = hold.session();
     let token = hold.token();
     let record = Record {
-        v: 1,
+        v: V1,
         who: session.who().clone(),
         task: session.task().map(str::to_owned),
         epoch: token.epoch,

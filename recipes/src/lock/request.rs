@@ -12,12 +12,12 @@ use crate::keys::{KeyRange, KeySpace, LeaseId, Revision};
 use crate::kit::fresh_key;
 use crate::session::{Claim, Claimed, Owned, Session};
 use crate::store::ops::Compare;
-use crate::value::{Json, Value, from_json};
+use crate::value::{Json, V1, Value, from_json};
 use crate::wait::{Backoff, Woken, deleted};
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
-    v: u32,
+    v: V1,
     reason: String,
 }
 
@@ -106,7 +106,7 @@ impl Session {
     ) -> Result<Option<ReleaseRequest>> {
         let key = fresh_key(self, &requests(holder.revision));
         let record = Record {
-            v: 1,
+            v: V1,
             reason: reason.into(),
         };
         let value = Value::from(Json(record)).into_bytes(&key)?;

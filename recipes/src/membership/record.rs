@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 use super::view::Member;
 use crate::keys::{KeySpace, LeaseId, Revision};
 use crate::kit::Line;
-use crate::value::{Json, Value, from_json};
+use crate::value::{Json, V1, Value, from_json};
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Record<I> {
     /// The version of this record.
-    v: u32,
+    v: V1,
     info: I,
 }
 
@@ -29,7 +29,7 @@ struct Mark {
 
 /// The value of a member's key.
 pub(super) fn write<I: Serialize>(info: &I) -> Value {
-    Json(Record { v: 1, info }).into()
+    Json(Record { v: V1, info }).into()
 }
 
 /// The last value of a member's key before it leaves.

@@ -8,6 +8,7 @@ use super::rate::Speed;
 use crate::client::Identity;
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeySpace, decode, encode};
+use crate::value::V1;
 
 /// The name of a task: the job it is part of, and its own name there. `"job/task"` is split at its
 /// first slash.
@@ -105,7 +106,7 @@ pub(super) enum Written {
 /// The value of `<job>/record/<task>`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
-    pub(super) v: u32,
+    pub(super) v: V1,
     pub(super) state: Written,
     pub(super) done: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]

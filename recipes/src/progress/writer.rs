@@ -16,7 +16,7 @@ use crate::keys::{Key, KeyRange, Revision};
 use crate::lock::Fence;
 use crate::session::Actor;
 use crate::store::ops::{self, Compare};
-use crate::value::{Json, Value};
+use crate::value::{Json, V1, Value};
 
 /// Shortest time between two writes, except for what cannot wait.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -231,7 +231,7 @@ impl Writer {
     fn record(&self, draft: Draft) -> Record {
         let speed = self.estimator.speed();
         Record {
-            v: 1,
+            v: V1,
             state: draft.terminal.unwrap_or(Written::Running),
             done: draft.done,
             total: draft.total,

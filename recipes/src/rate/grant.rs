@@ -19,7 +19,7 @@ use crate::keys::{Key, KeyRange, KeySpace, LeaseId, Revision};
 use crate::session::Actor;
 use crate::store::ops::{self, Compare};
 use crate::store::{Lease, StoreError};
-use crate::value::{Json, Value, from_json};
+use crate::value::{Json, V1, Value, from_json};
 use crate::wait::Backoff;
 
 /// What became of a request for permits.
@@ -44,7 +44,7 @@ pub(super) struct Grants {
 /// The value of a grant's key.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
-    v: u32,
+    v: V1,
     permits: u32,
 }
 
@@ -225,7 +225,7 @@ impl Grants {
     /// only when it is not and, unless the lease lives on, never will be.
     async fn add(&self, actor: &Actor, look: &Look, lease: LeaseId, permits: u32) -> Result<bool> {
         let key = self.grants().key(&lease.to_string());
-        let record = Record { v: 1, permits };
+        let record = Record { v: V1, permits };
         let value: Bytes = Value::from(Json(record)).into_bytes(&key)?;
         let request = TxnRequest {
             compare: vec![

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::keys::Key;
-use crate::value::{Json, Value, from_json};
+use crate::value::{Json, V1, Value, from_json};
 
 /// At most `limit` permits in any window of `per`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl fmt::Display for Rule {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
-    v: u32,
+    v: V1,
     limit: u32,
     per_seconds: u64,
     /// Of the call that wrote it.
@@ -62,12 +62,6 @@ impl Rule {
 
     pub(super) fn read(kv: &KeyValue) -> Result<Self> {
         let record: Record = from_json(&kv.key, &kv.value)?;
-        if record.v != 1 {
-            return Err(Error::Codec {
-                key: kv.key.clone().into(),
-                reason: format!("version {} of a rule", record.v),
-            });
-        }
         Ok(Self::new(
             record.limit,
             Duration::from_secs(record.per_seconds),
@@ -76,7 +70,7 @@ impl Rule {
 
     pub(super) fn write(self, key: &Key, nonce: String) -> Result<Bytes> {
         let record = Record {
-            v: 1,
+            v: V1,
             limit: self.limit,
             per_seconds: self.per.as_secs(),
             nonce,

@@ -144,7 +144,7 @@ mod tests {
             assert!(session.remaining() > Duration::ZERO);
         }
         assert!(guard.remaining() <= limit);
-        let lost = tokio::time::timeout(limit, guard.lost()).await;
+        let lost = tokio::time::timeout(limit + LOOK_EVERY, guard.lost()).await;
         assert_eq!(lost.expect("in time"), LostReason::Stalled);
         session.feed_watchdog();
         assert_eq!(session.state(), SessionState::Lost(LostReason::Stalled));
