@@ -23,6 +23,9 @@ use crate::txn::Txn;
 use crate::value::Value;
 use crate::wait::{Backoff, Woken, deleted};
 
+/// Longest time between two looks at the clock.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// The value of the store's epoch key, as a session found it. Putting an older state back under a
 /// running system must raise it (`quorate/epoch`, a decimal number); every fence compares it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -447,6 +450,41 @@ impl Hold {
         }
     }
 
+    /// As [`Hold::scope`], and drops `work` as well, with `None`, once less than `margin` remains until the
+    /// session is lost: for effects outside the store, where no fence reaches, and which need that long to
+    /// stop. The hold itself may go on.
+    ///
+    /// # Errors
+    /// As [`Hold::scope`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops `work`.
+    pub async fn scope_with_margin<F: Future>(
+        &self,
+        margin: Duration,
+        work: F,
+    ) -> Result<Option<F::Output>> {
+        let too_close = async {
+            loop {
+                let spare = self.remaining().saturating_sub(margin);
+                if spare.is_zero() {
+                    break;
+                }
+                // Timers stand still while the machine sleeps, and the lease does not.
+                let client = self.session.client();
+                client.sleep(spare.min(LOOK_EVERY)).await;
+            }
+        };
+        let work = async {
+            tokio::select! {
+                biased;
+                () = too_close => None,
+                output = work => Some(output),
+            }
+        };
+        self.scope(work).await
+    }
+
     /// A transaction that the store refuses unless this is still held.
     pub fn txn(&self) -> Txn {
         self.unfenced().txn().guard(self)
@@ -526,5 +564,45 @@ async fn until_replaced(client: &Client, created: &[(Key, Revision)]) {
             Err(error) => tracing::debug!(key = %keys[0], %error, "reading a held key"),
         }
         pause.pause().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::faulty::Outage;
+    use crate::store::{Faulty, MemStore};
+
+    #[tokio::test(start_paused = true)]
+    async fn work_with_a_margin_ends_before_the_hold() {
+        let faulty = Faulty::new(MemStore::new());
+        let client = Client::new(faulty.clone());
+        let session = client.session().await.unwrap();
+        let guard = client.mutex("m").lock(&session).await.unwrap();
+        let margin = Duration::from_secs(4);
+        let long = tokio::time::sleep(5 * session.ttl());
+        let done = guard.scope_with_margin(margin, long).await;
+        assert!(matches!(done, Ok(Some(()))), "renewed all the time");
+        faulty.disconnect(Outage::Refused);
+        let work = guard.scope_with_margin(margin, std::future::pending::<()>());
+        assert!(work.await.unwrap().is_none());
+        let remaining = guard.remaining();
+        assert!(
+            margin - LOOK_EVERY < remaining && remaining <= margin,
+            "{remaining:?}"
+        );
+        faulty.reconnect();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(guard.remaining() > margin, "the hold goes on");
+        assert!(
+            session
+                .client()
+                .store()
+                .lease_revoke(session.lease())
+                .await
+                .is_ok()
+        );
+        let lost = guard.scope_with_margin(margin, std::future::pending::<()>());
+        assert!(matches!(lost.await, Err(Error::SessionLost(_))));
     }
 }

@@ -2,6 +2,8 @@
 //! back, and takes it away at the end. All writes compare the revision of the one before, so no late
 //! copy of an older one can take effect. Under the registry and kept keys.
 
+mod kept;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +11,9 @@ use quorate_proto::etcdserverpb::TxnRequest;
 use quorate_proto::mvccpb::KeyValue;
 use tokio::sync::watch;
 
+pub(crate) use self::kept::Kept;
+pub use self::kept::KeptState;
+use self::kept::{Standing, Wanted};
 use crate::client::Client;
 use crate::error::{Error, LostReason, Result};
 use crate::keys::{Key, KeyRange, LeaseId, Revision};
@@ -21,22 +26,6 @@ use crate::watch::Watcher;
 
 /// A key that was in place for this long is put back at once when it is lost.
 const SETTLED: Duration = Duration::from_secs(60);
-
-/// Where a kept key stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum KeptState {
-    /// On the way to the store for the first time.
-    Entering,
-    /// In the store as its owner wants it, with a live lease.
-    Kept,
-    /// Lost, with its session or by somebody else's doing; it is being put back.
-    Recovering,
-    /// Somebody else has the key; it is put in place once that is deleted.
-    Yielded,
-    /// Over.
-    Ended,
-}
 
 /// What is done about a key that somebody else has written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,101 +85,6 @@ pub(crate) struct Plan {
     /// The session serves this key alone. Otherwise its closing is the owner's wish to leave, and its
     /// loss before the key was ever there is the owner's trouble.
     pub(crate) own_session: bool,
-}
-
-/// What the owner wants to be in the store.
-#[derive(Debug, Clone)]
-struct Wanted {
-    /// Grows with every change.
-    sequence: u64,
-    value: Bytes,
-    /// The last value before a clean leave.
-    farewell: Option<Bytes>,
-    leave: bool,
-}
-
-/// What is in the store.
-#[derive(Debug, Clone)]
-struct Standing {
-    state: KeptState,
-    /// The sequence number of the last value written.
-    written: u64,
-    revision: Revision,
-    ended: Option<Result<()>>,
-}
-
-/// The owner's side. Dropping it takes the key away, in the background.
-#[derive(Debug)]
-pub(crate) struct Kept {
-    wanted: watch::Sender<Wanted>,
-    standing: watch::Receiver<Standing>,
-}
-
-impl Kept {
-    pub(crate) fn state(&self) -> KeptState {
-        self.standing.borrow().state
-    }
-
-    /// Wants another value. Returns the number under which [`Kept::written`] waits for it.
-    pub(crate) fn want(&self, value: Bytes, farewell: Option<Bytes>) -> u64 {
-        let mut sequence = 0;
-        self.wanted.send_modify(|wanted| {
-            wanted.sequence += 1;
-            wanted.value = value;
-            wanted.farewell = farewell;
-            sequence = wanted.sequence;
-        });
-        sequence
-    }
-
-    /// Waits until that value, or a later one, is in the store.
-    pub(crate) async fn written(&self, sequence: u64) -> Result<Revision> {
-        let mut standing = self.standing.clone();
-        let reached = |standing: &Standing| standing.written >= sequence;
-        let waited = standing.wait_for(|standing| reached(standing) || standing.ended.is_some());
-        match waited.await.as_deref() {
-            Ok(standing) if reached(standing) => Ok(standing.revision),
-            Ok(standing) => match &standing.ended {
-                Some(Err(error)) => Err(error.clone()),
-                _ => Err(Error::Closed),
-            },
-            Err(_) => Err(Error::Closed),
-        }
-    }
-
-    /// Waits until the state is one of those asked for, or it has ended, and says which.
-    pub(crate) async fn until(&self, asked: impl Fn(KeptState) -> bool) -> KeptState {
-        let mut standing = self.standing.clone();
-        let ended = |state| state == KeptState::Ended;
-        let found = standing.wait_for(|now| asked(now.state) || ended(now.state));
-        found.await.map_or(KeptState::Ended, |now| now.state)
-    }
-
-    /// Waits until it has ended, and says how.
-    pub(crate) async fn ended(&self) -> Result<()> {
-        outcome(self.standing.clone()).await
-    }
-
-    /// Takes the key away, and waits until that is done.
-    pub(crate) async fn end(self) -> Result<()> {
-        let standing = self.standing.clone();
-        drop(self);
-        outcome(standing).await
-    }
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        self.wanted.send_modify(|wanted| wanted.leave = true);
-    }
-}
-
-async fn outcome(mut standing: watch::Receiver<Standing>) -> Result<()> {
-    let ended = standing.wait_for(|standing| standing.ended.is_some()).await;
-    match ended.map(|standing| standing.ended.clone()) {
-        Ok(Some(outcome)) => outcome,
-        _ => Err(Error::Closed),
-    }
 }
 
 /// The task of one key.
@@ -256,10 +150,7 @@ impl Keeper {
         };
         keeper.plan.mark.add(keeper.session.lease());
         Tasks::current().spawn("keeper", keeper.run());
-        Kept {
-            wanted: want,
-            standing,
-        }
+        Kept::new(want, standing)
     }
 
     async fn run(mut self) {
