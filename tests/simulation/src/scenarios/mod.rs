@@ -11,6 +11,7 @@ mod double_barrier;
 mod election;
 mod exclusive;
 mod handover;
+mod ids;
 mod latch;
 mod leased;
 mod membership;
@@ -18,8 +19,11 @@ mod multi_lock;
 mod mutex;
 mod once;
 mod rate;
+mod request;
 mod rw_lock;
+mod selector;
 mod semaphore;
+mod shared;
 mod stm;
 
 pub use adder::Adder;
@@ -33,6 +37,7 @@ pub use double_barrier::DoubleBarrier;
 pub use election::Election;
 pub use exclusive::Exclusive;
 pub use handover::Handover;
+pub use ids::Ids;
 pub use latch::Latch;
 pub use leased::Leased;
 pub use membership::Membership;
@@ -40,8 +45,11 @@ pub use multi_lock::MultiLock;
 pub use mutex::Mutex;
 pub use once::Once;
 pub use rate::Rate;
+pub use request::Request;
 pub use rw_lock::{RwLock, Sides};
+pub use selector::Selector;
 pub use semaphore::Semaphore;
+pub use shared::Shared;
 pub use stm::Stm;
 
 use crate::scenario::Scenario;
@@ -59,10 +67,14 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<Semaphore>(),
     entry::<MultiLock>(),
     entry::<Combined>(),
+    entry::<Shared>(),
+    entry::<Request>(),
     entry::<Delayed>(),
     entry::<Handover>(),
+    entry::<Selector>(),
     entry::<Counter>(),
     entry::<Adder>(),
+    entry::<Ids>(),
     entry::<Latch>(),
     entry::<Stm>(),
     entry::<Once>(),
