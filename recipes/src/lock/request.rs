@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use quorate_proto::mvccpb::KeyValue;
 use serde::{Deserialize, Serialize};
 
 use super::{Fenced, Hold, Holder, queue_of};
@@ -160,11 +161,9 @@ impl Asked {
         let mut watcher = client.watch(requests(hold.fence().oldest()).range());
         loop {
             watcher.next().await?;
-            let told = self.told.load(Ordering::Acquire);
-            let untold = watcher.known().values();
-            let untold = untold.filter(|kv| kv.create_revision > told);
-            if let Some(kv) = untold.min_by_key(|kv| kv.create_revision) {
-                self.told.fetch_max(kv.create_revision, Ordering::AcqRel);
+            let mut standing: Vec<&KeyValue> = watcher.known().values().collect();
+            standing.sort_by_key(|kv| kv.create_revision);
+            if let Some(kv) = standing.into_iter().find(|kv| self.tells(kv)) {
                 let record: Record = from_json(&kv.key, &kv.value)?;
                 return Ok(ReleaseRequested {
                     reason: record.reason,
@@ -172,5 +171,10 @@ impl Asked {
                 });
             }
         }
+    }
+
+    /// Whether a request has not been told of; it has been from then on.
+    fn tells(&self, kv: &KeyValue) -> bool {
+        self.told.fetch_max(kv.create_revision, Ordering::AcqRel) < kv.create_revision
     }
 }
