@@ -10,7 +10,7 @@ use quorate_recipes::kit::Contender;
 use quorate_recipes::lock::Upgraded;
 use quorate_recipes::store::faulty::{Calls, Faulty, Stage};
 use quorate_recipes::store::{Counting, MemStore};
-use quorate_recipes::{Client, Error, KeySpace, Session};
+use quorate_recipes::{Client, Error, KeySpace, OnceError, Revision, Session};
 
 /// What an operation's calls end with.
 type Outcome = Result<(), Error>;
@@ -235,6 +235,30 @@ dropped_everywhere! {
         tokio::time::sleep(hold).await;
         kept.set("b").await?;
         kept.remove().await
+    };
+    computing_once, ["quorate/once/x/manifest", "quorate/once/x/chunk/", "quorate/once/x/attempts"], async |client: Client, session: Session, hold| {
+        let cell = client.once::<u32>("x").max_attempts(9);
+        let cell = cell.cache_failures(Duration::from_secs(3));
+        let init = || async move {
+            tokio::time::sleep(hold).await;
+            Ok::<_, Error>(1)
+        };
+        match cell.get_or_try_init(&session, init).await {
+            Ok(_) => {}
+            Err(OnceError::Failed(error) | OnceError::Init(error)) => return Err(error),
+            Err(other) => panic!("{other}"),
+        }
+        let (published, _) = cell.changed(Revision(0)).await?;
+        match cell.refresh(&session, published.revision, init).await {
+            Ok(_) => {}
+            // The other one took it back.
+            Err(OnceError::Failed(Error::Conflict)) => {}
+            Err(OnceError::Failed(error) | OnceError::Init(error)) => return Err(error),
+            Err(other) => panic!("{other}"),
+        }
+        cell.wait().await?;
+        cell.invalidate(published.revision).await?;
+        cell.forget_failures().await
     };
     request_to_release, [], async |client: Client, session: Session, hold| {
         let mutex = client.mutex("x");
