@@ -124,11 +124,9 @@ impl<T> Attempt<'_, T> {
         // Not through the session's actor, which would take a lease that is gone for its own: it is the
         // failure's, whose time was over before it could be told.
         let request = self.request([self.unchanged()], success, Vec::new());
-        let (answer, repeated) = wait::repeat(self.hold.unfenced(), request).await?;
-        match answer.succeeded || repeated {
-            true => Ok(()),
-            false => Err(Error::Conflict),
-        }
+        // Refused, it may have been told by an earlier copy; or the turn still is to be given up.
+        let (answer, _) = wait::repeat(self.hold.unfenced(), request).await?;
+        answer.succeeded.then_some(()).ok_or(Error::Conflict)
     }
 
     /// Who computes.
