@@ -113,9 +113,9 @@ impl<'a, T> Attempt<'a, T> {
         if refused.held {
             return Error::Conflict;
         }
-        match self.hold.session().actor().verify().await {
-            Err(error @ Error::SessionLost(_)) => error,
-            _ => Error::Fenced { owner: None },
+        match self.hold.session().actor().why_gone(self.hold.key()).await {
+            Error::Removed(_) => Error::Fenced { owner: None },
+            error => error,
         }
     }
 

@@ -7,7 +7,7 @@ use crate::client::Client;
 use crate::error::Error;
 use crate::keys::Revision;
 use crate::session::Session;
-use crate::store::faulty::{Calls, Stage};
+use crate::store::faulty::{Calls, Fault, Stage};
 use crate::store::{Capabilities, Faulty, MemStore};
 
 /// Of several chunks.
@@ -201,4 +201,26 @@ async fn a_failed_refresh_changes_nothing() {
         *cell.get_or_try_init(&session, init).await.unwrap(),
         text(1)
     );
+}
+
+/// A failure that was not told, because the result to be replaced was taken back, with an answer lost: the
+/// turn is given up all the same.
+#[tokio::test(start_paused = true)]
+async fn a_failure_that_is_not_told_ends_the_turn() {
+    let (store, _, _, other, first) = world().await;
+    let faulty = Faulty::new(store.clone());
+    let client = Client::new(faulty.clone());
+    let session = client.session().await.unwrap();
+    let cell = client.once::<String>("r");
+    let cell = cell.cache_failures(Duration::from_secs(5));
+    let init = || async {
+        other.invalidate(first).await.unwrap();
+        faulty.plan("quorate/once/r/turn/", [Fault::Late]);
+        Err("no")
+    };
+    let failed = cell.refresh(&session, first, init).await;
+    assert!(matches!(failed, Err(OnceError::Init("no"))), "{failed:?}");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(store.keys("quorate/once/r/"), [""; 0]);
+    assert_eq!(faulty.deliver().await, (1, 0));
 }

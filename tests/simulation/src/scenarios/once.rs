@@ -32,7 +32,7 @@ const REQUEST_BYTES_MAX: usize = 2_048;
 const NAMES: [&str; 2] = ["o", "f"];
 
 /// Computations that may begin in a row.
-const ATTEMPTS_MAX: u32 = 4;
+const ATTEMPTS_MAX: u32 = 2;
 
 /// How long a failure counts.
 const FAILURE_TTL: Duration = Duration::from_secs(3);

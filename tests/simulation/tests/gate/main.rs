@@ -5,6 +5,7 @@
 
 mod counts;
 mod mutants;
+mod onces;
 mod restored;
 mod waits;
 
