@@ -135,9 +135,13 @@ async fn what_was_taken_back_meanwhile_has_no_successor() {
             true => cell.refresh(&session, published, init).await,
             false => {
                 let writes = async {
-                    while attempts(&store) < 2 {
+                    for _ in 0..1_000 {
                         tokio::task::yield_now().await;
+                        if attempts(&store) == 2 {
+                            break;
+                        }
                     }
+                    assert_eq!(attempts(&store), 2, "both are there");
                     cell.invalidate(published).await.unwrap();
                 };
                 let (refreshed, ()) = tokio::join!(cell.refresh(&session, published, init), writes);
