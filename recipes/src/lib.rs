@@ -54,7 +54,7 @@
 //! | a hold of a barrier | opens it, as a guard releases |
 //! | a `wait()` at a cyclic barrier, an `enter()` future | the member withdraws, unless all have come |
 //! | an entered double barrier | leaves, without waiting for the others |
-//! | a `get_or_try_init()` future | the computation is dropped, and the next candidate computes |
+//! | a `get_or_try_init()`, `refresh()` future | the computation is dropped, and counts if attempts are counted; the next candidate computes |
 //! | a membership, or a `join()` future | leaves, and is seen to |
 //! | a partition | given back, as a guard releases |
 //! | a member's share of partitions | leaves; what it did not take is given back, what it took is revoked |
@@ -78,7 +78,7 @@
 //! | `lock`, `election` | `<lease>/<nonce>` of each contender; what is said about them under `lock-meta`, `election-meta` |
 //! | `request` | requests to release, under the revision of the holder's key |
 //! | `exclusive`, `rwlock`, `semaphore` | `owner`; `read/…`, `write/…`; `door/…`, `permit/…`, `limit` |
-//! | `once` | `turn/…`, `chunk/…`, `manifest` |
+//! | `once` | `turn/…`, `chunk/…`, `manifest`, `failure`, `attempts` |
 //! | `member`, `assign`, `service`, `progress` | one key a member, a contender for a partition, an instance, a task |
 //! | `barrier`, `double-barrier`, `cyclic-barrier`, `latch` | holds and members, and a register of the state |
 //! | `counter`, `adder`, `ids`, `rate` | the number; cells; the last id; grants and the rule |

@@ -8,8 +8,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::clock;
 use crate::error::{Error, Result};
-use crate::keys::{Key, KeySpace};
+use crate::keys::{Key, KeyRange, KeySpace};
 use crate::value::from_json;
 
 /// The only way that results are written so far.
@@ -28,6 +29,9 @@ pub(super) struct Manifest {
     /// Of all bytes in order, in lower-case hexadecimal.
     sha256: String,
     codec: String,
+    /// When it was published, by the publisher's wall clock. Earlier versions of this crate did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) published_ms: Option<u64>,
 }
 
 impl Manifest {
@@ -39,6 +43,7 @@ impl Manifest {
             bytes: value.len() as u64,
             sha256: digest(value),
             codec: CODEC.to_owned(),
+            published_ms: Some(clock::wall_millis()),
         }
     }
 
@@ -97,6 +102,24 @@ pub(super) fn split(value: &Bytes, size: usize) -> Vec<Bytes> {
         .collect()
 }
 
+/// What of a range lies outside of the parts that are spared.
+pub(super) fn outside(all: KeyRange, mut spared: Vec<KeyRange>) -> Vec<KeyRange> {
+    spared.sort_by(|one, other| one.start.cmp(&other.start));
+    let mut start = all.start;
+    let mut rest = Vec::new();
+    for KeyRange { start: from, end } in spared {
+        if start < from {
+            rest.push(KeyRange { start, end: from });
+        }
+        start = end;
+    }
+    rest.push(KeyRange {
+        start,
+        end: all.end,
+    });
+    rest
+}
+
 /// The pieces put together, as far as they stay within the manifest's size.
 #[derive(Debug, Default)]
 pub(super) struct Joined(BytesMut);
@@ -149,6 +172,32 @@ mod tests {
         let read: Vec<u32> = manifest.decode(&key, joined.as_bytes()).unwrap();
         assert_eq!(read, [1, 2, 3, 4]);
         assert!(split(&Bytes::new(), 4).is_empty());
+    }
+
+    #[test]
+    fn what_is_spared_is_left_out() {
+        let chunks = KeySpace::of("once", "r").child("chunk");
+        let spared = ["b", "a"].map(|attempt| chunks.child(attempt).range());
+        let rest = outside(chunks.range(), spared.into());
+        let hit = |key: &str| {
+            let key = chunks.key(key);
+            let hits = rest.iter().filter(|range| range.contains(key.as_bytes()));
+            hits.count()
+        };
+        let gone = ["0/0", "a", "aa/0", "b", "c/00000001"];
+        assert_eq!(gone.map(hit), [1; 5]);
+        assert_eq!(["a/0", "a/00000001", "b/0"].map(hit), [0; 3]);
+    }
+
+    #[test]
+    fn what_was_published_before_ages_were_told_is_read() {
+        let value = r#"{"v":1,"attempt":"a","chunks":1,"bytes":2,"sha256":"","codec":"json"}"#;
+        let kv = KeyValue {
+            key: "k".into(),
+            value: value.into(),
+            ..Default::default()
+        };
+        assert_eq!(Manifest::read(&kv).unwrap().published_ms, None);
     }
 
     #[test]

@@ -1,34 +1,33 @@
 //! Compute once, share: the first who needs a result computes it, everybody else waits for it and
-//! gets the same. [`OnceCell`] is what users hold; `manifest` is what is stored, `attempt` publishes
-//! under the turn of a line of candidates, `fetch` reads and verifies.
+//! gets the same. [`OnceCell`] is what users hold; `manifest` and `failure` are what is stored, `fetch`
+//! reads and verifies a result, `look` is what candidates decide on, `compute` has them wait for their
+//! turn and compute, `attempt` publishes under the turn, `failing` counts attempts and tells of failures.
 
 mod attempt;
+mod compute;
+mod failing;
+mod failure;
 mod fetch;
+mod look;
 mod manifest;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
-use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use quorate_proto::etcdserverpb::TxnRequest;
-use quorate_proto::mvccpb::event::EventType;
-use quorate_proto::mvccpb::{Event, KeyValue};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use quorate_proto::mvccpb::KeyValue;
 
-use self::attempt::Attempt;
-use self::fetch::Fetched;
+pub use self::failure::Failure;
 use self::manifest::Manifest;
 use crate::client::Client;
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, KeySpace, Revision};
-use crate::kit::Contender;
-use crate::lock::{ContenderRecord, Holder, queue_of};
-use crate::session::Session;
+use crate::lock::{Holder, queue_of};
 use crate::store::ops::{self, Compare};
-use crate::value::Json;
 use crate::wait::{self, Backoff};
 
 /// Default limit on a result's size as JSON.
@@ -43,6 +42,8 @@ impl Client {
             space: KeySpace::of("once", &name.into()),
             bytes_max: BYTES_MAX,
             info: String::new(),
+            cache_failures: None,
+            max_attempts: None,
             known: Arc::default(),
         }
     }
@@ -68,6 +69,8 @@ pub struct OnceCell<T> {
     space: KeySpace,
     bytes_max: usize,
     info: String,
+    cache_failures: Option<Duration>,
+    max_attempts: Option<u32>,
     known: Arc<Mutex<Option<Known<T>>>>,
 }
 
@@ -86,18 +89,65 @@ pub struct Published {
     /// Its size as JSON; `None` when what is stored does not say: it is damaged, or was written by a
     /// later version of this crate. It can be taken back all the same.
     pub bytes: Option<u64>,
+    /// When it was published, in milliseconds since the Unix epoch by the wall clock of who published
+    /// it; `None` when what is stored does not say.
+    pub published_ms: Option<u64>,
 }
 
-/// How [`OnceCell::get_or_try_init`] fails.
+impl Published {
+    fn of(kv: &KeyValue) -> Self {
+        let manifest = Manifest::read(kv).ok();
+        Self {
+            revision: Revision(kv.mod_revision),
+            bytes: manifest.as_ref().map(|manifest| manifest.bytes),
+            published_ms: manifest.and_then(|manifest| manifest.published_ms),
+        }
+    }
+
+    /// How long ago it was published, by this machine's wall clock: wrong by as much as that differs
+    /// from the publisher's, and zero if it was published in this one's future. `None` when what is
+    /// stored does not say.
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
+        let since = |published| clock::wall_millis().saturating_sub(published);
+        let millis = self.published_ms.map(since);
+        millis.map(Duration::from_millis)
+    }
+}
+
+/// How [`OnceCell::get_or_try_init`] and [`OnceCell::refresh`] fail.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum OnceError<E> {
-    /// This caller's computation failed. The next candidate computes.
+    /// This caller's computation failed.
     #[error("{0}")]
     Init(E),
+    /// Somebody's computation failed a short while ago, and [that is remembered](OnceCell::cache_failures).
+    #[error("it was tried a short while ago: {0}")]
+    Cached(Box<Failure>),
+    /// As many computations [as may](OnceCell::max_attempts) have begun, and none has published.
+    #[error("{attempts} computations have begun and none was successful{}", last_text(.last))]
+    Exhausted {
+        /// How many have begun since the last result was published or failures were forgotten.
+        attempts: u32,
+        /// The last one that failed and could say so; others may have come to no end at all.
+        last: Option<Box<Failure>>,
+    },
     /// Everything else.
     #[error(transparent)]
     Failed(#[from] Error),
+}
+
+fn last_text(last: &Option<Box<Failure>>) -> String {
+    let text = last.as_ref().map(|failure| format!(": {failure}"));
+    text.unwrap_or_default()
+}
+
+fn check_revision(revision: Revision) -> Result<()> {
+    if revision.0 > 0 {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!("revision {revision} of a result")))
 }
 
 impl<T> OnceCell<T> {
@@ -116,6 +166,36 @@ impl<T> OnceCell<T> {
         self
     }
 
+    /// Lets a failure count for all: when a computation of this handle fails, all who come within `ttl`,
+    /// and those who wait, get [`OnceError::Cached`] instead of computing, if their handles have this
+    /// option too. [`OnceCell::wait`] goes on waiting. Give all handles of a name the same options.
+    ///
+    /// The store removes the failure when its time is over, by a lease: in whole seconds, rounded up, at
+    /// least as long as the shortest lease it grants, and longer when its leader changes. A failure that
+    /// cannot be told to the others, because the store does not answer for so long or the session is
+    /// lost, is this caller's alone. A computation that is dropped, or whose process dies, does not fail.
+    ///
+    /// Costs nothing unless a computation fails; then a read and a lease. Default: off, and the next
+    /// candidate computes at once.
+    #[must_use]
+    pub fn cache_failures(mut self, ttl: Duration) -> Self {
+        self.cache_failures = Some(ttl);
+        self
+    }
+
+    /// Lets so many computations begin, by handles with this option, until one publishes: after that
+    /// everybody gets [`OnceError::Exhausted`] until [`OnceCell::forget_failures`]. They are counted
+    /// before they begin, so one that takes its process down counts, and so does one that is dropped, or
+    /// loses its turn. Computations of [`OnceCell::refresh`] count as well; what is published stays
+    /// published. 0: nobody computes.
+    ///
+    /// Costs one transaction more for each computation. Default: off, without a limit and not counted.
+    #[must_use]
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = Some(attempts);
+        self
+    }
+
     /// The prefix of the result's keys.
     #[must_use]
     pub fn prefix(&self) -> &str {
@@ -124,6 +204,14 @@ impl<T> OnceCell<T> {
 
     fn manifest_key(&self) -> Key {
         self.space.key("manifest")
+    }
+
+    fn failure_key(&self) -> Key {
+        self.space.key("failure")
+    }
+
+    fn tally_key(&self) -> Key {
+        self.space.key("attempts")
     }
 
     fn turns(&self) -> KeySpace {
@@ -162,16 +250,13 @@ impl<T> OnceCell<T> {
     /// The store's final refusals. Trouble with the store is waited out.
     pub async fn published(&self) -> Result<Option<Published>> {
         let answer = wait::read(&self.client, ops::get(self.manifest_key())).await?;
-        let published = |kv: &KeyValue| Published {
-            revision: Revision(kv.mod_revision),
-            bytes: Manifest::read(kv).ok().map(|manifest| manifest.bytes),
-        };
-        Ok(answer.kvs.first().map(published))
+        Ok(answer.kvs.first().map(Published::of))
     }
 
     /// Takes back the result that was published at `revision`, so that the next who needs one computes
     /// anew. Another one, published since, stays; so a copy of this call, late on the way, does no
-    /// harm. Handles that remember the old result ask the store before they give it out.
+    /// harm. Handles that remember the old result ask the store before they give it out. Failures of
+    /// those who wanted to replace it are forgotten with it, and one who is about to gives up.
     ///
     /// # Errors
     /// The store's final refusals. Trouble with the store is waited out.
@@ -179,120 +264,61 @@ impl<T> OnceCell<T> {
     /// # Cancel safety
     /// When the future is dropped, it may still be taken back.
     pub async fn invalidate(&self, revision: Revision) -> Result<()> {
-        if revision.0 <= 0 {
-            return Err(Error::Invalid(format!("revision {revision} of a result")));
-        }
+        check_revision(revision)?;
         let manifest = self.manifest_key();
-        // While a manifest is there nobody writes chunks: all of them are of this result, or left over.
+        let keys = [&manifest, &self.failure_key(), &self.tally_key()];
+        let mut success = keys.map(|key| ops::delete(KeyRange::one(key))).to_vec();
+        // All chunks are of this result, or left over, or of an attempt at replacing just this one, which
+        // can write no more of them.
+        success.push(ops::delete(self.chunks().range()));
         let request = TxnRequest {
             compare: vec![Compare::mod_revision(&manifest, revision).into()],
-            success: vec![
-                ops::delete(KeyRange::one(&manifest)),
-                ops::delete(self.chunks().range()),
-            ],
+            success,
             failure: Vec::new(),
         };
         wait::repeat(&self.client, request).await?;
         Ok(())
     }
-}
 
-impl<T: DeserializeOwned> OnceCell<T> {
-    /// The result, if one is published.
+    /// Forgets a cached failure before its time is over, and how many computations have begun: the next
+    /// who needs a result computes. One that is in progress goes on, and counts no more. Works on records
+    /// that cannot be read, too.
     ///
     /// # Errors
-    /// [`Error::Codec`], naming the key, when what is stored is not what was published, or not a `T`;
-    /// [`Error::Invalid`] when it is larger than this handle's limit; the store's final refusals.
-    /// Trouble with the store is waited out.
-    pub async fn get(&self) -> Result<Option<Arc<T>>> {
-        Ok(match fetch::fetch(self).await? {
-            Fetched::Found(value) => Some(value),
-            Fetched::Nothing { .. } => None,
-        })
-    }
-
-    /// Waits for a result, without computing one. Needs no session.
-    ///
-    /// # Errors
-    /// As [`OnceCell::get`].
-    pub async fn wait(&self) -> Result<Arc<T>> {
-        let mut pause = Backoff::between_attempts(&self.client);
-        let manifest = KeyRange::one(self.manifest_key());
-        loop {
-            let seen = match fetch::fetch(self).await? {
-                Fetched::Found(value) => return Ok(value),
-                Fetched::Nothing { seen } => seen,
-            };
-            let (ranges, from) = (std::slice::from_ref(&manifest), Revision(seen.0 + 1));
-            let put = |event: &Event| event.r#type() == EventType::Put;
-            wait::until_event(&self.client, ranges, from, &mut pause, put).await?;
-        }
-    }
-}
-
-impl<T: Serialize + DeserializeOwned> OnceCell<T> {
-    /// The result: the one published, or the one that somebody computes meanwhile, or else what `init`
-    /// computes, once it is this caller's turn.
-    ///
-    /// `init` is dropped, wherever it stands, when the turn is lost. What it does outside the store may
-    /// have been done by another candidate before.
-    ///
-    /// # Errors
-    /// [`OnceError::Init`] when `init` failed: the others go on, and the next one computes.
-    /// [`OnceError::Failed`]: [`Error::SessionLost`] at once when the session is lost;
-    /// [`Error::Removed`] or [`Error::Fenced`] when somebody deleted this candidate's key;
-    /// [`Error::Invalid`] when the result is larger than the limit; [`Error::OutcomeUnknown`] when it
-    /// may have been published and taken back; and as [`OnceCell::get`]. Trouble with the store is
-    /// waited out.
+    /// The store's final refusals. Trouble with the store is waited out.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves the line, and the next one computes; a result on its way then may
-    /// still be published.
-    pub async fn get_or_try_init<E, F, Fut>(
-        &self,
-        session: &Session,
-        init: F,
-    ) -> Result<Arc<T>, OnceError<E>>
-    where
-        F: FnOnce() -> Fut,
-        Fut: Future<Output = Result<T, E>>,
-    {
-        session.belongs_to(&self.client)?;
-        tokio::select! {
-            biased;
-            reason = session.lost() => Err(Error::SessionLost(reason).into()),
-            value = self.while_live(session, init) => value,
+    /// When the future is dropped, what was there may still be forgotten; nothing that comes later is.
+    pub async fn forget_failures(&self) -> Result<()> {
+        let keys = [self.failure_key(), self.tally_key()];
+        let mut pause = Backoff::contended(&self.client);
+        loop {
+            let request = TxnRequest {
+                success: keys.iter().map(|key| ops::read(ops::get(key))).collect(),
+                ..Default::default()
+            };
+            let (answer, _) = wait::repeat(&self.client, request).await?;
+            let written = [0, 1].map(|index| ops::kvs(&answer.responses, index).first());
+            let written = written.map(|kv| Revision(kv.map_or(0, |kv| kv.mod_revision)));
+            if written == [Revision(0); 2] {
+                return Ok(());
+            }
+            let there = keys.iter().zip(written);
+            let request = TxnRequest {
+                compare: there
+                    .map(|(key, at)| Compare::mod_revision(key, at).into())
+                    .collect(),
+                success: keys
+                    .iter()
+                    .map(|key| ops::delete(KeyRange::one(key)))
+                    .collect(),
+                failure: Vec::new(),
+            };
+            if wait::repeat(&self.client, request).await?.0.succeeded {
+                return Ok(());
+            }
+            pause.pause().await;
         }
-    }
-
-    async fn while_live<E, F, Fut>(
-        &self,
-        session: &Session,
-        init: F,
-    ) -> Result<Arc<T>, OnceError<E>>
-    where
-        F: FnOnce() -> Fut,
-        Fut: Future<Output = Result<T, E>>,
-    {
-        if let Some(value) = self.get().await? {
-            return Ok(value);
-        }
-        let record = ContenderRecord::of(session, &self.info);
-        let candidate = Contender::enter(session, &self.turns(), Json(record)).await?;
-        let hold = tokio::select! {
-            biased;
-            value = self.wait() => return Ok(value?),
-            hold = candidate.wait_turn() => hold?,
-        };
-        // Somebody may have published between that watch and this turn.
-        if let Some(value) = self.get().await? {
-            return Ok(value);
-        }
-        let value = hold.scope(init()).await?.map_err(OnceError::Init)?;
-        let manifest = Attempt::new(self, &hold).publish(&value).await?;
-        let value = Arc::new(value);
-        self.remember(manifest, &value);
-        Ok(value)
     }
 }
 
@@ -303,6 +329,8 @@ impl<T> Clone for OnceCell<T> {
             space: self.space.clone(),
             bytes_max: self.bytes_max,
             info: self.info.clone(),
+            cache_failures: self.cache_failures,
+            max_attempts: self.max_attempts,
             known: Arc::clone(&self.known),
         }
     }
@@ -313,6 +341,8 @@ impl<T> fmt::Debug for OnceCell<T> {
         f.debug_struct("OnceCell")
             .field("prefix", &self.prefix())
             .field("bytes_max", &self.bytes_max)
+            .field("cache_failures", &self.cache_failures)
+            .field("max_attempts", &self.max_attempts)
             .finish_non_exhaustive()
     }
 }

@@ -299,6 +299,7 @@ mod tests {
                 .map_err(|error| match error {
                     crate::once::OnceError::Failed(error) => error,
                     crate::once::OnceError::Init(error) => error,
+                    other => panic!("{other}"),
                 }),
             c.group::<u32>("m").join(s, 1).await.map(drop),
             c.partitions("m", 1).join(s).await.map(drop),

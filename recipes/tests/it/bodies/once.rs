@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use quorate_recipes::once::OnceError;
 use quorate_recipes::store::Store;
 use quorate_recipes::store::faulty::{Fault, Faulty};
-use quorate_recipes::{Client, Error};
+use quorate_recipes::{Client, Error, Revision};
 
 use super::{keys_below, session};
 use crate::support::{soon, until};
@@ -223,5 +224,182 @@ pub async fn publishing_survives_lost_answers(client: &Client) {
         .await;
         assert_eq!(faulty.deliver().await.1, 0, "{plan:?}");
         assert_eq!(keys_below(&client, cell.prefix()).await, 0, "{plan:?}");
+    }
+}
+
+/// A result is replaced while the old one is read; who follows sees the new one, and of many who replace
+/// the same one computes.
+pub async fn replaced_while_it_is_read(client: &Client) {
+    let session = session(client).await;
+    let text = |fill: char| fill.to_string().repeat(2_500_000);
+    let cell = client.once::<String>("fresh");
+    let first: Result<_, Failure> = cell
+        .get_or_try_init(&session, || async { Ok(text('a')) })
+        .await;
+    first.unwrap();
+    let (old, _) = cell.changed(Revision(0)).await.unwrap();
+    assert!(old.age().unwrap() < Duration::from_secs(300));
+    let follower = tokio::spawn({
+        let cell = client.once::<String>("fresh");
+        async move { cell.changed(old.revision).await }
+    });
+    let computed = AtomicUsize::new(0);
+    let init = || async {
+        computed.fetch_add(1, Ordering::SeqCst);
+        let read = client.once::<String>("fresh").get().await.unwrap();
+        assert!(
+            *read.unwrap() == text('a'),
+            "the old one while the new one is computed"
+        );
+        Ok(text('b'))
+    };
+    let refreshes = (0..3).map(|_| cell.refresh(&session, old.revision, init));
+    let all = futures::future::join_all(refreshes);
+    let reads = async {
+        loop {
+            let read = client.once::<String>("fresh").get().await.unwrap().unwrap();
+            assert!([text('a'), text('b')].contains(&read));
+            if read.starts_with('b') {
+                break;
+            }
+        }
+    };
+    let (all, ()) = soon("refreshing", async { tokio::join!(all, reads) }).await;
+    for one in all {
+        let one: Result<_, Failure> = one;
+        assert!(one.unwrap().starts_with('b'));
+    }
+    assert_eq!(computed.load(Ordering::SeqCst), 1);
+    let (new, seen) = soon("the follower", follower).await.unwrap().unwrap();
+    assert!(seen.starts_with('b') && new.revision > old.revision);
+    let chunks = quorate_recipes::KeyRange::prefix(format!("{}/chunk/", cell.prefix()));
+    let (_, kvs) = client.list(chunks).await.unwrap();
+    let firsts = kvs.iter().filter(|kv| kv.key.ends_with(b"/00000000"));
+    assert_eq!(firsts.count(), 1, "the old one's chunks are there");
+}
+
+/// A failure counts for everybody until its time is over, which the store says, or until it is forgotten.
+pub async fn failures_count_for_a_while(client: &Client) {
+    let session = session(client).await;
+    let fail = async |cell: &quorate_recipes::OnceCell<u32>| {
+        let failed: Result<_, Failure> =
+            cell.get_or_try_init(&session, || async { Err("no") }).await;
+        failed
+    };
+    let cell = client.once::<u32>("failing").with_info("summing");
+    let cell = cell.cache_failures(Duration::from_secs(600));
+    assert!(matches!(fail(&cell).await, Err(OnceError::Init("no"))));
+    let other = client
+        .once::<u32>("failing")
+        .cache_failures(Duration::from_secs(600));
+    match fail(&other).await {
+        Err(OnceError::Cached(failure)) => {
+            assert_eq!(
+                (failure.text.as_str(), failure.info.as_str()),
+                ("no", "summing")
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    cell.forget_failures().await.unwrap();
+    assert!(matches!(fail(&cell).await, Err(OnceError::Init("no"))));
+    cell.forget_failures().await.unwrap();
+    let brief = client
+        .once::<u32>("failing")
+        .cache_failures(Duration::from_secs(1));
+    assert!(matches!(fail(&brief).await, Err(OnceError::Init("no"))));
+    assert!(matches!(fail(&brief).await, Err(OnceError::Cached(_))));
+    until("its time to be over", async || {
+        keys_below(client, cell.prefix()).await == 0
+    })
+    .await;
+    let computed: Result<_, Failure> = brief.get_or_try_init(&session, || async { Ok(1) }).await;
+    assert_eq!(*computed.unwrap(), 1);
+}
+
+/// Computations are counted before they begin, whatever becomes of them, and end with the limit.
+pub async fn attempts_have_a_limit(client: &Client) {
+    let (a, b) = (session(client).await, session(client).await);
+    let cell = client.once::<u32>("limited").max_attempts(2);
+    let lost = tokio::spawn({
+        let (cell, a) = (cell.clone(), a.clone());
+        async move {
+            let never = std::future::pending::<Result<u32, &str>>;
+            cell.get_or_try_init(&a, never).await
+        }
+    });
+    let counted = format!("{}/attempts", cell.prefix());
+    until("the first to compute", async || {
+        client.get(&counted).await.unwrap().is_some()
+    })
+    .await;
+    client.store().lease_revoke(a.lease()).await.unwrap();
+    assert!(soon("the loss", lost).await.unwrap().is_err());
+    let failed: Result<_, Failure> = cell.get_or_try_init(&b, || async { Err("no") }).await;
+    assert!(matches!(failed, Err(OnceError::Init("no"))), "{failed:?}");
+    let init = || async { Ok(5) };
+    let refused: Result<_, Failure> = soon("the refusal", cell.get_or_try_init(&b, init)).await;
+    match refused {
+        Err(OnceError::Exhausted { attempts: 2, last }) => {
+            let last = last.unwrap();
+            assert_eq!((last.text.as_str(), last.attempt), ("no", Some(2)));
+        }
+        other => panic!("{other:?}"),
+    }
+    cell.forget_failures().await.unwrap();
+    let computed: Result<_, Failure> = cell.get_or_try_init(&b, init).await;
+    assert_eq!(*computed.unwrap(), 5);
+    until("nothing but the result", async || {
+        keys_below(client, cell.prefix()).await == 2
+    })
+    .await;
+}
+
+/// Neither lost answers nor late copies replace what another one was, or count twice.
+pub async fn refreshing_survives_lost_answers(client: &Client) {
+    let faulty = Faulty::new(Arc::clone(client.store()));
+    let client = client_of(&faulty);
+    let session = session(&client).await;
+    for (index, plan) in [
+        vec![Fault::NotSent; 5],
+        vec![Fault::Unanswered; 5],
+        vec![Fault::Late; 5],
+        vec![
+            Fault::Late,
+            Fault::Unanswered,
+            Fault::Late,
+            Fault::Unanswered,
+        ],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let cell = client
+            .once::<u32>(format!("refreshed-{index}"))
+            .max_attempts(3);
+        let first: Result<_, Failure> = cell.get_or_try_init(&session, || async { Ok(0) }).await;
+        first.unwrap();
+        for number in 1..=4 {
+            let old = cell.published().await.unwrap().unwrap();
+            faulty.plan(cell.prefix(), plan.clone());
+            let init = || async move { Ok(number) };
+            let refreshed: Result<_, Failure> =
+                soon("refreshing", cell.refresh(&session, old.revision, init)).await;
+            assert_eq!(*refreshed.unwrap(), number, "{plan:?}");
+            until("the plan's end", async || faulty.left() == 0).await;
+        }
+        until("an empty line", async || {
+            keys_below(&client, cell.prefix()).await == 2
+        })
+        .await;
+        assert_eq!(faulty.deliver().await.1, 0, "{plan:?}");
+        assert_eq!(
+            *client
+                .once::<u32>(format!("refreshed-{index}"))
+                .wait()
+                .await
+                .unwrap(),
+            4
+        );
     }
 }

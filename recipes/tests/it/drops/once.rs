@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use quorate_recipes::{Client, Error, OnceCell, OnceError, Session};
+use quorate_recipes::{Client, Error, OnceCell, OnceError, Revision, Session};
 
 use super::{HOLD, QUIET, Stopped, World, at_every_call, in_time, joined};
 
@@ -35,6 +35,26 @@ dropped_everywhere! {
             cell.invalidate(published.revision).await?;
         }
         Ok(())
+    };
+    refreshing, ["quorate/once/x/manifest", "quorate/once/x/chunk/", "quorate/once/x/attempts"], async |client: Client, session: Session, hold| {
+        let cell = client.once::<u32>("x").max_attempts(9);
+        let cell = cell.cache_failures(Duration::from_secs(3));
+        compute(&cell, &session, 1, hold).await?;
+        let (published, _) = cell.changed(Revision(0)).await?;
+        let init = || async move {
+            tokio::time::sleep(hold).await;
+            Ok::<_, Error>(2)
+        };
+        match cell.refresh(&session, published.revision, init).await {
+            Ok(_) => {}
+            // The other one took it back.
+            Err(OnceError::Failed(Error::Conflict)) => {}
+            Err(OnceError::Failed(error) | OnceError::Init(error)) => return Err(error),
+            Err(other) => panic!("{other}"),
+        }
+        cell.wait().await?;
+        cell.invalidate(published.revision).await?;
+        cell.forget_failures().await
     };
     computing_in_vain, [], async |client: Client, session: Session, hold| {
         let cell = client.once::<u32>("x");

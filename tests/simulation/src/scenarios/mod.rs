@@ -43,7 +43,7 @@ pub use leased::Leased;
 pub use membership::Membership;
 pub use multi_lock::MultiLock;
 pub use mutex::Mutex;
-pub use once::Once;
+pub use once::{Once, Results};
 pub use rate::Rate;
 pub use request::Request;
 pub use rw_lock::{RwLock, Sides};

@@ -1,103 +1,142 @@
-//! The shared result: one is published at a time, whole, and every reader gets exactly that.
+//! The shared result: one is published at a time, whole, and every reader gets exactly that; a newer one
+//! replaces the one it is meant to; failures count for a while, and so many may begin.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+mod results;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{try_join, try_join_all};
-use quorate_proto::mvccpb::event::EventType;
 use quorate_recipes::keys::Revision;
+use quorate_recipes::once::Published;
 use quorate_recipes::store::Capabilities;
-use quorate_recipes::{Error, OnceError, Result, Session};
-use serde_json::Value;
+use quorate_recipes::{Error, OnceCell, OnceError, Result, Session};
 
+pub use self::results::Results;
 use crate::gatherings::Wrong;
-use crate::history::{History, key_of};
+use crate::history::History;
 use crate::player::Player;
 use crate::scenario::Scenario;
 
-/// Clients that need the result, compute it, fail, read, and take it back.
+/// Clients that need a result, compute it, replace it, fail, read, and take it back.
 #[derive(Debug)]
 pub struct Once {
-    computed: Cell<u64>,
-    got: RefCell<Vec<Span>>,
+    /// Of a name whose handles have no options, and of one whose failures are cached and counted.
+    names: [Results; 2],
     wrong: Wrong,
 }
 
-/// A result, and between which revisions somebody got it, or it was published.
-#[derive(Debug)]
-struct Span {
-    result: String,
-    from: Revision,
-    to: Revision,
+/// Of a request: a result has several pieces.
+const REQUEST_BYTES_MAX: usize = 2_048;
+
+const NAMES: [&str; 2] = ["o", "f"];
+
+/// Computations that may begin in a row.
+const ATTEMPTS_MAX: u32 = 2;
+
+/// How long a failure counts.
+const FAILURE_TTL: Duration = Duration::from_secs(3);
+
+type Got = std::result::Result<Arc<String>, OnceError<String>>;
+
+fn cell(player: &Player, index: usize) -> OnceCell<String> {
+    let cell = player.client().once(NAMES[index]);
+    match index {
+        0 => cell,
+        _ => cell.cache_failures(FAILURE_TTL).max_attempts(ATTEMPTS_MAX),
+    }
 }
 
-const PREFIX: &str = "quorate/once/o/";
-
-/// Of a request, and more than what a result has: several pieces.
-const REQUEST_BYTES_MAX: usize = 2_048;
-const RESULT_BYTES: usize = 2_500;
-
 impl Once {
-    /// A result as there is no other.
-    fn compute(&self, player: &Player) -> String {
-        let number = self.computed.get() + 1;
-        self.computed.set(number);
-        player.note(format!("computed {number}"));
-        format!("{number:0RESULT_BYTES$}")
+    /// Takes a while and fails now and then.
+    async fn init(
+        &self,
+        player: &Player,
+        index: usize,
+        stale: Revision,
+    ) -> std::result::Result<String, String> {
+        self.names[index].begin(player);
+        player.pause(600).await;
+        if player.one_in(4) {
+            return Err(format!("failure {}", self.names[index].number()));
+        }
+        Ok(self.names[index].compute(player, stale))
     }
 
-    /// Everybody waits for a result that there is not yet, and gets it.
-    async fn wait_for_one(&self, players: &[Player]) -> Result<std::result::Result<(), String>> {
-        let session = players[0].client().session().await?;
-        let cell = players[0].client().once::<String>("o");
-        while let Some(published) = cell.published().await? {
-            cell.invalidate(published.revision).await?;
-        }
-        let init = async {
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            let init = || async { Ok::<_, Error>(self.compute(&players[0])) };
-            match cell.get_or_try_init(&session, init).await {
-                Ok(result) => Ok(result),
-                Err(OnceError::Init(error) | OnceError::Failed(error)) => Err(error),
-                Err(_) => Err(Error::Closed),
-            }
-        };
-        let waits = players.iter().map(|player| async {
-            let cell = player.client().once::<String>("o");
-            cell.wait().await
-        });
-        let (result, all) = try_join(init, try_join_all(waits)).await?;
-        session.close().await?;
-        let same = all.iter().all(|one| *one == result);
-        Ok(same
-            .then_some(())
-            .ok_or_else(|| "those who waited got something else".to_owned()))
-    }
-    async fn need(&self, player: &Player, session: &Session) -> Result<Option<Arc<String>>> {
-        let cell = player.client().once::<String>("o");
-        match player.below(6) {
-            0 => return cell.get().await,
+    /// Gets a result, the first or a newer one, or waits for one.
+    async fn need(&self, player: &Player, session: &Session, index: usize) -> Got {
+        let cell = cell(player, index);
+        let published = match player.below(8) {
+            0 => return self.read(cell.get().await?),
             1 => {
                 let patience = Duration::from_millis(player.below(3_000));
                 let waited = tokio::time::timeout(patience, cell.wait()).await;
-                return waited.map_or(Ok(None), |waited| waited.map(Some));
+                return self.read(waited.ok().transpose()?);
             }
-            _ => {}
-        }
-        let init = || async {
-            player.pause(600).await;
-            if player.one_in(6) {
-                return Err(());
-            }
-            Ok(self.compute(player))
+            2..5 => cell.published().await?,
+            _ => None,
         };
-        match cell.get_or_try_init(session, init).await {
-            Ok(result) => Ok(Some(result)),
-            Err(OnceError::Failed(error)) => Err(error),
-            Err(_) => Ok(None),
+        let Some(Published { revision, .. }) = published else {
+            let init = || self.init(player, index, Revision(0));
+            return cell.get_or_try_init(session, init).await;
+        };
+        if player.one_in(4) {
+            let patience = Duration::from_millis(player.below(3_000));
+            let changed = tokio::time::timeout(patience, cell.changed(revision)).await;
+            let changed = changed.ok().transpose()?;
+            if let Some((published, _)) = &changed
+                && published.revision == revision
+            {
+                return Err(Error::Invalid("what did not change".to_owned()).into());
+            }
+            return self.read(changed.map(|(_, value)| value));
         }
+        let init = || self.init(player, index, revision);
+        match cell.refresh(session, revision, init).await {
+            // Somebody took the old one back.
+            Err(OnceError::Failed(Error::Conflict)) => self.read(None),
+            refreshed => refreshed,
+        }
+    }
+
+    /// What was read, if there was anything.
+    fn read(&self, value: Option<Arc<String>>) -> Got {
+        Ok(value.unwrap_or_default())
+    }
+
+    /// Everybody waits for a result that there is not yet, and gets it; then for the next one.
+    async fn wait_for_two(&self, players: &[Player], index: usize) -> Result<()> {
+        let session = players[0].client().session().await?;
+        let own = cell(&players[0], index);
+        own.forget_failures().await?;
+        while let Some(published) = own.published().await? {
+            own.invalidate(published.revision).await?;
+        }
+        let mut stale = Revision(0);
+        for _ in 0..2 {
+            let init = async {
+                tokio::time::sleep(FAILURE_TTL).await;
+                let init = || async {
+                    self.names[index].begin(&players[0]);
+                    Ok(self.names[index].compute(&players[0], stale))
+                };
+                let got: Got = match stale {
+                    Revision(0) => own.get_or_try_init(&session, init).await,
+                    stale => own.refresh(&session, stale, init).await,
+                };
+                got.map_err(|error| Error::Invalid(error.to_string()))
+            };
+            let waits = players.iter().map(|player| async {
+                let cell = cell(player, index);
+                cell.changed(stale).await
+            });
+            let (result, all) = try_join(init, try_join_all(waits)).await?;
+            if !all.iter().all(|(_, one)| *one == result) {
+                return Err(Error::Invalid("somebody got something else".to_owned()));
+            }
+            stale = all[0].0.revision;
+        }
+        session.close().await
     }
 }
 
@@ -106,26 +145,42 @@ impl Scenario for Once {
 
     fn new() -> Self {
         Self {
-            computed: Cell::new(0),
-            got: RefCell::default(),
+            names: [
+                Results::of(NAMES[0], None),
+                Results::of(NAMES[1], Some(ATTEMPTS_MAX)),
+            ],
             wrong: Wrong::default(),
         }
     }
 
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        let from = player.revision();
-        let noted = |error: &Error| self.wrong.note(error);
-        let got = self.need(player, session).await.inspect_err(noted)?;
-        if let Some(result) = got {
-            let (result, to) = (String::clone(&result), player.revision());
-            player.note(format!("has {}", result.trim_start_matches('0')));
-            self.got.borrow_mut().push(Span { result, from, to });
+        let index = usize::from(player.one_in(2));
+        let (from, told) = (player.revision(), &self.names[index]);
+        match self.need(player, session, index).await {
+            Ok(result) if result.is_empty() => {}
+            Ok(result) => told.got(player, from, &result),
+            Err(OnceError::Cached(failure)) => told.cached(player, from, &failure.text),
+            Err(OnceError::Exhausted { attempts, .. }) => {
+                told.exhausted(player, from, attempts);
+                if player.one_in(2) {
+                    cell(player, index).forget_failures().await?;
+                }
+            }
+            Err(OnceError::Failed(error)) => {
+                self.wrong.note(&error);
+                return Err(error);
+            }
+            Err(_) => {}
         }
-        if player.one_in(3) {
-            let cell = player.client().once::<String>("o");
+        if player.one_in(4) {
+            let cell = cell(player, index);
+            let noted = |error: &Error| self.wrong.note(error);
             if let Some(published) = cell.published().await.inspect_err(noted)? {
                 cell.invalidate(published.revision).await?;
             }
+        }
+        if player.one_in(20) {
+            cell(player, index).forget_failures().await?;
         }
         Ok(())
     }
@@ -138,84 +193,25 @@ impl Scenario for Once {
     }
 
     async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
-        let waited = self.wait_for_one(players).await;
-        waited.map_err(|error| format!("in the calm: {error}"))?
+        for index in [0, 1] {
+            let waited = self.wait_for_two(players, index).await;
+            waited.map_err(|error| format!("in the calm: {error}"))?;
+        }
+        Ok(())
     }
 
     fn may_remain(&self, key: &str) -> bool {
         // A result, and what an attempt left that nobody has followed.
-        let kept = ["manifest", "chunk/"];
-        let name = key.strip_prefix(PREFIX);
-        name.is_some_and(|name| kept.iter().any(|kept| name.starts_with(kept)))
+        let kept = ["manifest", "chunk/", "attempts"];
+        let of = |name: &Results| {
+            let name = key.strip_prefix(name.prefix());
+            name.is_some_and(|name| kept.iter().any(|kept| name.starts_with(kept)))
+        };
+        self.names.iter().any(of)
     }
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {
         self.wrong.check()?;
-        let published = published(history)?;
-        for got in &*self.got.borrow() {
-            let there = published
-                .iter()
-                .any(|one| one.result == got.result && one.from <= got.to && got.from <= one.to);
-            if !there {
-                return Err(format!("{got:?} was not published then"));
-            }
-        }
-        Ok(())
+        self.names.iter().try_for_each(|name| name.check(history))
     }
-}
-
-/// What was published, from when to when, if it was whole all the time and one at a time.
-fn published(history: &History) -> std::result::Result<Vec<Span>, String> {
-    let mut live = BTreeMap::new();
-    let mut all: Vec<Span> = Vec::new();
-    // The attempt of what is published now.
-    let mut current: Option<String> = None;
-    for commit in &history.commits {
-        let place = format!("at {}", commit.revision);
-        let mut put = None;
-        for change in &commit.changes {
-            let key = key_of(change);
-            let deleted = change.r#type() == EventType::Delete;
-            if let Some(kv) = &change.kv {
-                match deleted {
-                    true => live.remove(&key),
-                    false => live.insert(key.clone(), kv.value.clone()),
-                };
-                if key == format!("{PREFIX}manifest") && !deleted {
-                    let json: Value = serde_json::from_slice(&kv.value)
-                        .map_err(|error| format!("{place}: {error}"))?;
-                    put = json["attempt"].as_str().map(str::to_owned);
-                }
-            }
-            if key == format!("{PREFIX}manifest")
-                && deleted
-                && let (Some(_), Some(last)) = (current.take(), all.last_mut())
-            {
-                last.to = commit.revision;
-            }
-        }
-        if let Some(attempt) = put {
-            if current.replace(attempt).is_some() {
-                return Err(format!("{place}: published over another one"));
-            }
-            all.push(Span {
-                result: String::new(),
-                from: commit.revision,
-                to: Revision(i64::MAX),
-            });
-        }
-        if let (Some(attempt), Some(last)) = (&current, all.last_mut()) {
-            let chunks = format!("{PREFIX}chunk/{attempt}/");
-            let pieces = live.range(chunks.clone()..);
-            let pieces = pieces.take_while(|(key, _)| key.starts_with(&chunks));
-            let pieces: Vec<&[u8]> = pieces.map(|(_, piece)| &piece[..]).collect();
-            if pieces.len() < 2 {
-                return Err(format!("{place}: {} pieces", pieces.len()));
-            }
-            let bytes = pieces.concat();
-            let result = serde_json::from_slice(&bytes);
-            last.result = result.map_err(|error| format!("{place}: torn: {error}"))?;
-        }
-    }
-    Ok(all)
 }

@@ -5,6 +5,7 @@
 
 mod counts;
 mod mutants;
+mod onces;
 mod restored;
 mod waits;
 
@@ -46,10 +47,14 @@ gates! {
     semaphore,
     multi_lock,
     combined,
+    shared,
+    request,
     delayed,
     handover,
+    selector,
     counter,
     adder,
+    ids,
     latch,
     stm,
     once,

@@ -1,7 +1,12 @@
 //! Shared results on a store in memory whose calls fail at random, judged by everything that was
 //! written.
 
+mod drops;
+mod failures;
+mod refreshes;
+
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -10,13 +15,12 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use super::manifest::{Joined, Manifest, chunk_name};
-use super::{OnceCell, OnceError};
+use super::{OnceCell, OnceError, Published};
 use crate::client::Client;
 use crate::clock;
 use crate::error::Error;
 use crate::keys::{KeySpace, Revision};
 use crate::session::Session;
-use crate::store::faulty::{Calls, Stage};
 use crate::store::{Capabilities, Faulty, MemStore, Rates};
 
 const MINUTES: Duration = Duration::from_secs(180);
@@ -59,8 +63,17 @@ async fn candidate(store: &MemStore, client: &Client, seed: u64) -> Vec<Got> {
         let chance = random.random_range(0..12);
         let cell: OnceCell<String> = client.once("r");
         let from = store.revision();
-        let text = format!("{seed} {round} ").repeat(1 + round % 20);
+        // What it replaces comes first.
+        let text = |stale: Revision| format!("{stale} {seed} {round} ").repeat(1 + round % 20);
         let work = async {
+            let init = |stale: Revision| async move {
+                tokio::time::sleep(takes).await;
+                if chance == 2 {
+                    Err("no")
+                } else {
+                    Ok(text(stale))
+                }
+            };
             match chance {
                 0 => cell.wait().await.map_err(OnceError::Failed),
                 1 => cell
@@ -68,11 +81,16 @@ async fn candidate(store: &MemStore, client: &Client, seed: u64) -> Vec<Got> {
                     .await
                     .map_err(OnceError::Failed)
                     .map(|got| got.unwrap_or_default()),
-                _ => {
-                    let init = || async {
-                        tokio::time::sleep(takes).await;
-                        if chance == 2 { Err("no") } else { Ok(text) }
+                2..6 => {
+                    let published = cell.published().await.unwrap();
+                    let Some(Published { revision, .. }) = published else {
+                        return Ok(Arc::default());
                     };
+                    let init = || init(revision);
+                    cell.refresh(&session, revision, init).await
+                }
+                _ => {
+                    let init = || init(Revision(0));
                     cell.get_or_try_init(&session, init).await
                 }
             }
@@ -97,7 +115,9 @@ async fn candidate(store: &MemStore, client: &Client, seed: u64) -> Vec<Got> {
             }),
             Err(
                 OnceError::Init("no")
-                | OnceError::Failed(Error::SessionLost(_) | Error::OutcomeUnknown(_)),
+                | OnceError::Failed(
+                    Error::SessionLost(_) | Error::OutcomeUnknown(_) | Error::Conflict,
+                ),
             ) => {}
             Err(error) => panic!("seed {seed}: {error}"),
         }
@@ -115,9 +135,10 @@ fn judge(store: &MemStore, seed: u64) -> Vec<Got> {
     let chunks = KeySpace::of("once", "r").child("chunk");
     let mut live = BTreeMap::new();
     let mut all: Vec<Got> = Vec::new();
-    let mut published: Option<Manifest> = None;
+    let mut published: Option<(Revision, Manifest)> = None;
     for commit in store.history(Revision(0)) {
         let place = format!("seed {seed} at {}", commit.revision);
+        let before = published.as_ref().map_or(Revision(0), |(at, _)| *at);
         let mut put = None;
         for event in &commit.changes {
             let kv = event.kv.as_ref().unwrap();
@@ -134,14 +155,16 @@ fn judge(store: &MemStore, seed: u64) -> Vec<Got> {
             }
         }
         if let Some(manifest) = put {
-            assert!(published.is_none(), "{place}: one is published already");
+            if published.is_some() {
+                all.last_mut().unwrap().to = commit.revision;
+            }
             let (from, to) = (commit.revision, Revision(i64::MAX));
             let value = String::new();
             all.push(Got { value, from, to });
-            published = Some(manifest);
+            published = Some((commit.revision, manifest));
         }
         // Whole at every revision at which it is published.
-        if let Some(manifest) = &published {
+        if let Some((at, manifest)) = &published {
             let space = manifest.space(&chunks);
             let mut joined = Joined::default();
             for index in 0..manifest.chunks {
@@ -150,8 +173,17 @@ fn judge(store: &MemStore, seed: u64) -> Vec<Got> {
                 joined.push(manifest, kv).unwrap();
             }
             let value = manifest.decode(&"r".into(), joined.as_bytes());
-            all.last_mut().unwrap().value =
-                value.unwrap_or_else(|error| panic!("{place}: {error}"));
+            let value: String = value.unwrap_or_else(|error| panic!("{place}: {error}"));
+            if *at == commit.revision {
+                // Nothing else than what it was to replace; nothing at all, if that had been taken back.
+                let named = value.split(' ').next().unwrap();
+                let vacant = before == Revision(0);
+                assert!(
+                    vacant || before.to_string() == named,
+                    "{place}: what is to replace {named} replaces {before}"
+                );
+            }
+            all.last_mut().unwrap().value = value;
         }
     }
     all
@@ -248,43 +280,5 @@ async fn what_cannot_be_read_can_be_taken_back() {
         let published = cell.published().await.unwrap().unwrap();
         assert_eq!(published.bytes, Some(3));
         cell.invalidate(published.revision).await.unwrap();
-    }
-}
-
-/// A call dropped at any of its calls, at any stage, leaves no candidate and nothing torn; the next
-/// one gets a result.
-#[tokio::test(start_paused = true)]
-async fn a_call_dropped_anywhere_leaves_nothing_in_the_way() {
-    for stage in [Stage::NotSent, Stage::AppliedUnanswered, Stage::Answered] {
-        for nth in 1..=12 {
-            let store = MemStore::with_capabilities(Capabilities {
-                max_request_bytes: 64,
-                ..Default::default()
-            });
-            let faulty = Faulty::new(store.clone());
-            let client = Client::new(faulty.clone());
-            let session = client.session().await.unwrap();
-            let cell = client.once::<String>("r");
-            let held = faulty.hold(nth, Calls::Any, stage);
-            let text = |by: &str| by.repeat(50);
-            tokio::select! {
-                biased;
-                got = cell.get_or_try_init(&session, || async { Ok::<_, &str>(text("a")) }) => {
-                    assert_eq!(*got.unwrap(), text("a"));
-                }
-                () = held.reached() => {}
-            }
-            held.release();
-            tokio::time::sleep(Duration::from_secs(30)).await;
-            let place = format!("{nth} {stage:?}");
-            let line = store.keys("quorate/once/r/turn/");
-            assert!(line.is_empty(), "{place}: {line:?}");
-            let cell = client.once::<String>("r");
-            let init = || async { Ok::<_, &str>(text("b")) };
-            let got = cell.get_or_try_init(&session, init).await.unwrap();
-            assert!([text("a"), text("b")].contains(&got), "{place}");
-            assert_eq!(client.once::<String>("r").get().await.unwrap(), Some(got));
-            judge(&store, nth as u64);
-        }
     }
 }
