@@ -409,7 +409,7 @@ impl Hold {
                     // Given up, it ends as that. With the lease gone, it is the session that is lost, and
                     // says so itself.
                     if !leaving.load(Ordering::Acquire)
-                        && !matches!(actor.verify().await, Err(Error::SessionLost(_)))
+                        && let Error::Removed(_) = actor.why_gone(&keys[0].0).await
                     {
                         ending.settle(LostReason::Removed);
                     }
