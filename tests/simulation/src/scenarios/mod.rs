@@ -48,7 +48,7 @@ pub use rate::Rate;
 pub use request::Request;
 pub use rw_lock::{RwLock, Sides};
 pub use selector::Selector;
-pub use semaphore::Semaphore;
+pub use semaphore::{Permits, Semaphore};
 pub use shared::Shared;
 pub use stm::Stm;
 
