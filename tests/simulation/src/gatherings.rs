@@ -14,14 +14,14 @@ use crate::history::{History, key_of};
 use crate::player::Player;
 
 /// How many make a generation open.
-pub(crate) const PARTIES: u32 = 3;
+pub const PARTIES: u32 = 3;
 
 /// How many generations all together open in the end.
 pub(crate) const LAST_GENERATIONS: usize = 2;
 
-/// What members were told.
+/// What the members of a barrier were told.
 #[derive(Debug, Default)]
-pub(crate) struct Told {
+pub struct Told {
     /// The generation and the place of each who passed.
     passed: RefCell<Vec<(u64, u32)>>,
     broken: RefCell<BTreeSet<u64>>,
@@ -51,12 +51,13 @@ impl Wrong {
 
 impl Told {
     /// Notes that somebody passed.
-    pub(crate) fn passed(&self, player: &Player, generation: u64, place: u32) {
+    pub fn passed(&self, player: &Player, generation: u64, place: u32) {
         player.note(format!("passed {generation} as {place}"));
         self.passed.borrow_mut().push((generation, place));
     }
 
-    pub(crate) fn failed(&self, error: &Error) {
+    /// Notes that somebody was told of an error.
+    pub fn failed(&self, error: &Error) {
         if let Error::Broken { generation, .. } = error {
             self.broken.borrow_mut().insert(*generation);
         }
@@ -64,7 +65,10 @@ impl Told {
     }
 
     /// Judges the barrier below `prefix`.
-    pub(crate) fn check(&self, history: &History, prefix: &str) -> std::result::Result<(), String> {
+    ///
+    /// # Errors
+    /// What is broken.
+    pub fn check(&self, history: &History, prefix: &str) -> std::result::Result<(), String> {
         self.wrong.check()?;
         let (opened, broken) = replay(history, prefix)?;
         if opened.len() < LAST_GENERATIONS {
@@ -84,29 +88,32 @@ impl Told {
             None => Ok(()),
         }
     }
-}
 
-/// Has as many as are needed do something together, each under a session of its own: what one alone
-/// waits for for ever comes then.
-pub(crate) async fn together<F>(
-    players: &[Player],
-    each: impl Fn(Player, Session) -> F,
-) -> std::result::Result<(), String>
-where
-    F: Future<Output = Result<()>>,
-{
-    let parties = usize::try_from(PARTIES).expect("there are few");
-    let one = |player: &Player| {
-        let (player, each) = (player.clone(), &each);
-        async move {
-            let session = player.client().session().await?;
-            each(player, session.clone()).await?;
-            session.close().await
-        }
-    };
-    let all = join_all(players[..parties].iter().map(one)).await;
-    let failed = all.into_iter().find_map(Result::err);
-    failed.map_or(Ok(()), |error| Err(format!("in the calm: {error}")))
+    /// Has as many as are needed do something together, each under a session of its own: what one alone
+    /// waits for for ever comes then.
+    ///
+    /// # Errors
+    /// That of any of them.
+    pub async fn together<F>(
+        players: &[Player],
+        each: impl Fn(Player, Session) -> F,
+    ) -> std::result::Result<(), String>
+    where
+        F: Future<Output = Result<()>>,
+    {
+        let parties = usize::try_from(PARTIES).expect("there are few");
+        let one = |player: &Player| {
+            let (player, each) = (player.clone(), &each);
+            async move {
+                let session = player.client().session().await?;
+                each(player, session.clone()).await?;
+                session.close().await
+            }
+        };
+        let all = join_all(players[..parties].iter().map(one)).await;
+        let failed = all.into_iter().find_map(Result::err);
+        failed.map_or(Ok(()), |error| Err(format!("in the calm: {error}")))
+    }
 }
 
 /// The register, as far as it is judged.

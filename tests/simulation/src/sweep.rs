@@ -74,7 +74,8 @@ impl Report {
         }
     }
 
-    /// The kinds of faults that came in less than one world in twenty.
+    /// The kinds of faults that came in less than one world in twenty. Those of writes are kinds of their
+    /// own: what befalls reads alone tests little.
     #[must_use]
     pub fn rare(&self) -> Vec<&'static str> {
         if self.worlds < WORLDS_MIN {

@@ -30,7 +30,7 @@ pub use rates::{FaultCounts, Rates};
 use self::hold::Holds;
 use self::plan::Plan;
 use self::rates::Drawn;
-use super::{Capabilities, Cause, Lease, LeaseTtl, Store, StoreError, WatchStream};
+use super::{Capabilities, Cause, Lease, LeaseTtl, Store, StoreError, WatchStream, is_read_only};
 use crate::clock;
 use crate::keys::LeaseId;
 use crate::tasks::Tasks;
@@ -186,8 +186,18 @@ impl<S: Store> Faulty<S> {
         self.inner.cut.notify_waiters();
     }
 
-    /// One call, with whatever befalls it on the way.
+    /// One call that is no transaction, with whatever befalls it on the way.
     async fn call<T, F, Fut>(&self, kind: Calls, send: F) -> Result<T, StoreError>
+    where
+        T: Send,
+        F: Fn(Arc<S>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, StoreError>> + Send,
+    {
+        self.pass(kind, false, send).await
+    }
+
+    /// One call, which may be a transaction that writes, with whatever befalls it on the way.
+    async fn pass<T, F, Fut>(&self, kind: Calls, writes: bool, send: F) -> Result<T, StoreError>
     where
         T: Send,
         F: Fn(Arc<S>) -> Fut + Send + 'static,
@@ -208,7 +218,7 @@ impl<S: Store> Faulty<S> {
             }
             return answer;
         }
-        let drawn = lock(&self.inner.chance).draw(kind);
+        let drawn = lock(&self.inner.chance).draw(kind, writes);
         clock::pause(drawn.before).await;
         let outage = *self.inner.outage.borrow();
         match outage {
@@ -278,7 +288,8 @@ impl<S: Store> Store for Faulty<S> {
         if let Some(fault) = self.planned(&request) {
             return self.planned_txn(fault, request).await;
         }
-        self.call(Calls::Txn, move |store| {
+        let writes = !is_read_only(&request);
+        self.pass(Calls::Txn, writes, move |store| {
             let request = request.clone();
             async move { store.txn(request).await }
         })

@@ -70,7 +70,8 @@ impl Rates {
     }
 }
 
-/// How often each fault befell a call. The difference of two is what happened between.
+/// How often each fault befell a call, and, of these, a transaction that may write: a late copy of what
+/// only reads does nothing. The difference of two is what happened between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[expect(missing_docs, reason = "as in `Rates`")]
 pub struct FaultCounts {
@@ -81,12 +82,16 @@ pub struct FaultCounts {
     pub duplicate: u64,
     pub delayed: u64,
     pub watch_cut: u64,
+    pub writes_not_sent: u64,
+    pub writes_unanswered: u64,
+    pub writes_late: u64,
+    pub writes_repeated: u64,
 }
 
 impl FaultCounts {
     /// Each kind with its name, in the order of the fields.
     #[must_use]
-    pub fn by_kind(&self) -> [(&'static str, u64); 7] {
+    pub fn by_kind(&self) -> [(&'static str, u64); 11] {
         [
             ("not sent", self.not_sent),
             ("unanswered", self.unanswered),
@@ -95,6 +100,10 @@ impl FaultCounts {
             ("duplicate", self.duplicate),
             ("delayed", self.delayed),
             ("watch cut", self.watch_cut),
+            ("writes not sent", self.writes_not_sent),
+            ("writes unanswered", self.writes_unanswered),
+            ("writes late", self.writes_late),
+            ("writes repeated", self.writes_repeated),
         ]
     }
 
@@ -107,6 +116,10 @@ impl FaultCounts {
             duplicate: f(self.duplicate, other.duplicate),
             delayed: f(self.delayed, other.delayed),
             watch_cut: f(self.watch_cut, other.watch_cut),
+            writes_not_sent: f(self.writes_not_sent, other.writes_not_sent),
+            writes_unanswered: f(self.writes_unanswered, other.writes_unanswered),
+            writes_late: f(self.writes_late, other.writes_late),
+            writes_repeated: f(self.writes_repeated, other.writes_repeated),
         }
     }
 }
@@ -145,8 +158,8 @@ pub(super) enum Drawn {
 }
 
 impl Chance {
-    /// What befalls the next call.
-    pub(super) fn draw(&mut self, kind: Calls) -> Fate {
+    /// What befalls the next call, which may write or only reads.
+    pub(super) fn draw(&mut self, kind: Calls, writes: bool) -> Fate {
         let mut fate = Fate {
             fault: Drawn::None,
             before: Duration::ZERO,
@@ -164,15 +177,19 @@ impl Chance {
         let late = part_of(rates.late_max, self.random.random());
         if falls(rates.not_sent) {
             counts.not_sent += 1;
+            counts.writes_not_sent += u64::from(writes);
             fate.fault = Drawn::NotSent;
         } else if falls(rates.unanswered) {
             counts.unanswered += 1;
+            counts.writes_unanswered += u64::from(writes);
             fate.fault = Drawn::Unanswered;
         } else if falls(rates.late) {
             counts.late += 1;
+            counts.writes_late += u64::from(writes);
             fate.fault = Drawn::Late(late);
         } else if falls(rates.repeated) {
             counts.repeated += 1;
+            counts.writes_repeated += u64::from(writes);
             fate.fault = Drawn::Repeated(late);
         } else if falls(rates.duplicate) && kind != Calls::Read {
             // What is only read leaves nothing behind when it comes again.

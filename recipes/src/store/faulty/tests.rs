@@ -50,8 +50,37 @@ async fn each_kind_is_what_it_is_called() {
         assert_eq!(store.revision().0 - 1, at_once, "{name}");
         tokio::time::sleep(11 * SECOND).await;
         assert_eq!(store.revision().0 - 1, in_the_end, "{name}");
-        let total: u64 = faulty.counts().by_kind().iter().map(|(_, n)| n).sum();
-        assert_eq!(total, 1, "{name}");
+        let counted = |of_writes: bool| -> u64 {
+            let counts = faulty.counts().by_kind().into_iter();
+            let counts = counts.filter(|(kind, _)| kind.starts_with("writes") == of_writes);
+            counts.map(|(_, n)| n).sum()
+        };
+        assert_eq!(counted(false), 1, "{name}");
+        assert_eq!(counted(true), u64::from(name != "duplicate"), "{name}");
+    }
+}
+
+/// A transaction that only reads is no write, whatever befalls it.
+#[tokio::test(start_paused = true)]
+async fn faults_of_reads_are_counted_apart_from_those_of_writes() {
+    for name in ["not_sent", "unanswered", "late", "repeated"] {
+        let faulty = Faulty::new(MemStore::new());
+        faulty.fail_at_random(1, only(name));
+        let read = TxnRequest {
+            success: vec![ops::read(ops::get("k"))],
+            ..Default::default()
+        };
+        faulty.txn(read.clone()).await.unwrap_err();
+        let both = TxnRequest {
+            failure: put("k").success,
+            ..read
+        };
+        faulty.txn(both).await.unwrap_err();
+        let counts = faulty.counts().by_kind();
+        let hit: Vec<_> = counts.iter().filter(|(_, n)| *n > 0).collect();
+        let kind = name.replace('_', " ");
+        let writes = format!("writes {kind}");
+        assert_eq!(hit, [&(kind.as_str(), 2), &(writes.as_str(), 1)], "{name}");
     }
 }
 

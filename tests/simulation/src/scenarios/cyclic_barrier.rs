@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quorate_recipes::{Result, Session};
 
-use crate::gatherings::{LAST_GENERATIONS, PARTIES, Told, together};
+use crate::gatherings::{LAST_GENERATIONS, PARTIES, Told};
 use crate::history::History;
 use crate::player::Player;
 use crate::scenario::Scenario;
@@ -41,7 +41,7 @@ impl Scenario for CyclicBarrier {
     }
 
     async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
-        together(players, |player, session| async move {
+        Told::together(players, |player, session| async move {
             let barrier = player.client().cyclic_barrier("c", PARTIES);
             for _ in 0..LAST_GENERATIONS {
                 let passed = barrier.wait(&session).await?;

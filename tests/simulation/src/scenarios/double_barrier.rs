@@ -7,7 +7,7 @@ use quorate_proto::mvccpb::event::EventType;
 use quorate_recipes::keys::Revision;
 use quorate_recipes::{Result, Session};
 
-use crate::gatherings::{LAST_GENERATIONS, PARTIES, Told, together};
+use crate::gatherings::{LAST_GENERATIONS, PARTIES, Told};
 use crate::history::{History, key_of};
 use crate::player::Player;
 use crate::scenario::Scenario;
@@ -56,7 +56,7 @@ impl Scenario for DoubleBarrier {
     }
 
     async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
-        together(players, |player, session| async move {
+        Told::together(players, |player, session| async move {
             let barrier = player.client().double_barrier("d", PARTIES);
             for _ in 0..LAST_GENERATIONS {
                 let inside = barrier.enter(&session).await?;

@@ -34,14 +34,22 @@ pub struct Leased {
 
 /// A value: who wrote it, its number among the owner's, and whether the owner yields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Written {
+pub struct Written {
     owner: u64,
     number: u64,
     yields: bool,
 }
 
 impl Written {
-    fn text(self) -> String {
+    /// Whose it is.
+    #[must_use]
+    pub fn owner(self) -> u64 {
+        self.owner
+    }
+
+    /// As it is in the store.
+    #[must_use]
+    pub fn text(self) -> String {
         format!("{} {} {}", self.owner, self.number, self.yields)
     }
 
@@ -112,8 +120,7 @@ impl Scenario for Leased {
         player.pause(1000).await;
         if player.one_in(2) {
             kept.remove().await?;
-            let mut removed = self.removed.borrow_mut();
-            removed.insert(value.owner, SystemClock.now());
+            self.removed(value);
         }
         Ok(())
     }
@@ -205,7 +212,14 @@ impl Scenario for Leased {
 }
 
 impl Leased {
-    fn new_owner(&self, yields: bool) -> Written {
+    /// Notes that an owner was told that its key is gone for good.
+    pub fn removed(&self, value: Written) {
+        let mut removed = self.removed.borrow_mut();
+        removed.insert(value.owner, SystemClock.now());
+    }
+
+    /// The first value of an owner that was not there before.
+    pub fn new_owner(&self, yields: bool) -> Written {
         self.owners.set(self.owners.get() + 1);
         Written {
             owner: self.owners.get(),

@@ -10,7 +10,7 @@ use futures::{StreamExt, join};
 use quorate_proto::mvccpb::event::EventType;
 use quorate_recipes::clock::{Clock, Instant, SystemClock};
 use quorate_recipes::keys::{LeaseId, session_key};
-use quorate_recipes::membership::{Departure, MemberEvent};
+use quorate_recipes::membership::{Departure, Member, MemberEvent, MemberView};
 use quorate_recipes::{Error, Group, Result, Session};
 
 use crate::history::{History, key_of};
@@ -132,20 +132,11 @@ impl Membership {
         let group: Group<u64> = player.client().group("g");
         let mut members = group.members().await?;
         let mut events = members.events().await?;
-        let begun = player.revision().0;
-        let note = |change: &dyn Fn(&mut Observed)| {
-            let mut observed = self.observed.borrow_mut();
-            change(observed.entry(player.index()).or_default());
-        };
-        note(&|observed| observed.begun = begun);
+        self.begins(player);
         let views = async {
             let mut view = members.view();
             loop {
-                let known = view.members.iter();
-                let known: Vec<Known> = known
-                    .map(|m| (m.id.clone(), m.created.0, m.modified.0))
-                    .collect();
-                note(&|observed| observed.views.push((view.revision.0, known.clone())));
+                self.sees(player, &view);
                 view = match members.changed().await {
                     Ok(view) => view,
                     Err(error) => return error,
@@ -154,29 +145,50 @@ impl Membership {
         };
         let changes = async {
             while let Some(event) = events.next().await {
-                let told = match event {
-                    Ok(MemberEvent::Joined(m)) => {
-                        Told::Joined((m.id.clone(), m.created.0, m.modified.0))
-                    }
-                    Ok(MemberEvent::Updated { now: m, .. }) => {
-                        Told::Updated((m.id.clone(), m.created.0, m.modified.0))
-                    }
-                    Ok(MemberEvent::Left {
-                        member: m,
-                        departure,
-                    }) => Told::Left((m.id.clone(), m.created.0, m.modified.0), departure),
-                    Ok(_) => continue,
+                match event {
+                    Ok(event) => self.hears(player, &event),
                     Err(error) => return error,
-                };
-                player.note(format!("sees {told:?}"));
-                let now = SystemClock.now();
-                note(&|observed| observed.events.push((now, told.clone())));
+                }
             }
             Error::Closed
         };
         let (error, _) = join!(views, changes);
         Err(error)
     }
+
+    fn note(&self, player: &Player, change: impl FnOnce(&mut Observed)) {
+        let mut observed = self.observed.borrow_mut();
+        change(observed.entry(player.index()).or_default());
+    }
+
+    /// Notes that an observer is told of events from now on.
+    pub fn begins(&self, player: &Player) {
+        self.note(player, |observed| observed.begun = player.revision().0);
+    }
+
+    /// Notes a view that an observer has.
+    pub fn sees(&self, player: &Player, view: &MemberView<u64>) {
+        let known = view.members.iter().map(|member| known(member)).collect();
+        let view = (view.revision.0, known);
+        self.note(player, |observed| observed.views.push(view));
+    }
+
+    /// Notes an event that an observer is told of.
+    pub fn hears(&self, player: &Player, event: &MemberEvent<u64>) {
+        let told = match event {
+            MemberEvent::Joined(member) => Told::Joined(known(member)),
+            MemberEvent::Updated { now, .. } => Told::Updated(known(now)),
+            MemberEvent::Left { member, departure } => Told::Left(known(member), *departure),
+            _ => return,
+        };
+        player.note(format!("sees {told:?}"));
+        let event = (SystemClock.now(), told);
+        self.note(player, |observed| observed.events.push(event));
+    }
+}
+
+fn known(member: &Member<u64>) -> Known {
+    (member.id.clone(), member.created.0, member.modified.0)
 }
 
 /// What the store says.

@@ -39,19 +39,20 @@ pub use exclusive::Exclusive;
 pub use handover::Handover;
 pub use ids::Ids;
 pub use latch::Latch;
-pub use leased::Leased;
+pub use leased::{Leased, Written};
 pub use membership::Membership;
 pub use multi_lock::MultiLock;
 pub use mutex::Mutex;
 pub use once::{Once, Results};
-pub use rate::Rate;
+pub use rate::{Granted, Rate};
 pub use request::Request;
 pub use rw_lock::{RwLock, Sides};
 pub use selector::Selector;
-pub use semaphore::Semaphore;
+pub use semaphore::{Permits, Semaphore};
 pub use shared::Shared;
 pub use stm::Stm;
 
+pub use crate::gatherings::{PARTIES, Told as Gathered};
 use crate::scenario::Scenario;
 use crate::world::{Outcome, run};
 

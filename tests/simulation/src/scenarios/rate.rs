@@ -16,14 +16,13 @@ use crate::scenario::Scenario;
 /// Clients that ask for permits.
 #[derive(Debug)]
 pub struct Rate {
-    /// When somebody got how many.
-    got: RefCell<Vec<(Instant, u32)>>,
+    granted: Granted,
     wrong: Wrong,
 }
 
-const LIMIT: u32 = 4;
-
-const PER: Duration = Duration::from_secs(2);
+/// The permits of the rate limiter `r` that clients got: when, and how many.
+#[derive(Debug, Default)]
+pub struct Granted(RefCell<Vec<(Instant, u32)>>);
 
 /// How long a permit may be used after it was granted.
 const USABLE: Duration = Duration::from_secs(1);
@@ -37,14 +36,17 @@ impl Scenario for Rate {
 
     fn new() -> Self {
         Self {
-            got: RefCell::default(),
+            granted: Granted::default(),
             wrong: Wrong::default(),
         }
     }
 
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
         let block = 1 + u32::from(player.one_in(2));
-        let limiter = player.client().rate_limiter("r", LIMIT, PER).block(block);
+        let limiter = player
+            .client()
+            .rate_limiter("r", Granted::LIMIT, Granted::PER)
+            .block(block);
         // How late the clock is may not change meanwhile: permits at hand are judged by it.
         let late = player.lateness();
         for _ in 0..=player.below(2) {
@@ -55,9 +57,7 @@ impl Scenario for Rate {
             };
             let got = outcome.inspect_err(|error| self.wrong.note(error))?;
             if got && player.lateness() == late {
-                player.note(format!("{permits} permits"));
-                let now = SystemClock.now();
-                self.got.borrow_mut().push((now, permits));
+                self.granted.note(player, permits);
             }
             player.pause(300).await;
         }
@@ -70,24 +70,46 @@ impl Scenario for Rate {
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {
         self.wrong.check()?;
+        self.granted.check(history)
+    }
+}
+
+impl Granted {
+    /// Most permits in a window.
+    pub const LIMIT: u32 = 4;
+
+    /// A window's length.
+    pub const PER: Duration = Duration::from_secs(2);
+
+    /// Notes that a client got so many now.
+    pub fn note(&self, player: &Player, permits: u32) {
+        player.note(format!("{permits} permits"));
+        self.0.borrow_mut().push((SystemClock.now(), permits));
+    }
+
+    /// Judges all of them.
+    ///
+    /// # Errors
+    /// What is broken.
+    pub fn check(&self, history: &History) -> std::result::Result<(), String> {
         let lost = lost_grants(history);
-        let mut got = self.got.borrow().clone();
+        let mut got = self.0.borrow().clone();
         got.sort_unstable();
         let (mut judged, mut full) = (0, 0);
         for (index, (first, _)) in got.iter().enumerate() {
-            let end = *first + PER;
+            let end = *first + Self::PER;
             let window = got[index..].iter().take_while(|(at, _)| *at < end);
             let permits: u32 = window.map(|(_, permits)| permits).sum();
             // What was granted up to a window before may be used in it, and its loss makes room.
-            let around = *first - (PER + USABLE)..end;
+            let around = *first - (Self::PER + USABLE)..end;
             if lost.iter().any(|at| around.contains(at)) {
                 continue;
             }
-            if permits > LIMIT {
+            if permits > Self::LIMIT {
                 return Err(format!("{permits} permits from {first:?} on"));
             }
             judged += 1;
-            full += usize::from(permits == LIMIT);
+            full += usize::from(permits == Self::LIMIT);
         }
         if judged < JUDGED_MIN || full < FULL_MIN {
             return Err(format!(

@@ -4,8 +4,12 @@
 #![allow(clippy::unwrap_used, reason = "tests stop at what they did not expect")]
 
 mod counts;
+mod gathered;
+mod kept;
+mod members;
 mod mutants;
 mod onces;
+mod permits;
 mod restored;
 mod waits;
 

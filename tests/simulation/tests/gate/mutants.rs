@@ -29,14 +29,14 @@ pub(super) fn is_found<S: Scenario>(as_what: &str) {
 }
 
 /// A key that is taken to be held while it exists as created.
-struct Hold {
+pub(super) struct Hold {
     client: Client,
     owned: Owned,
     lease: LeaseId,
 }
 
 impl Hold {
-    fn new(session: &Session, owned: Owned) -> Self {
+    pub(super) fn new(session: &Session, owned: Owned) -> Self {
         Self {
             client: session.client().clone(),
             owned,
@@ -59,7 +59,7 @@ impl Holding for Hold {
     }
 }
 
-async fn claim(session: &Session, claim: Claim) -> Result<Claimed> {
+pub(super) async fn claim(session: &Session, claim: Claim) -> Result<Claimed> {
     let actor = session.actor();
     actor
         .run(|actor| async move { actor.claim(claim).await })
