@@ -27,8 +27,8 @@
 //!
 //!     // One use of the recipe by one client, again and again. It may be dropped at any await: what a
 //!     // checker needs is noted at once, and what a drop means is noted by a `Drop`. Random choices
-//!     // come from the player. An error says that the client may go on; a new session is opened when
-//!     // that one is lost.
+//!     // come from the player. An error says that the client may go on, unless nothing
+//!     // explains it (see `Scenario::may_meet`); a new session is opened when that one is lost.
 //!     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
 //!         let guard = player.client().mutex("m").lock(session).await?;
 //!         let held = self.ledger.granted(player, guard); // notes the drop

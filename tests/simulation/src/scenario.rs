@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use quorate_recipes::store::Capabilities;
-use quorate_recipes::{Result, Session};
+use quorate_recipes::{Error, Result, Session};
 
 use crate::history::History;
 use crate::player::Player;
@@ -29,6 +29,13 @@ pub trait Scenario: 'static {
     /// # Errors
     /// What the recipe told the client. In the calm, a step that fails is not counted as done.
     fn step(&self, player: &Player, session: &Session) -> impl Future<Output = Result<()>>;
+
+    /// Whether a step may be told of this error, beside those that trouble with the store or the loss of
+    /// a session explains. Any other one breaks the world.
+    fn may_meet(&self, error: &Error) -> bool {
+        let _ = error;
+        false
+    }
 
     /// What a client does besides, from the beginning until after the last session was closed; it is
     /// dropped then.

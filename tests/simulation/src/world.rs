@@ -66,6 +66,8 @@ struct World<S> {
     log: Log,
     faults: RefCell<Faults>,
     losses: RefCell<Losses>,
+    /// The first error of a step that nothing explains.
+    unexplained: RefCell<Option<String>>,
     operations: Cell<u64>,
     stormy: Cell<bool>,
 }
@@ -115,6 +117,7 @@ async fn life<S: Scenario>(seed: u64, store: MemStore, log: Log) -> Outcome {
         log,
         faults: RefCell::default(),
         losses: RefCell::default(),
+        unexplained: RefCell::default(),
         operations: Cell::new(0),
         stormy: Cell::new(true),
     });
@@ -124,6 +127,7 @@ async fn life<S: Scenario>(seed: u64, store: MemStore, log: Log) -> Outcome {
         losses: world.losses.borrow().clone(),
     };
     let judged = lived.and_then(|()| world.scenario.check(&history));
+    let judged = judged.and_then(|()| world.unexplained.take().map_or(Ok(()), Err));
     if let Err(broken) = &judged {
         world.log.note(format!("BROKEN: {broken}"));
     }
@@ -303,6 +307,10 @@ impl<S: Scenario> World<S> {
         };
         if let Err(error) = &outcome {
             player.note(format!("failed: {error}"));
+            if !is_of_a_storm(error) && !self.scenario.may_meet(error) {
+                let unexplained = format!("player {}: failed: {error:?}", player.index());
+                self.unexplained.borrow_mut().get_or_insert(unexplained);
+            }
         }
         outcome.is_ok()
     }
@@ -325,5 +333,19 @@ impl<S: Scenario> World<S> {
             }
             _ => Some(session),
         }
+    }
+}
+
+/// Whether an error is one that anybody may meet who uses a store in trouble under a session that may be
+/// lost.
+fn is_of_a_storm(error: &Error) -> bool {
+    match error {
+        Error::Store(error) => error.is_transient(),
+        // A key that went with its lease is told of as removed where that is not looked into.
+        Error::SessionLost(_)
+        | Error::Fenced { .. }
+        | Error::Removed(_)
+        | Error::OutcomeUnknown(_) => true,
+        _ => false,
     }
 }

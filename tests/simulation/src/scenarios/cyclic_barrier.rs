@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use quorate_recipes::{Result, Session};
+use quorate_recipes::{Error, Result, Session};
 
 use crate::gatherings::{LAST_GENERATIONS, PARTIES, Told};
 use crate::history::History;
@@ -38,6 +38,10 @@ impl Scenario for CyclicBarrier {
             }
             Err(_) => Ok(()),
         }
+    }
+
+    fn may_meet(&self, error: &Error) -> bool {
+        matches!(error, Error::Broken { .. })
     }
 
     async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use quorate_proto::mvccpb::event::EventType;
 use quorate_recipes::keys::Revision;
-use quorate_recipes::{Result, Session};
+use quorate_recipes::{Error, Result, Session};
 
 use crate::gatherings::{LAST_GENERATIONS, PARTIES, Told};
 use crate::history::{History, key_of};
@@ -53,6 +53,10 @@ impl Scenario for DoubleBarrier {
         let over = (generation, player.revision());
         self.left.borrow_mut().push(over);
         Ok(())
+    }
+
+    fn may_meet(&self, error: &Error) -> bool {
+        matches!(error, Error::Broken { .. })
     }
 
     async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use quorate_recipes::{Result, Session};
+use quorate_recipes::{Error, Result, Session};
 use quorate_simulation::scenarios::{Gathered, PARTIES};
 use quorate_simulation::{History, Player, Scenario};
 
@@ -32,6 +32,10 @@ impl Scenario for TooEarly {
 
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
         come(&self.0, player, session, PARTIES - 1).await.map(drop)
+    }
+
+    fn may_meet(&self, error: &Error) -> bool {
+        matches!(error, Error::Broken { .. })
     }
 
     fn may_remain(&self, key: &str) -> bool {
@@ -75,6 +79,10 @@ impl Scenario for Latecomer {
             Ok(())
         })
         .await
+    }
+
+    fn may_meet(&self, error: &Error) -> bool {
+        matches!(error, Error::Broken { .. })
     }
 
     fn may_remain(&self, key: &str) -> bool {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use quorate_proto::etcdserverpb::TxnRequest;
 use quorate_recipes::keys::{KeyRange, LeaseId};
 use quorate_recipes::store::ops::{self, Compare};
-use quorate_recipes::{Result, Session};
+use quorate_recipes::{Error, Result, Session, StoreError};
 use quorate_simulation::scenarios::{Leased, Written};
 use quorate_simulation::{History, Player, Scenario};
 
@@ -61,6 +61,10 @@ impl Scenario for NoPatience {
         session.actor().repeat(removal).await?;
         self.0.removed(value);
         Ok(())
+    }
+
+    fn may_meet(&self, error: &Error) -> bool {
+        matches!(error, Error::Store(StoreError::LeaseNotFound))
     }
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {

@@ -55,7 +55,16 @@ impl Holding for Hold {
         let txn = self.client.txn();
         let txn = txn.when(Compare::create_revision(own, self.owned.revision()));
         let txn = txn.when(Compare::lease(own, self.lease));
-        Ok(txn.put(key, value).commit().await?.revision())
+        let done = txn.put(key, value).commit().await;
+        Ok(done.map_err(refused)?.revision())
+    }
+}
+
+/// What a write meets that the store refuses, because what it is made under is not held any more.
+fn refused(error: TxnError) -> TxnError {
+    match error {
+        TxnError::Conflict { .. } => TxnError::Fenced { owner: None },
+        error => error,
     }
 }
 
@@ -196,7 +205,7 @@ impl Holding for Loose {
     async fn write(&self, key: &str, value: String) -> std::result::Result<Revision, TxnError> {
         let held = Compare::present(self.0.fence().key());
         let txn = self.0.unfenced().txn().when(held).put(key, value);
-        Ok(txn.commit().await?.revision())
+        Ok(txn.commit().await.map_err(refused)?.revision())
     }
 }
 
@@ -259,7 +268,8 @@ impl Holding for InLine {
         let txn = self.client.txn();
         let txn = txn.when(Compare::create_revision(&self.key, self.revision));
         let txn = txn.when(Compare::lease(&self.key, self.actor.lease()));
-        Ok(txn.put(key, value).commit().await?.revision())
+        let done = txn.put(key, value).commit().await;
+        Ok(done.map_err(refused)?.revision())
     }
 }
 

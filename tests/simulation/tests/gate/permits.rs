@@ -6,7 +6,7 @@ use quorate_proto::etcdserverpb::TxnRequest;
 use quorate_recipes::keys::{Key, KeyRange, KeySpace, LeaseId, Revision};
 use quorate_recipes::kit::{Claim, Claimed, Owned};
 use quorate_recipes::store::ops::{self, Compare};
-use quorate_recipes::{Error, Result, Session};
+use quorate_recipes::{Error, Result, Session, StoreError};
 use quorate_simulation::fenced::Ledger;
 use quorate_simulation::scenarios::{Granted, Permits};
 use quorate_simulation::{History, Player, Scenario};
@@ -106,6 +106,10 @@ impl Scenario for NoCompare {
         store.txn(grant).await?;
         self.0.note(player, 1);
         Ok(())
+    }
+
+    fn may_meet(&self, error: &Error) -> bool {
+        matches!(error, Error::Store(StoreError::LeaseNotFound))
     }
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {
