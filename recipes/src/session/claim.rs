@@ -531,7 +531,7 @@ impl Actor {
             Some(kv) if repeated && kv.create_revision == created.0 && kv.value == value => {
                 kv.mod_revision
             }
-            _ => return Err(Error::Removed(key)),
+            _ => return Err(self.why_gone(&key).await),
         };
         *written = Revision(now);
         Ok(*written)
