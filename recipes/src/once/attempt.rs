@@ -5,6 +5,7 @@
 use bytes::Bytes;
 use quorate_proto::etcdserverpb::{RequestOp, ResponseOp, TxnRequest};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::OnceCell;
 use super::compute::Mine;
@@ -14,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::keys::{KeyRange, Revision};
 use crate::lock::{Fenced, Hold};
 use crate::store::ops::{self, Compare};
-use crate::value::{Json, Value};
+use crate::value::{Json, Value, from_json};
 
 /// Most bytes of one chunk.
 const CHUNK_BYTES_MAX: usize = 1 << 20;
@@ -132,25 +133,31 @@ impl<'a, T> Attempt<'a, T> {
     }
 }
 
-impl<T: Serialize> Attempt<'_, T> {
-    pub(super) async fn publish(&self, value: &T) -> Result<Manifest> {
-        let value = Value::from(Json(value)).into_bytes(&self.cell.manifest_key())?;
-        let most = self.cell.bytes_max;
-        if value.len() > most {
-            let bytes = value.len();
+impl<T: Serialize + DeserializeOwned> Attempt<'_, T> {
+    /// A result as it is published, and as everybody reads it then, this candidate included.
+    pub(super) fn written(&self, value: &T) -> Result<(Bytes, T)> {
+        let key = self.cell.manifest_key();
+        let bytes = Value::from(Json(value)).into_bytes(&key)?;
+        let (length, most) = (bytes.len(), self.cell.bytes_max);
+        if length > most {
             return Err(Error::Invalid(format!(
-                "a result of {bytes} bytes, of at most {most}"
+                "a result of {length} bytes, of at most {most}"
             )));
         }
+        let read = from_json(key.as_bytes(), &bytes)?;
+        Ok((bytes, read))
+    }
+
+    pub(super) async fn publish(&self, value: &Bytes) -> Result<Manifest> {
         // With room for the key and what goes around it.
         let limits = self.hold.unfenced().store().capabilities();
         let pieces = split(
-            &value,
+            value,
             (limits.max_request_bytes / 2).clamp(1, CHUNK_BYTES_MAX),
         );
         let count = u32::try_from(pieces.len())
             .map_err(|_| Error::Invalid("a result of too many chunks".to_owned()))?;
-        let manifest = Manifest::of(self.name.clone(), count, &value);
+        let manifest = Manifest::of(self.name.clone(), count, value);
         match &self.base.attempt {
             Some(published) => self.put(self.sweep(&[published])).await?,
             None if self.base.revision == Revision(0) => self.put(self.sweep(&[])).await?,

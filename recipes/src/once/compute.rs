@@ -118,7 +118,15 @@ impl<T: Serialize + DeserializeOwned> OnceCell<T> {
         }
         match attempt.hold().scope(init()).await? {
             Ok(value) => {
-                let published = async { attempt.publish(&value).await.map_err(OnceError::from) };
+                let (bytes, value) = match attempt.written(&value) {
+                    Ok(written) => written,
+                    // It would be no better for the next one.
+                    Err(error) => {
+                        attempt.fail(&error).await;
+                        return Err(error.into());
+                    }
+                };
+                let published = async { attempt.publish(&bytes).await.map_err(OnceError::from) };
                 let manifest = live(session, published).await?;
                 attempt.end();
                 let value = Arc::new(value);

@@ -45,8 +45,9 @@ impl Faults {
 
     /// How often the nemesis struck.
     #[must_use]
-    pub fn troubles(&self) -> u64 {
-        self.troubles.iter().sum()
+    pub fn strikes(&self) -> u64 {
+        let all: u64 = self.troubles.iter().sum();
+        all - self.troubles[Trouble::DroppedFuture as usize]
     }
 
     /// Each kind with its name, always in the same order.

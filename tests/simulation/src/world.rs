@@ -221,7 +221,7 @@ impl<S: Scenario> World<S> {
     /// Completes when the storm has lasted long enough.
     async fn enough(&self) {
         let step = Duration::from_millis(50);
-        while self.operations.get() < OPERATIONS || self.faults.borrow().troubles() < TROUBLES {
+        while self.operations.get() < OPERATIONS || self.faults.borrow().strikes() < TROUBLES {
             tokio::time::sleep(step).await;
         }
     }

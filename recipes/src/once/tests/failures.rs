@@ -258,3 +258,38 @@ async fn what_cannot_be_read_can_be_forgotten() {
     assert_eq!(*compute(&cell, &session).await.unwrap(), 7);
     assert!(cell.published().await.unwrap().unwrap().revision > Revision(0));
 }
+
+/// What could not be read back, or is too large, is no result: it fails, for all if failures count for all,
+/// and nothing of it is written.
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_published_is_a_failure() {
+    let store = MemStore::new();
+    let client = Client::new(store.clone());
+    let session = client.session().await.unwrap();
+    let minute = Duration::from_secs(60);
+    let cell = client.once::<f64>("r").cache_failures(minute);
+    let unreadable = async || Ok::<_, &str>(f64::NAN);
+    let refused = cell.get_or_try_init(&session, unreadable).await;
+    assert!(
+        matches!(refused, Err(OnceError::Failed(Error::Codec { .. }))),
+        "{refused:?}"
+    );
+    let cached = cell
+        .get_or_try_init(&session, async || Ok::<_, &str>(1.0))
+        .await;
+    assert!(matches!(cached, Err(OnceError::Cached(_))), "{cached:?}");
+    assert_eq!(store.keys("quorate/once/r/"), ["quorate/once/r/failure"]);
+    let cell = client
+        .once::<String>("s")
+        .bytes_max(10)
+        .cache_failures(minute);
+    let long = async || Ok::<_, &str>("x".repeat(20));
+    let refused = cell.get_or_try_init(&session, long).await;
+    assert!(
+        matches!(refused, Err(OnceError::Failed(Error::Invalid(_)))),
+        "{refused:?}"
+    );
+    let cached = cell.get_or_try_init(&session, long).await;
+    assert!(matches!(cached, Err(OnceError::Cached(_))), "{cached:?}");
+    assert_eq!(store.keys("quorate/once/s/"), ["quorate/once/s/failure"]);
+}

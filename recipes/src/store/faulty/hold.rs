@@ -30,6 +30,8 @@ impl Calls {
 pub enum Stage {
     /// Before it is sent. Released, it goes its way.
     NotSent,
+    /// On its way. Released, it is applied, also if its caller has been dropped meanwhile.
+    OnItsWay,
     /// After it was applied. Released, its answer is lost.
     AppliedUnanswered,
     /// After it was applied. Released, it is answered.

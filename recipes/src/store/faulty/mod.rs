@@ -20,6 +20,7 @@ use quorate_proto::etcdserverpb::{
 };
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use scopeguard::ScopeGuard;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
@@ -27,7 +28,7 @@ pub use hold::{Calls, Held, Stage};
 pub use plan::Fault;
 pub use rates::{FaultCounts, Rates};
 
-use self::hold::Holds;
+use self::hold::{Hold, Holds};
 use self::plan::Plan;
 use self::rates::Drawn;
 use super::{Capabilities, Cause, Lease, LeaseTtl, Store, StoreError, WatchStream, is_read_only};
@@ -205,6 +206,9 @@ impl<S: Store> Faulty<S> {
     {
         let held = self.inner.holds.meets(kind);
         if let Some((stage, hold)) = held {
+            if stage == Stage::OnItsWay {
+                return self.stand_on_the_way(&hold, send).await;
+            }
             if stage == Stage::NotSent {
                 hold.stand().await;
             }
@@ -256,6 +260,27 @@ impl<S: Store> Faulty<S> {
             return Err(unknown("disconnected before the answer"));
         }
         answer
+    }
+
+    /// A call that stands on its way, and is applied when it is released although its caller has gone.
+    async fn stand_on_the_way<T, F, Fut>(&self, hold: &Hold, send: F) -> Result<T, StoreError>
+    where
+        T: Send,
+        F: Fn(Arc<S>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, StoreError>> + Send,
+    {
+        let (tasks, later) = (Tasks::current(), hold.clone());
+        let on_the_way = scopeguard::guard((send, Arc::clone(&self.inner.store)), {
+            move |(send, store)| {
+                tasks.spawn_apart("call without a caller", async move {
+                    later.stand().await;
+                    drop(send(store).await);
+                });
+            }
+        });
+        hold.stand().await;
+        let (send, store) = ScopeGuard::into_inner(on_the_way);
+        send(store).await
     }
 
     /// A copy of a call that takes effect when nobody expects it any more.

@@ -1,5 +1,5 @@
 //! Futures dropped at every call: for each call that an operation makes to the store, and for each
-//! stage of it (not sent, applied but unanswered, answered), the operation's future is dropped just
+//! stage of it (not sent, on its way, applied but unanswered, answered), the operation's future is dropped just
 //! there. When all is quiet, no key of it is left, and somebody else gets what it wanted.
 
 use std::fmt;
@@ -21,7 +21,12 @@ const HOLD: Duration = Duration::from_secs(2);
 /// More calls than any operation here makes.
 const CALLS_MAX: usize = 200;
 
-const STAGES: [Stage; 3] = [Stage::NotSent, Stage::AppliedUnanswered, Stage::Answered];
+const STAGES: [Stage; 4] = [
+    Stage::NotSent,
+    Stage::OnItsWay,
+    Stage::AppliedUnanswered,
+    Stage::Answered,
+];
 
 /// Keys that belong to sessions, not to what they do.
 const OF_SESSIONS: [&str; 2] = ["quorate/session/", "quorate/lane/"];
