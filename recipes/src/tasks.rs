@@ -56,8 +56,16 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        Self::spawn_apart_on(&self.runtime, name, future);
+    }
+
+    /// As [`Tasks::spawn_apart`], on this runtime.
+    pub(crate) fn spawn_apart_on<F>(runtime: &Handle, name: &'static str, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let span = tracing::debug_span!("task", name);
-        drop(self.runtime.spawn(future.instrument(span)));
+        drop(runtime.spawn(future.instrument(span)));
     }
 
     /// Waits until no task of the group is left, at most `limit`. Returns whether none is.

@@ -389,8 +389,10 @@ impl Keeper {
         for session in &self.lost {
             session.wait().await;
         }
-        if self.session.check().is_err() {
-            self.session.actor().gone().wait().await;
+        // Closing waits for this keeper, which has nothing on its way then.
+        match self.session.check() {
+            Ok(()) | Err(Error::SessionLost(LostReason::Closed)) => {}
+            Err(_) => self.session.actor().gone().wait().await,
         }
     }
 
@@ -497,4 +499,32 @@ impl Keeper {
 async fn leaving(mut wanted: watch::Receiver<Wanted>) {
     // An error means that the owner is gone, which is the same.
     drop(wanted.wait_for(|wanted| wanted.leave).await);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::Instance;
+    use crate::store::faulty::{Calls, Stage};
+    use crate::store::{Faulty, MemStore};
+
+    #[tokio::test(start_paused = true)]
+    async fn leaving_and_closing_do_not_wait_for_each_other() {
+        let faulty = Faulty::new(MemStore::new());
+        let client = Client::new(faulty.clone());
+        let session = client.session().await.unwrap();
+        let instance = Instance::builder("s").address("10.0.0.7:80").build();
+        let registration = session.register(instance).await.unwrap();
+        let leaving = faulty.hold(1, Calls::Txn, Stage::Answered);
+        drop(registration);
+        leaving.reached().await;
+        let start = client.now();
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            leaving.release();
+        };
+        let (closed, ()) = tokio::join!(session.close(), later);
+        closed.unwrap();
+        assert!(client.now() - start < Duration::from_secs(1));
+    }
 }

@@ -125,10 +125,19 @@ impl Inner {
     /// Releases a hold that was left for somebody who has gone. Called after each step that may have
     /// left one: by whoever gives the place up, and by whoever stops waiting for it.
     fn sweep(&self) {
-        if self.waiting.load(Ordering::SeqCst) == 0
-            && let Ok(mut place) = self.place.try_lock()
-        {
-            drop(place.held.take());
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            return;
+        }
+        let Ok(mut place) = self.place.try_lock() else {
+            return;
+        };
+        let Some(held) = place.held.take() else {
+            return;
+        };
+        if std::thread::panicking() {
+            // It is not the holder that panics: elsewhere, it leaves no mark.
+            let actor = held.session().actor().clone();
+            actor.spawn("sweep", async move { drop(held) });
         }
     }
 }
@@ -246,5 +255,71 @@ impl Deref for CombinedGuard {
 impl Fenced for CombinedGuard {
     fn fence(&self) -> &Fence {
         self.deref().fence()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests start their own tasks")]
+mod tests {
+    use super::*;
+    use crate::client::Client;
+    use crate::store::MemStore;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_task_hears_of_a_request_that_stands() {
+        let client = Client::new(MemStore::new());
+        let (a, b) = (
+            client.session().await.unwrap(),
+            client.session().await.unwrap(),
+        );
+        let mutex = client.mutex("m");
+        let combined = mutex.combined(&a);
+        let first = combined.lock().await.unwrap();
+        let next = tokio::spawn({
+            let combined = combined.clone();
+            async move {
+                let guard = combined.lock().await.unwrap();
+                let heard = guard.release_requested().await.unwrap();
+                guard.release().await.unwrap();
+                heard.reason
+            }
+        });
+        let request = mutex.request_release(&b, "please").await.unwrap().unwrap();
+        assert_eq!(first.release_requested().await.unwrap().reason, "please");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        first.release().await.unwrap();
+        request.granted().await.unwrap();
+        assert_eq!(next.await.unwrap(), "please");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waiter_that_panics_leaves_no_mark() {
+        let client = Client::new(MemStore::new());
+        let session = client.session().await.unwrap();
+        let mutex = client.mutex("m").poison_on_panic();
+        let combined = mutex.combined(&session);
+        let first = combined.lock().await.unwrap();
+        let (tell, told) = tokio::sync::oneshot::channel::<()>();
+        let waiter = tokio::spawn({
+            let combined = combined.clone();
+            async move {
+                let panics = async {
+                    drop(told.await);
+                    panic!("on purpose");
+                };
+                futures::future::join(panics, combined.lock())
+                    .await
+                    .1
+                    .map(drop)
+            }
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        // The hold is left for it, and it panics before it takes it.
+        drop(tell);
+        drop(first);
+        assert!(waiter.await.unwrap_err().is_panic());
+        let again = combined.lock().await.unwrap();
+        assert_eq!(mutex.poison().await.unwrap(), None);
+        again.release().await.unwrap();
     }
 }

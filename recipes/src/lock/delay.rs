@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_proto::etcdserverpb::{RequestOp, TxnRequest};
+use quorate_proto::etcdserverpb::{RequestOp, ResponseOp, TxnRequest};
 use quorate_proto::mvccpb::KeyValue;
 
 use super::{Fenced, Hold};
@@ -47,9 +47,9 @@ impl Delay {
         since + self.length
     }
 
-    /// Whether the note that was found has stood long enough; then when it was written.
-    pub(super) fn is_over(&self, client: &Client, found: Option<&KeyValue>) -> Option<Revision> {
-        let at = Revision(found?.mod_revision);
+    /// Whether the note of a lost holder that a look found has stood long enough; then when it was written.
+    pub(super) fn is_over(&self, client: &Client, found: &[ResponseOp]) -> Option<Revision> {
+        let at = Revision(of_a_lost_one(found)?.mod_revision);
         (self.ends(client, at) <= client.now()).then_some(at)
     }
 }
@@ -63,23 +63,29 @@ pub(super) async fn left(
     delay: &Delay,
 ) -> Result<Option<Duration>> {
     let request = TxnRequest {
-        success: vec![
-            ops::read(ops::get(key)),
-            ops::read(ops::oldest(contenders, 1)),
-        ],
+        success: look(key, contenders).into(),
         ..Default::default()
     };
     let answer = client.store().txn(request).await?;
-    let Some(note) = ops::kvs(&answer.responses, 0).first() else {
+    let Some(note) = of_a_lost_one(&answer.responses) else {
         return Ok(None);
     };
-    // Who has left a note was first in line, and stays so until it goes.
-    let first = ops::kvs(&answer.responses, 1).first();
-    if first.is_some_and(|kv| kv.key == note.value) {
-        return Ok(None);
-    }
     let ends = delay.ends(client, Revision(note.mod_revision));
-    Ok(Some(ends.saturating_duration_since(client.now())))
+    let left = ends.saturating_duration_since(client.now());
+    Ok((!left.is_zero()).then_some(left))
+}
+
+/// Reads the note, and who is first in line.
+fn look(key: &Key, contenders: KeyRange) -> [RequestOp; 2] {
+    [ops::get(key), ops::oldest(contenders, 1)].map(ops::read)
+}
+
+/// The note that a [`look`] found, unless it is that of one who holds. No time counts from that.
+fn of_a_lost_one(found: &[ResponseOp]) -> Option<&KeyValue> {
+    let note = ops::kvs(found, 0).first()?;
+    // Who has left a note was first in line, and stays so until it goes.
+    let first = ops::kvs(found, 1).first();
+    first.is_none_or(|kv| kv.key != note.value).then_some(note)
 }
 
 /// A note of who holds: the holder's key, which no other has ever had.
@@ -99,12 +105,12 @@ impl Note {
     }
 
     /// Has a note in `key` of what is claimed written with the claim, over one that was written at `over`
-    /// (0: over none), and removed with what was claimed. Refused, the claim reads the note.
-    pub(super) fn add_to(claim: &mut Claim, key: Key, over: Revision) {
+    /// (0: over none), and removed with what was claimed. Refused, the claim has a [`look`].
+    pub(super) fn add_to(claim: &mut Claim, key: Key, contenders: KeyRange, over: Revision) {
         let note = Self::new(key, &claim.keys[0].key);
         claim.when.push(Compare::mod_revision(&note.key, over));
         claim.also.push(note.put());
-        claim.otherwise.push(ops::read(ops::get(&note.key)));
+        claim.otherwise.extend(look(&note.key, contenders));
         claim.when_released.push(note.removal());
     }
 
@@ -166,5 +172,41 @@ impl Note {
         let there = ops::kvs(&answer.responses, 0).first();
         let own = there.is_some_and(|kv| kv.value == self.value);
         Ok((!own).then(|| Revision(there.map_or(0, |kv| kv.mod_revision))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::MemStore;
+
+    /// The time counts from the first look at what a lost holder has left, not at the holder.
+    #[tokio::test(start_paused = true)]
+    async fn no_time_counts_while_somebody_holds() {
+        for then_waits in [false, true] {
+            let store = MemStore::new();
+            let client = Client::new(store.clone());
+            let delay = Duration::from_secs(10);
+            let mutex = client.mutex("m").with_delay(delay);
+            let (a, b) = (
+                client.session().await.unwrap(),
+                client.session().await.unwrap(),
+            );
+            let _held = mutex.lock(&a).await.unwrap();
+            assert!(mutex.try_lock(&b).await.unwrap().is_none());
+            tokio::time::sleep(3 * delay).await;
+            assert!(store.expire(a.lease()));
+            let lost_at = client.now();
+            if then_waits {
+                mutex.lock(&b).await.unwrap().release().await.unwrap();
+                assert!(client.now() >= lost_at + delay);
+                continue;
+            }
+            assert!(mutex.try_lock(&b).await.unwrap().is_none(), "a delay runs");
+            assert!(mutex.delay_left().await.unwrap().is_some());
+            tokio::time::sleep(delay).await;
+            assert_eq!(mutex.delay_left().await.unwrap(), None);
+            assert!(mutex.try_lock(&b).await.unwrap().is_some());
+        }
     }
 }

@@ -245,8 +245,13 @@ impl Fence {
                     && Compare::lease(key, self.lease()).holds_for(kv)
             });
         let keys = self.keys.len();
-        if held && self.actor.epoch().compare().holds_for(read(keys)) {
+        let same_epoch = self.actor.epoch().compare().holds_for(read(keys));
+        if held && same_epoch {
             return Ok(());
+        }
+        if held {
+            // Nothing under the session can be written any more, whatever it still has.
+            self.actor.lose(LostReason::StoreReplaced);
         }
         self.unsettled.refused();
         let own = |kv: &&KeyValue| self.keys.iter().any(|(key, _)| kv.key == *key.as_bytes());
@@ -335,6 +340,8 @@ impl Hold {
         let closed = self.fence.unsettled.close();
         if closed {
             self.fence.unsettled = Unsettled::default();
+            // A request that stands is told to the next one too.
+            self.asked = Asked::default();
         }
         closed
     }
@@ -402,16 +409,18 @@ impl Hold {
         let actor = self.session.actor().clone();
         let keys = self.owned.keys();
         let (ending, leaving) = (self.ending.0.clone(), Arc::clone(&self.leaving));
+        let unsettled = self.fence.unsettled.clone();
         self.session.actor().spawn("key watch", async move {
             tokio::select! {
                 biased;
                 () = until_replaced(actor.client(), &keys) => {
                     // Given up, it ends as that. With the lease gone, it is the session that is lost, and
                     // says so itself.
-                    if !leaving.load(Ordering::Acquire)
-                        && let Error::Removed(_) = actor.why_gone(&keys[0].0).await
-                    {
-                        ending.settle(LostReason::Removed);
+                    if !leaving.load(Ordering::Acquire) {
+                        unsettled.refused();
+                        if !matches!(actor.verify().await, Err(Error::SessionLost(_))) {
+                            ending.settle(LostReason::Removed);
+                        }
                     }
                 }
                 _ = actor.lost() => {}
@@ -424,12 +433,13 @@ impl Hold {
     /// those who wait. See [`Session::request_release`].
     ///
     /// # Errors
-    /// The store's final refusals. Trouble with the store is waited out.
+    /// [`Error::SessionLost`] or [`Error::Removed`] when the hold is lost meanwhile; the store's final
+    /// refusals. Trouble with the store is waited out.
     ///
     /// # Cancel safety
     /// No request is lost when the future is dropped, as long as it stands.
     pub async fn release_requested(&self) -> Result<ReleaseRequested> {
-        self.asked.next(self).await
+        self.scope(self.asked.next(self)).await?
     }
 
     /// Runs `work` while the hold lasts; drops it, wherever it stands, when the hold is lost.
@@ -455,7 +465,7 @@ impl Hold {
     /// stop. The hold itself may go on.
     ///
     /// # Errors
-    /// As [`Hold::scope`].
+    /// As [`Hold::scope`]; [`Error::Fenced`] when the store has refused a write because the hold is over.
     ///
     /// # Cancel safety
     /// Dropping the future drops `work`.
@@ -482,7 +492,15 @@ impl Hold {
                 output = work => Some(output),
             }
         };
-        self.scope(work).await
+        let done = self.scope(work).await?;
+        if done.is_none() {
+            // It may be more than too close.
+            self.session.check()?;
+            if self.fence.unsettled.is_void() {
+                return Err(Error::Fenced { owner: None });
+            }
+        }
+        Ok(done)
     }
 
     /// A transaction that the store refuses unless this is still held.
@@ -603,6 +621,34 @@ mod tests {
                 .is_ok()
         );
         let lost = guard.scope_with_margin(margin, std::future::pending::<()>());
-        assert!(matches!(lost.await, Err(Error::SessionLost(_))));
+        assert!(lost.await.is_err());
+    }
+
+    /// A store put back under a session that lives on: what it holds is of no use, and says so.
+    #[tokio::test(start_paused = true)]
+    async fn a_raised_epoch_ends_the_session() {
+        let client = Client::new(MemStore::new());
+        let session = client.session().await.unwrap();
+        let guard = client.mutex("m").lock(&session).await.unwrap();
+        let lost = guard.lost();
+        client.put(EPOCH_KEY, "5").await.unwrap();
+        let refused = guard.put("x", "y").await;
+        assert!(
+            matches!(refused, Err(TxnError::Fenced { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(lost.await, LostReason::StoreReplaced);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_to_be_asked_ends_with_the_hold() {
+        let store = MemStore::new();
+        let client = Client::new(store.clone());
+        let session = client.session().await.unwrap();
+        let guard = client.mutex("m").lock(&session).await.unwrap();
+        client.delete(guard.key()).await.unwrap();
+        let asked = guard.release_requested().await;
+        assert!(matches!(asked, Err(Error::Removed(_))), "{asked:?}");
+        assert_eq!(guard.remaining(), Duration::ZERO);
     }
 }

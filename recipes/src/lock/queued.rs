@@ -17,7 +17,6 @@ use crate::keys::{Key, KeySpace, Name, Revision};
 use crate::kit::{Contender, Line};
 use crate::lock::{Fence, Fenced};
 use crate::session::{Claim, Session};
-use crate::store::ops;
 use crate::value::{Json, Value};
 
 /// A lock that is granted in the order of asking. A handle: cheap to clone, holds nothing.
@@ -172,13 +171,13 @@ impl Mutex {
         let mut over = Revision(0);
         loop {
             let (line, value) = (Line::of(&self.space), self.value(session)?);
-            let add = |claim: &mut Claim| Note::add_to(claim, self.note_key(), over);
+            let contenders = self.space.range();
+            let add = |claim: &mut Claim| Note::add_to(claim, self.note_key(), contenders, over);
             let refused = match Contender::try_enter_with(session, line, value, add).await? {
                 Ok(hold) => return Ok(Some(hold)),
                 Err(responses) => responses,
             };
-            let found = ops::kvs(&refused, 0).first();
-            match delay.is_over(&self.client, found) {
+            match delay.is_over(&self.client, &refused) {
                 Some(at) if at != over => over = at,
                 _ => return Ok(None),
             }
@@ -201,6 +200,7 @@ impl Mutex {
     /// # Errors
     /// [`Error::Invalid`] for the guard of another lock; as [`Txn::commit`](crate::Txn::commit).
     pub async fn clear_poison(&self, guard: &Hold) -> Result<bool, TxnError> {
+        guard.session().belongs_to(&self.client)?;
         if !guard.fence().contenders().contains(&self.space.range()) {
             let (other, own) = (guard.key(), self.prefix());
             return Err(Error::Invalid(format!("{other} is no guard of {own}")).into());

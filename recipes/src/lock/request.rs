@@ -36,7 +36,7 @@ pub struct ReleaseRequest {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReleaseRequested {
-    /// Why.
+    /// Why; empty when that cannot be read.
     pub reason: String,
     /// The lease of the session that asks.
     pub lease: LeaseId,
@@ -164,9 +164,9 @@ impl Asked {
             let mut standing: Vec<&KeyValue> = watcher.known().values().collect();
             standing.sort_by_key(|kv| kv.create_revision);
             if let Some(kv) = standing.into_iter().find(|kv| self.tells(kv)) {
-                let record: Record = from_json(&kv.key, &kv.value)?;
+                let record = from_json::<Record>(&kv.key, &kv.value);
                 return Ok(ReleaseRequested {
-                    reason: record.reason,
+                    reason: record.map(|record| record.reason).unwrap_or_default(),
                     lease: LeaseId(kv.lease),
                 });
             }

@@ -18,7 +18,7 @@ const ASKED_AT_ONCE: usize = 16;
 const GRAIN: Duration = Duration::from_secs(1);
 
 /// A member whose lease has not been renewed for more than half of its time to live. A session renews
-/// after a third.
+/// after a third. Stores tell whole seconds, so a lease of two seconds or less never shows.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Suspect<I> {

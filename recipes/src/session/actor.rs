@@ -274,10 +274,15 @@ impl Actor {
 
     /// Time until the local deadline, whatever the state says.
     fn left(&self) -> Duration {
-        let clock = &**self.core.client.clock();
-        let left = self.marks().remaining(clock);
+        let left = self.lease_left();
         let watchdog = self.core.watchdog.as_ref();
+        let clock = &**self.core.client.clock();
         watchdog.map_or(left, |watchdog| left.min(watchdog.left(clock)))
+    }
+
+    /// Time until the lease may have run out, whatever the watchdog says: what calls have.
+    pub(super) fn lease_left(&self) -> Duration {
+        self.marks().remaining(&**self.core.client.clock())
     }
 
     fn is_stalled(&self) -> bool {
@@ -288,10 +293,11 @@ impl Actor {
 
     /// As [`Session::feed_watchdog`](super::Session::feed_watchdog).
     pub(super) fn feed_watchdog(&self) {
+        let now = self.core.client.moment();
         // Judged first: a late sign must not bring a session back that is lost but does not know.
         let live = self.check().is_ok();
         if let Some(watchdog) = self.core.watchdog.as_ref().filter(|_| live) {
-            watchdog.feed(self.core.client.moment());
+            watchdog.feed(now);
         }
     }
 
@@ -357,20 +363,31 @@ impl Actor {
             return;
         }
         tracing::warn!(lease = %self.core.lease, %reason, "session lost");
-        if !matches!(reason, LostReason::Expired | LostReason::Stalled) {
-            self.core.gone.settle(());
-            return;
-        }
-        // The lease may be alive yet, or a renewal under way that keeps it, and so the keys, for longer.
+        // The lease may be alive yet, also in a store that was put back, where nobody else has one of this
+        // id; or a renewal is under way that keeps it, and so the keys, for longer.
         let actor = self.clone();
-        self.core.tasks.spawn_apart("revoke", async move {
-            drop(actor.revoke(actor.core.client.now() + actor.ttl()).await);
-            actor.core.gone.settle(());
-        });
+        let revocation = async move {
+            let deadline = actor.core.client.now() + actor.ttl();
+            let revoked = actor.revoke(deadline).await;
+            actor.end_with(revoked.is_ok()).await;
+        };
+        match self.core.client.store().runtime() {
+            Some(runtime) => Tasks::spawn_apart_on(&runtime, "revoke", revocation),
+            None => self.core.tasks.spawn_apart("revoke", revocation),
+        }
     }
 
-    /// Settled once a lost or closed session's lease is revoked, or must have run out: from then on
-    /// none of its keys is there, and nothing that was sent for it can take effect.
+    /// Notes the end of a lease that has been revoked; or else once it has had time to run out.
+    async fn end_with(&self, revoked: bool) {
+        if !revoked {
+            self.core.client.sleep(self.ttl()).await;
+        }
+        self.core.gone.settle(());
+    }
+
+    /// Settled once a lost or closed session's lease is revoked: from then on none of its keys is there, and
+    /// nothing that was sent for it can take effect. Where the store does not confirm that, once the lease has
+    /// had its full time twice, which is as good as can be known.
     pub(crate) fn gone(&self) -> Settled<()> {
         self.core.gone.clone()
     }
@@ -520,13 +537,13 @@ impl Actor {
 
     /// Ends the session in the background. What is returned tells how it went, to everybody who asks.
     pub(super) fn close_in_background(&self) -> Settled<Result<()>> {
-        let known = self.left();
+        let known = self.lease_left();
         self.lose(LostReason::Closed);
         let closed = self.core.closed.clone();
         if self.core.closing.swap(true, Ordering::AcqRel) {
             return closed;
         }
-        if self.core.over.is_cancelled() {
+        if *self.core.state.borrow() != SessionState::Lost(LostReason::Closed) {
             // Lost before: there is no more to end.
             closed.settle(Ok(()));
             return closed;
@@ -540,8 +557,9 @@ impl Actor {
             }
             actor.core.over.cancel();
             actor.core.tasks.cancel();
-            closing.0.settle(actor.revoke(deadline).await);
-            actor.core.gone.settle(());
+            let revoked = actor.revoke(deadline).await;
+            closing.0.settle(revoked.clone());
+            actor.end_with(revoked.is_ok()).await;
         });
         closed
     }

@@ -88,6 +88,9 @@ impl SessionBuilder {
     }
 
     async fn open(self) -> Result<Session> {
+        if self.watchdog.is_some_and(|limit| limit.is_zero()) {
+            return Err(Error::Invalid("a watchdog of no time".to_owned()));
+        }
         let deadline = self.client.now() + self.open_timeout;
         let mut pause = Backoff::between_attempts(&self.client);
         loop {

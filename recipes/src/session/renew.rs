@@ -55,7 +55,7 @@ async fn renew_once(actor: &Actor) -> bool {
             return false;
         }
         let sent = actor.client().moment();
-        let limit = actor.client().now() + (ttl / 3).min(actor.remaining());
+        let limit = actor.client().now() + (ttl / 3).min(actor.lease_left());
         let call = actor.client().store().lease_keep_alive(actor.lease());
         match actor.client().before(limit, call).await {
             Some(Ok(Some(lease))) => {

@@ -15,6 +15,7 @@ use quorate_proto::etcdserverpb::{
     LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest,
     RangeRequest, RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest, WatchRequest,
 };
+use scopeguard::ScopeGuard;
 use tokio::runtime::{self, Handle, Runtime};
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
@@ -24,6 +25,7 @@ use super::status::classify;
 use super::{
     Capabilities, Cause, Lease, LeaseTtl, Store, StoreError, WatchStream, is_read_only, seconds,
 };
+use crate::clock::{Clock, SystemClock};
 use crate::keys::LeaseId;
 
 /// Most attempts of one call, when each was certainly not applied, unless told otherwise.
@@ -265,7 +267,16 @@ impl Remote {
         loop {
             let chosen = self.current.load(Ordering::Relaxed) % self.endpoints.len();
             let server = &self.endpoints[chosen];
-            let error = match tokio::time::timeout(limit, call(server.channel.clone())).await {
+            // A caller with less patience may drop the call before its time is up.
+            let started = SystemClock.now();
+            let dropped = scopeguard::guard(started, |started| {
+                if SystemClock.now() - started >= self.attempt_timeout / 2 {
+                    self.rotate(chosen);
+                }
+            });
+            let outcome = tokio::time::timeout(limit, call(server.channel.clone())).await;
+            ScopeGuard::into_inner(dropped);
+            let error = match outcome {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(status)) => classify(&status),
                 Err(_) => StoreError::Unknown(Cause::new(format!("no answer from {}", server.url))),

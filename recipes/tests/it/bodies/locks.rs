@@ -190,7 +190,8 @@ pub async fn epoch_ends_old_holds(client: &Client) {
         "{refused:?}"
     );
     let before = guard.token();
-    guard.release().await.unwrap();
+    let lost = soon("the session's end", old.lost()).await;
+    assert_eq!(lost, LostReason::StoreReplaced);
     let new = session(client).await;
     let guard = client.mutex("epoch").lock(&new).await.unwrap();
     assert_eq!(guard.token().epoch, 17);

@@ -1,9 +1,12 @@
 //! The queue-ordered lock with a delay: after a holder that was lost, nobody writes for a while.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use quorate_proto::mvccpb::event::EventType;
 use quorate_recipes::clock::Instant;
+use quorate_recipes::lock::Mutex;
 use quorate_recipes::{Result, Session};
 
 use crate::fenced::{Ledger, Line, Order};
@@ -19,6 +22,16 @@ const DELAY: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Delayed {
     ledger: Ledger,
+    /// The handle of each client, which remembers what it has seen.
+    locks: RefCell<BTreeMap<usize, Mutex>>,
+}
+
+impl Delayed {
+    fn lock(&self, player: &Player) -> Mutex {
+        let mut locks = self.locks.borrow_mut();
+        let fresh = || player.client().mutex("d").with_delay(DELAY);
+        locks.entry(player.index()).or_insert_with(fresh).clone()
+    }
 }
 
 impl Scenario for Delayed {
@@ -27,11 +40,12 @@ impl Scenario for Delayed {
     fn new() -> Self {
         Self {
             ledger: Ledger::default(),
+            locks: RefCell::default(),
         }
     }
 
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        let lock = player.client().mutex("d").with_delay(DELAY);
+        let lock = self.lock(player);
         let guard = match player.one_in(4) {
             true => match lock.try_lock(session).await? {
                 Some(guard) => guard,
