@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::bodies::{faults, keys_below, locks, session, sessions, short_session};
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
+use futures::FutureExt;
 use quorate_recipes::store::faulty::Faulty;
 use quorate_recipes::store::remote::Remote;
 use quorate_recipes::watch::{Change, Origin};
@@ -121,16 +122,20 @@ async fn stands_in_line_with_etcdctl() {
     })
     .await;
     // A waiter behind etcdctl that gives up must not matter to it.
-    assert!(
-        tokio::time::timeout(Duration::from_millis(200), lock.lock(&session))
-            .await
-            .is_err()
-    );
-    assert!(
-        tokio::time::timeout(Duration::from_millis(50), lines.next_line())
-            .await
-            .is_err()
-    );
+    let in_line = async |count| {
+        until("the line", async || {
+            lock.waiters(9).await.unwrap().len() == count
+        })
+        .await;
+    };
+    tokio::select! {
+        biased;
+        early = lock.lock(&session) => panic!("{early:?}"),
+        () = in_line(2) => {}
+    }
+    in_line(1).await;
+    guard.put("nightly", "still mine").await.unwrap();
+    assert!(lines.next_line().now_or_never().is_none());
     guard.release().await.unwrap();
     let key = soon("etcdctl's turn", lines.next_line())
         .await

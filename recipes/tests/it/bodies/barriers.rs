@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use quorate_recipes::barrier::Passed;
 use quorate_recipes::store::Store;
@@ -11,7 +10,7 @@ use quorate_recipes::store::faulty::{Fault, Faulty};
 use quorate_recipes::{Client, Error, LostReason, Session, TxnError};
 use tokio::task::JoinHandle;
 
-use super::{keys_below, session};
+use super::{cut_time_and_again, keys_below, session, watched};
 use crate::support::{soon, until};
 
 fn client_of(faulty: &Faulty<Arc<dyn Store>>) -> Client {
@@ -108,16 +107,12 @@ pub async fn late_copies_neither_close_nor_open(client: &Client) {
 
 /// The end of a watch opens nothing, neither for a barrier's waiters nor for members that gather.
 pub async fn dead_watches_open_nothing(client: &Client) {
-    let faulty = Faulty::new(Arc::clone(client.store()));
-    let client = client_of(&faulty);
+    let (connection, client) = watched(client);
     let session = session(&client).await;
     let hold = client.barrier("cut").hold(&session).await.unwrap();
     let waiter = waiting(&client, "cut");
     let member = passing(&client, &session, "cut", 2);
-    for _ in 0..5 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        faulty.cut_watches();
-    }
+    cut_time_and_again(&connection, 2).await;
     assert!(!waiter.is_finished(), "a dead watch has opened a barrier");
     assert!(
         !member.is_finished(),

@@ -2,12 +2,11 @@
 //! done twice, and nobody loses what is theirs.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use quorate_recipes::{Client, Error, Store};
 use tokio::sync::Notify;
 
-use super::{keys_below, session};
+use super::{cut_time_and_again, keys_below, session, watched};
 use crate::support::{soon, until};
 use quorate_recipes::store::faulty::{Fault, Faulty};
 
@@ -135,8 +134,7 @@ pub async fn dropped_in_flight_leaves_nothing(client: &Client) {
 
 /// Waiting goes on through ended watches.
 pub async fn waiting_survives_ended_watches(client: &Client) {
-    let faulty = Faulty::new(Arc::clone(client.store()));
-    let client = client_of(&faulty);
+    let (connection, client) = watched(client);
     let session = session(&client).await;
     let lock = client.mutex("cut");
     let guard = lock.lock(&session).await.unwrap();
@@ -148,10 +146,7 @@ pub async fn waiting_survives_ended_watches(client: &Client) {
         lock.waiters(9).await.unwrap().len() == 1
     })
     .await;
-    for _ in 0..5 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        faulty.cut_watches();
-    }
+    cut_time_and_again(&connection, 1).await;
     assert!(
         !waiting.is_finished(),
         "the end of a watch was taken for a release"

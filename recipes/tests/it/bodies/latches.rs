@@ -1,13 +1,12 @@
 //! Latches: each counts once, and nobody passes before zero.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use quorate_recipes::store::faulty::{Fault, Faulty};
 use quorate_recipes::{Client, CountdownLatch, Error};
 use tokio::task::JoinHandle;
 
-use super::session;
+use super::{cut_time_and_again, session, watched, watches};
 use crate::support::{soon, until};
 
 fn waiting(latch: &CountdownLatch) -> JoinHandle<()> {
@@ -20,7 +19,8 @@ pub async fn opens_at_zero(client: &Client) {
     let latch = client.latch("ready");
     assert_eq!(latch.count().await.unwrap(), None);
     // Before it is set up.
-    let early = waiting(&latch);
+    let (connection, theirs) = watched(client);
+    let early = waiting(&theirs.latch("ready"));
     let early_count = tokio::spawn({
         let (client, latch) = (client.clone(), latch.clone());
         async move {
@@ -39,10 +39,15 @@ pub async fn opens_at_zero(client: &Client) {
     };
     assert_eq!((wanted, stored), ("4".to_owned(), "3".to_owned()));
     assert_eq!(soon("the early one", early_count).await.unwrap(), 2);
-    let late = waiting(&latch);
+    let late = waiting(&theirs.latch("ready"));
+    watches(&connection, 2).await;
+    let before = connection.inner().counts().wake_ups;
     assert_eq!(latch.count_down(&first).await.unwrap(), 1);
     assert_eq!(latch.count().await.unwrap(), Some(1));
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    until("both to be told", async || {
+        connection.inner().counts().wake_ups >= before + 2
+    })
+    .await;
     assert!(!early.is_finished() && !late.is_finished());
     assert_eq!(client.latch("ready").count_down(&second).await.unwrap(), 0);
     soon("the early waiter", early).await.unwrap();
@@ -85,19 +90,20 @@ pub async fn survives_lost_answers(client: &Client) {
     faulty.plan("quorate/latch/", plans[2].clone());
     latch.init(&session, 4).await.unwrap();
     faulty.deliver().await;
-    let waiter = waiting(&latch);
+    let (connection, theirs) = watched(&client);
+    let waiter = waiting(&theirs.latch("lost"));
+    watches(&connection, 1).await;
     for (plan, left) in plans.into_iter().zip([3, 2, 1]) {
         faulty.plan("quorate/latch/", plan.clone());
         let counted = latch.count_down(&session).await.unwrap();
         assert_eq!((counted, faulty.left()), (left, 0), "{plan:?}");
         assert_eq!(faulty.deliver().await.1, 0, "{plan:?}");
-        faulty.cut_watches();
         assert_eq!(latch.count().await.unwrap(), Some(left));
+        cut_time_and_again(&connection, 1).await;
     }
-    tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!waiter.is_finished(), "the end of a watch opened the latch");
     faulty.plan("quorate/latch/", [Fault::Unanswered]);
-    faulty.cut_watches();
+    connection.cut_watches();
     assert_eq!(latch.count_down(&session).await.unwrap(), 0);
     faulty.plan("quorate/latch/", [Fault::Late]);
     latch.reset(&session).await.unwrap();

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use quorate_proto::mvccpb::KeyValue;
 use quorate_recipes::keys::LeaseId;
-use quorate_recipes::{Client, KeptState};
+use quorate_recipes::{Client, Compare, KeptState};
 
+use super::keys_below;
 use crate::support::until;
 use quorate_recipes::store::faulty::{Fault, Faulty};
 
@@ -65,17 +66,15 @@ pub async fn kept_keys_yield_if_asked(client: &Client) {
     client.put(key, "theirs").await.unwrap();
     let kept = client.keep(key, "one").yielding().await.unwrap();
     assert_eq!(kept.state(), KeptState::Yielded);
-    let set = kept.set("two");
-    assert!(
-        tokio::time::timeout(Duration::from_millis(100), set)
-            .await
-            .is_err()
-    );
-    client.put(key, "still theirs").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(read(client, key).await.unwrap().value, "still theirs");
-    assert_eq!(kept.state(), KeptState::Yielded);
-    client.delete(key).await.unwrap();
+    let deleting = async {
+        client.put(key, "still theirs").await.unwrap();
+        assert_eq!(kept.state(), KeptState::Yielded);
+        // Nobody has written it since, and what is set comes after.
+        let theirs = client.txn().when(Compare::value(key, "still theirs"));
+        theirs.delete(key).commit().await.unwrap().revision()
+    };
+    let (set, deleted) = tokio::join!(kept.set("two"), deleting);
+    assert!(set.unwrap() > deleted);
     back(client, key, "two").await;
     kept.wait_for(|state| state == KeptState::Kept).await;
     // Yields again when it is overwritten, and to another of its kind.
@@ -137,6 +136,10 @@ pub async fn dropped_kept_keys_leave_nothing(client: &Client) {
         read(client, "kept/dropped").await.is_none()
     })
     .await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Only their own sessions could still put it back.
+    until("their sessions to be gone", async || {
+        keys_below(client, "quorate/session").await == 0
+    })
+    .await;
     assert_eq!(read(client, "kept/dropped").await, None);
 }

@@ -27,8 +27,13 @@ pub mod sessions;
 pub mod successions;
 pub mod transactions;
 
-use quorate_recipes::{Client, KeyRange, Session};
+use std::sync::Arc;
 use std::time::Duration;
+
+use quorate_recipes::store::{Counting, Faulty};
+use quorate_recipes::{Client, KeyRange, Session, Store};
+
+use crate::support::until;
 
 /// A session that lives on through a stall of the machine.
 pub async fn session(client: &Client) -> Session {
@@ -45,4 +50,32 @@ pub async fn short_session(client: &Client) -> Session {
 pub async fn keys_below(client: &Client, prefix: &str) -> usize {
     let range = KeyRange::prefix(format!("{prefix}/"));
     client.list(range).await.unwrap().1.len()
+}
+
+/// A connection whose watches can be cut, and are counted.
+pub type Watched = Faulty<Counting<Arc<dyn Store>>>;
+
+/// Another client of the same store, by a connection of its own.
+pub fn watched(client: &Client) -> (Watched, Client) {
+    let store = Faulty::new(Counting::new(Arc::clone(client.store())));
+    (store.clone(), Client::new(store))
+}
+
+/// Waits until so many watches have been opened by that connection since it was made.
+pub async fn watches(store: &Watched, count: u64) {
+    until("watches to be opened", async || {
+        store.inner().counts().watch >= count
+    })
+    .await;
+}
+
+/// Ends the watches of so many who wait, time and again; returns when all of them watch again, and so
+/// have taken the end of their watches for what it is.
+pub async fn cut_time_and_again(store: &Watched, waiting: u64) {
+    watches(store, waiting).await;
+    for _ in 0..5 {
+        let before = store.inner().counts().watch;
+        store.cut_watches();
+        watches(store, before + waiting).await;
+    }
 }

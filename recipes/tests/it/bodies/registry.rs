@@ -116,8 +116,12 @@ pub async fn comes_back_as_it_was_last(client: &Client) {
     soon("the second return", back).await.unwrap();
     // Deregistered is deregistered.
     registration.deregister().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(discovery.view().instances.is_empty());
+    let other = super::session(client).await;
+    let later = Instance::builder("back").id("later").build();
+    let _later = other.register(later).await.unwrap();
+    let view = discovery.wait_for(|view| view.instance("later").is_some());
+    let view = soon("the one that came later", view).await.unwrap();
+    assert_eq!(view.instances.len(), 1);
 }
 
 /// Two living instances cannot have one id, unless the second says that it replaces the first.

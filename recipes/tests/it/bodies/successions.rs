@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use quorate_recipes::election::Succession;
 use quorate_recipes::{Client, Session};
 use tokio::task::JoinHandle;
 
-use super::{keys_below, session};
+use super::{keys_below, session, watched, watches};
 use crate::support::{soon, until};
 
 type Leadership = quorate_recipes::Leadership<String>;
@@ -119,18 +118,27 @@ pub async fn others_let_nobody_pass(client: &Client) {
 pub async fn the_best_candidate_is_told(client: &Client) {
     let (a, b) = (session(client).await, session(client).await);
     let election = client.election::<String>("ranked");
-    let leader = election.clone().with_priority(5);
-    let leader = leader.campaign(&a, "five".to_owned()).await.unwrap();
+    let (connection, leading) = watched(client);
+    let leads = session(&leading).await;
+    let leader = leading.election::<String>("ranked").with_priority(5);
+    let leader = leader.campaign(&leads, "five".to_owned()).await.unwrap();
     let _low = stand(client, &a, "ranked", "low", 2).await;
+    let before = connection.inner().counts().watch;
     let outranked = leader.outranked();
-    let early = tokio::time::timeout(Duration::from_millis(300), outranked).await;
-    assert!(early.is_err(), "{early:?}");
+    let mut outranked = Box::pin(outranked);
+    tokio::select! {
+        biased;
+        early = &mut outranked => panic!("{early:?}"),
+        // One look, and it waits for what comes after.
+        () = watches(&connection, before + 1) => {}
+    }
     let high = election.clone().with_priority(9);
     let high = tokio::spawn({
         let b = b.clone();
         async move { high.campaign(&b, "nine".to_owned()).await.unwrap() }
     });
-    let better = soon("a better one", leader.outranked()).await.unwrap();
+    let better = soon("a better one", outranked.as_mut()).await.unwrap();
+    drop(outranked);
     assert_eq!(better.lease, b.lease());
     let named = leader.hand_over(&better).await.unwrap();
     assert!(matches!(named, Succession::Named), "{named:?}");
