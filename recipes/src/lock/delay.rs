@@ -163,15 +163,21 @@ impl Note {
         let request = TxnRequest {
             compare: compare.into_iter().map(Into::into).collect(),
             success: vec![self.put()],
-            failure: vec![ops::read(ops::get(&self.key))],
+            failure: look(&self.key, hold.fence().contenders()[0].clone()).into(),
         };
         let (answer, _) = hold.session().actor().repeat(request).await?;
         if answer.succeeded {
             return Ok(None);
         }
         let there = ops::kvs(&answer.responses, 0).first();
-        let own = there.is_some_and(|kv| kv.value == self.value);
-        Ok((!own).then(|| Revision(there.map_or(0, |kv| kv.mod_revision))))
+        if there.is_some_and(|kv| kv.value == self.value) {
+            return Ok(None);
+        }
+        if there.is_some() && of_a_lost_one(&answer.responses).is_none() {
+            // Somebody else holds, so this is over, and no time counts from that note.
+            return Err(hold.session().actor().why_gone(hold.key()).await);
+        }
+        Ok(Some(Revision(there.map_or(0, |kv| kv.mod_revision))))
     }
 }
 
