@@ -162,7 +162,8 @@ impl KeptKey {
         }
     }
 
-    /// Removes the key, if it is this one's, and waits until that is done.
+    /// Removes the key, if it is this one's, and waits until that is done: until the store has said so, of
+    /// the key and of every session under which it may still have been on its way.
     ///
     /// # Errors
     /// Why it had ended before; the store's final refusals.
@@ -339,7 +340,11 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         faulty.disconnect(Outage::Refused);
-        kept.remove().await.unwrap();
+        let remove = tokio::spawn(kept.remove());
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(!remove.is_finished(), "nobody could tell it");
+        faulty.reconnect();
+        remove.await.unwrap().unwrap();
         assert_eq!(faulty.deliver().await, (1, 0));
         assert_eq!(value(&store), None);
     }

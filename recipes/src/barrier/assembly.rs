@@ -366,10 +366,7 @@ impl Arrived {
                 generation: self.generation,
             };
         }
-        match self.actor.verify().await {
-            Err(error @ Error::SessionLost(_)) => error,
-            _ => Error::Removed(key),
-        }
+        self.actor.why_gone(&key).await
     }
 
     /// Takes the member out of the register and its key away, as long as the generation gathers.

@@ -17,8 +17,7 @@ use self::kept::{Standing, Wanted};
 use crate::client::Client;
 use crate::error::{Error, LostReason, Result};
 use crate::keys::{Key, KeyRange, LeaseId, Revision};
-use crate::session::{Claim, Claimed, Session};
-use crate::settled::Settled;
+use crate::session::{Actor, Claim, Claimed, Session};
 use crate::store::ops::{self, Compare};
 use crate::tasks::Tasks;
 use crate::wait::Backoff;
@@ -96,7 +95,7 @@ pub(crate) struct Keeper {
     wanted: watch::Receiver<Wanted>,
     standing: watch::Sender<Standing>,
     /// The sessions before, those that are not gone yet.
-    lost: Vec<Settled<()>>,
+    lost: Vec<Actor>,
     /// The session whose close waits for the farewell.
     awaited_by: Option<LeaseId>,
 }
@@ -387,12 +386,12 @@ impl Keeper {
     /// may still put the key in place, or the key be there.
     async fn outlast_lost_sessions(&self) {
         for session in &self.lost {
-            session.wait().await;
+            session.until_gone().await;
         }
         // Closing waits for this keeper, which has nothing on its way then.
         match self.session.check() {
             Ok(()) | Err(Error::SessionLost(LostReason::Closed)) => {}
-            Err(_) => self.session.actor().gone().wait().await,
+            Err(_) => self.session.actor().until_gone().await,
         }
     }
 
@@ -470,8 +469,8 @@ impl Keeper {
             match opened {
                 Ok(session) => {
                     self.plan.mark.add(session.lease());
-                    self.lost.retain(|before| before.get().is_none());
-                    self.lost.push(self.session.actor().gone());
+                    self.lost.retain(|before| before.gone().get().is_none());
+                    self.lost.push(self.session.actor().clone());
                     self.session = session;
                     return Ok(true);
                 }

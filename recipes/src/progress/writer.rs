@@ -250,9 +250,6 @@ impl Writer {
 
     /// Why the owner key is gone.
     async fn not_owner(&self) -> Error {
-        match self.actor.verify().await {
-            Err(error @ Error::SessionLost(_)) => error,
-            _ => Error::Removed(self.owner_key.clone()),
-        }
+        self.actor.why_gone(&self.owner_key).await
     }
 }

@@ -25,7 +25,7 @@ use crate::lock::Epoch;
 use crate::settled::Settled;
 use crate::store::{Lease, StoreError, ops};
 use crate::tasks::Tasks;
-use crate::wait::Backoff;
+use crate::wait::{self, Backoff};
 
 /// Most operations of one session in progress at a time; more wait for a place.
 const OPERATIONS_MAX: usize = 256;
@@ -390,6 +390,20 @@ impl Actor {
     /// had its full time twice, which is as good as can be known.
     pub(crate) fn gone(&self) -> Settled<()> {
         self.core.gone.clone()
+    }
+
+    /// Waits until a lost session is gone by the store's own word: each new leader gives leases all of their
+    /// time again, so no time tells. Trouble with the store is waited out, and a final refusal ends it.
+    pub(crate) async fn until_gone(&self) {
+        self.gone().wait().await;
+        let client = &self.core.client;
+        let mut pause = Backoff::between_attempts(client);
+        while let Ok(answer) = wait::read(client, ops::get(&self.core.key)).await {
+            if !answer.kvs.first().is_some_and(|kv| self.is_session(kv)) {
+                return;
+            }
+            pause.pause().await;
+        }
     }
 
     /// The error of a session that is over.
