@@ -340,11 +340,13 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         faulty.disconnect(Outage::Refused);
-        let remove = tokio::spawn(kept.remove());
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        assert!(!remove.is_finished(), "nobody could tell it");
-        faulty.reconnect();
-        remove.await.unwrap().unwrap();
+        let mut remove = Box::pin(kept.remove());
+        tokio::select! {
+            biased;
+            told = &mut remove => panic!("nobody can know: {told:?}"),
+            () = tokio::time::sleep(Duration::from_secs(60)) => faulty.reconnect(),
+        }
+        remove.await.unwrap();
         assert_eq!(faulty.deliver().await, (1, 0));
         assert_eq!(value(&store), None);
     }
