@@ -188,6 +188,11 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
+/// Rounded up to whole seconds, in which stores count the time of leases.
+pub(crate) fn whole_seconds(length: Duration) -> Duration {
+    Duration::from_secs(length.as_secs() + u64::from(length.subsec_nanos() > 0))
+}
+
 /// Milliseconds since the Unix epoch by the wall clock: for people, never for a decision.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this module is the clock")]

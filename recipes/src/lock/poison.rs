@@ -71,7 +71,7 @@ pub(super) fn arm(hold: &mut Hold, key: Key) -> Result<()> {
 }
 
 /// Notes a panic of one of several that have a hold together: it may not be the last of them that goes.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct PanicWitness(Option<Arc<AtomicBool>>);
 
 impl PanicWitness {
@@ -85,5 +85,24 @@ impl Drop for PanicWitness {
         if let Some(noted) = self.0.as_ref().filter(|_| std::thread::panicking()) {
             noted.store(true, Ordering::Release);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::client::Client;
+    use crate::error::{Error, TxnError};
+    use crate::store::MemStore;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mark_is_cleared_under_its_own_lock_only() {
+        let root = Client::new(MemStore::new());
+        let inside = root.namespace("a/");
+        let session = inside.session().await.unwrap();
+        let guard = inside.mutex("m").lock(&session).await.unwrap();
+        let cleared = root.mutex("m").clear_poison(&guard).await;
+        let refused = matches!(cleared, Err(TxnError::Failed(Error::Invalid(_))));
+        assert!(refused, "{cleared:?}");
+        assert!(!inside.mutex("m").clear_poison(&guard).await.unwrap());
     }
 }

@@ -11,14 +11,16 @@ use super::OnceError;
 use super::attempt::Attempt;
 use super::failure::{self, Failure, Tally, kept};
 use super::look::Counted;
-use crate::client::Client;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::keys::{KeyRange, LeaseId};
+use crate::keys::KeyRange;
 use crate::lock::Fenced;
-use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
-use crate::wait::{self, Backoff};
+use crate::wait;
+
+/// What a store may grant.
+const TTL_LEAST: Duration = Duration::from_secs(1);
+const TTL_MOST: Duration = Duration::from_secs(LEASE_TTL_SECONDS_MAX.unsigned_abs());
 
 impl<T> Attempt<'_, T> {
     /// Counts this attempt, unless `most` have been counted. The transaction also writes the turn's key
@@ -104,9 +106,10 @@ impl<T> Attempt<'_, T> {
         let mut success = vec![ops::delete(KeyRange::one(self.hold.key()))];
         if let Some(ttl) = self.cell.cache_failures {
             let key = self.cell.failure_key();
+            let ttl = clock::whole_seconds(ttl).clamp(TTL_LEAST, TTL_MOST);
             let value = failure::write(&key, &failure)?;
-            let lease = grant(self.hold.unfenced(), ttl).await?;
-            success.push(ops::put(&key, value, Some(lease)));
+            let lease = self.hold.session().actor().grant_apart(ttl).await?;
+            success.push(ops::put(&key, value, Some(lease.id)));
         }
         if counted {
             let key = self.cell.tally_key();
@@ -125,28 +128,5 @@ impl<T> Attempt<'_, T> {
         // Refused, it may have been told by an earlier copy; or the turn still is to be given up.
         let (answer, _) = wait::repeat(self.hold.unfenced(), request).await?;
         answer.succeeded.then_some(()).ok_or(Error::Conflict)
-    }
-}
-
-/// Grants a lease for one key: under an id of ours, so that a grant whose answer was lost is recognised.
-/// One that is not used runs out.
-async fn grant(client: &Client, ttl: Duration) -> Result<LeaseId> {
-    let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
-    let seconds = seconds.clamp(1, LEASE_TTL_SECONDS_MAX.unsigned_abs());
-    let mut id = client.lease_id();
-    let mut unknown = false;
-    let mut pause = Backoff::between_attempts(client);
-    loop {
-        let granted = client.store().lease_grant(id, Duration::from_secs(seconds));
-        match granted.await {
-            Ok(lease) => return Ok(lease.id),
-            Err(StoreError::LeaseExists) if unknown => return Ok(id),
-            Err(StoreError::LeaseExists) => id = client.lease_id(),
-            Err(error) if error.is_transient() => {
-                unknown |= error.is_ambiguous();
-                pause.pause().await;
-            }
-            Err(error) => return Err(error.into()),
-        }
     }
 }

@@ -7,17 +7,13 @@ use quorate_proto::mvccpb::KeyValue;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::manifest::damaged;
 use crate::client::Identity;
 use crate::error::Result;
 use crate::keys::Key;
-use crate::value::{Json, Value, from_json};
+use crate::value::{Json, V1, Value, from_json};
 
 /// Most bytes that are kept of what an error says.
 const TEXT_BYTES_MAX: usize = 4 << 10;
-
-/// The only version of these records so far.
-const VERSION: u32 = 1;
 
 /// A computation that failed, as its caller told the others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,27 +68,16 @@ pub(super) struct Tally {
 /// A record with its version.
 #[derive(Serialize, Deserialize)]
 struct Versioned<R> {
-    v: u32,
+    v: V1,
     #[serde(flatten)]
     record: R,
 }
 
-/// The version alone: that of a later record may be all that can be read.
-#[derive(Deserialize)]
-struct Version {
-    v: u32,
-}
-
 pub(super) fn write<R: Serialize>(key: &Key, record: &R) -> Result<Bytes> {
-    let v = VERSION;
-    Value::from(Json(Versioned { v, record })).into_bytes(key)
+    Value::from(Json(Versioned { v: V1, record })).into_bytes(key)
 }
 
 pub(super) fn read<R: DeserializeOwned>(kv: &KeyValue) -> Result<R> {
-    let Version { v } = from_json(&kv.key, &kv.value)?;
-    if v != VERSION {
-        return Err(damaged(kv.key.clone(), format!("version {v} of a record")));
-    }
     let read: Versioned<R> = from_json(&kv.key, &kv.value)?;
     Ok(read.record)
 }

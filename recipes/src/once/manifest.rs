@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, KeySpace};
-use crate::value::from_json;
+use crate::value::{V1, from_json};
 
 /// The only way that results are written so far.
 const CODEC: &str = "json";
@@ -19,7 +19,7 @@ const CODEC: &str = "json";
 /// The value of the manifest's key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Manifest {
-    v: u32,
+    v: V1,
     /// The name of the attempt whose chunks they are.
     pub(super) attempt: String,
     /// How many.
@@ -37,7 +37,7 @@ pub(super) struct Manifest {
 impl Manifest {
     pub(super) fn of(attempt: String, chunks: u32, value: &[u8]) -> Self {
         Self {
-            v: 1,
+            v: V1,
             attempt,
             chunks,
             bytes: value.len() as u64,
@@ -49,12 +49,9 @@ impl Manifest {
 
     pub(super) fn read(kv: &KeyValue) -> Result<Self> {
         let manifest: Self = from_json(&kv.key, &kv.value)?;
-        if manifest.v != 1 || manifest.codec != CODEC {
-            let (v, codec) = (manifest.v, &manifest.codec);
-            return Err(damaged(
-                kv.key.clone(),
-                format!("version {v} of a manifest, codec {codec:?}"),
-            ));
+        if manifest.codec != CODEC {
+            let codec = format!("the codec {:?}", manifest.codec);
+            return Err(damaged(kv.key.clone(), codec));
         }
         Ok(manifest)
     }

@@ -201,24 +201,14 @@ impl Grants {
 
     /// A fresh lease of this time to live.
     async fn lease(&self, actor: &Actor, ttl: Duration) -> Result<LeaseId> {
-        let mut pause = Backoff::between_attempts(&self.client);
-        loop {
-            actor.check()?;
-            let id = self.client.lease_id();
-            let error = match self.client.store().lease_grant(id, ttl).await {
-                Ok(Lease { ttl: granted, .. }) if granted >= ttl => return Ok(id),
-                Ok(Lease { ttl: granted, .. }) => {
-                    let why = format!("the store grants {granted:?} of {ttl:?}");
-                    return Err(Error::Invalid(why));
-                }
-                // One that was granted unheard ends by itself, without effect.
-                Err(error) => error,
-            };
-            if !error.is_transient() && error != StoreError::LeaseExists {
-                return Err(error.into());
-            }
-            pause.pause().await;
+        let Lease {
+            id, ttl: granted, ..
+        } = actor.grant_apart(ttl).await?;
+        if granted < ttl {
+            let why = format!("the store grants {granted:?} of {ttl:?}");
+            return Err(Error::Invalid(why));
         }
+        Ok(id)
     }
 
     /// Adds a grant on `lease` if nothing was added since the look. Returns whether it is there: false

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use quorate_proto::mvccpb::KeyValue;
 use serde::{Deserialize, Serialize};
 
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::keys::Key;
 use crate::value::{Json, V1, Value, from_json};
@@ -39,10 +40,9 @@ struct Record {
 impl Rule {
     /// `per` is rounded up to whole seconds.
     pub(super) fn new(limit: u32, per: Duration) -> Self {
-        let seconds = per.as_secs() + u64::from(per.subsec_nanos() > 0);
         Self {
             limit,
-            per: Duration::from_secs(seconds.max(1)),
+            per: clock::whole_seconds(per).max(Duration::from_secs(1)),
         }
     }
 

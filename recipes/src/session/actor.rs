@@ -537,6 +537,26 @@ impl Actor {
         self.check()
     }
 
+    /// Grants a lease besides the session's, which nobody renews: for a key that the store is to take away by
+    /// itself. Trouble with the store is waited out. One that was granted unheard runs out, without effect.
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`]; the store's final refusals.
+    pub(crate) async fn grant_apart(&self, ttl: Duration) -> Result<Lease> {
+        let client = &self.core.client;
+        let mut pause = Backoff::between_attempts(client);
+        loop {
+            self.check()?;
+            match client.store().lease_grant(client.lease_id(), ttl).await {
+                Ok(lease) => return Ok(lease),
+                Err(error) if error.is_transient() || error == StoreError::LeaseExists => {
+                    pause.pause().await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Why a key of the session is gone. Trouble with the store is waited out.
     pub(crate) async fn why_gone(&self, key: &Key) -> Error {
         let mut pause = Backoff::between_attempts(&self.core.client);

@@ -136,7 +136,7 @@ impl SessionBuilder {
 
     /// Grants the lease under an id of ours, so that a grant whose answer was lost is recognised.
     async fn grant(&self, deadline: Instant) -> Result<(Moment, Lease)> {
-        let ttl = Duration::from_secs(self.ttl.as_secs() + u64::from(self.ttl.subsec_nanos() > 0));
+        let ttl = clock::whole_seconds(self.ttl);
         let mut id = self.client.lease_id();
         let mut unknown = false;
         let mut pause = Backoff::between_attempts(&self.client);

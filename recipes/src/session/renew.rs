@@ -90,6 +90,8 @@ mod tests {
     use super::*;
     use crate::Client;
     use crate::clock::{Clock, Instant, SystemClock};
+    use crate::error::Error;
+    use crate::keys::session_key;
     use crate::store::faulty::{Calls, Stage};
     use crate::store::{Faulty, MemStore};
 
@@ -165,5 +167,49 @@ mod tests {
         renewal.release();
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert_eq!(session.state(), SessionState::Lost(LostReason::Expired));
+    }
+
+    /// The watchdog is no limit on calls: a renewal may take longer than a sign of life is good for.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_renewal_is_not_cut_short_by_the_watchdog() {
+        let faulty = Faulty::new(MemStore::new());
+        let client = Client::new(faulty.clone());
+        let open = client.session().ttl(Duration::from_secs(9));
+        let session = open.watchdog(Duration::from_secs(1)).await.unwrap();
+        let renewal = faulty.hold(1, Calls::Lease, Stage::Answered);
+        let feed = async |times: u32| {
+            for _ in 0..times {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                session.feed_watchdog();
+                let state = session.state();
+                assert!(matches!(state, SessionState::Live { .. }), "{state:?}");
+            }
+        };
+        feed(11).await;
+        assert!(
+            renewal.is_reached(),
+            "it has been on its way for two seconds"
+        );
+        renewal.release();
+        feed(20).await;
+    }
+
+    /// Somebody deleted the session's key: what else hangs on the lease goes at once.
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_without_its_session_is_revoked() {
+        let store = MemStore::new();
+        let client = Client::new(store.clone());
+        let session = client.session().await.unwrap();
+        let guard = client.mutex("m").lock(&session).await.unwrap();
+        client.delete(session_key(session.lease())).await.unwrap();
+        let late = client.mutex("n").lock(&session).await;
+        assert!(matches!(
+            late,
+            Err(Error::SessionLost(LostReason::LeaseGone))
+        ));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(store.leases(), []);
+        assert_eq!(store.keys("quorate/"), [""; 0]);
+        drop(guard);
     }
 }

@@ -443,3 +443,32 @@ impl fmt::Debug for Remote {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A caller that gives up before the store does is not sent to the same silent endpoint again.
+    #[tokio::test]
+    async fn a_dropped_call_leaves_a_silent_endpoint() {
+        let listeners = [
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        ];
+        let urls = listeners.each_ref();
+        let urls = urls.map(|listener| listener.local_addr().unwrap().to_string());
+        let remote = Remote::new(urls).unwrap();
+        let patience = remote.attempt_timeout * 3 / 4;
+        for next in [1, 0] {
+            let renewal = remote.lease_keep_alive(LeaseId(1));
+            assert!(tokio::time::timeout(patience, renewal).await.is_err());
+            assert_eq!(remote.current.load(Ordering::Relaxed), next);
+        }
+        // One that is dropped at once says nothing about the endpoint.
+        let renewal = remote.lease_keep_alive(LeaseId(1));
+        assert!(tokio::time::timeout(Duration::ZERO, renewal).await.is_err());
+        assert_eq!(remote.current.load(Ordering::Relaxed), 0);
+    }
+}

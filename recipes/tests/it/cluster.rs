@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::bodies::{faults, locks, sessions};
+use crate::support::soon;
 use quorate_harness::target::Target;
-use quorate_recipes::Client;
 use quorate_recipes::store::Remote;
+use quorate_recipes::{Client, LostReason};
 
 macro_rules! on_a_cluster {
     ($($module:ident :: $body:ident),* $(,)?) => {$(
@@ -71,5 +72,41 @@ async fn renewals_on_a_thread_of_their_own_go_on() {
         });
         program.await.unwrap();
     }
+    cluster.stop().await;
+}
+
+/// A program that hangs gives up what it holds by itself, long before its lease would end, if the store's
+/// connections have a thread of their own and the session a watchdog.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hanging_program_lets_go() {
+    let cluster = Target::Cluster.start().await.unwrap();
+    let cluster = cluster.expect("needs nothing installed");
+    let endpoints = cluster.endpoints().to_vec();
+    let (tell, hangs) = tokio::sync::oneshot::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let program = tokio::task::spawn_blocking(move || {
+        let program = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        program.block_on(async {
+            let store = Remote::builder(endpoints).own_runtime();
+            let client = Client::new(store.build().unwrap());
+            let open = client.session().ttl(Duration::from_secs(300));
+            let session = open.watchdog(Duration::from_secs(1)).await.unwrap();
+            let guard = client.mutex("hangs").lock(&session).await.unwrap();
+            tell.send(()).unwrap();
+            ended.recv().unwrap_err();
+            assert_eq!(session.lost().await, LostReason::Stalled);
+            drop(guard);
+        });
+    });
+    hangs.await.unwrap();
+    let client = cluster.client();
+    let session = client.session().await.unwrap();
+    let guard = soon("the lock", client.mutex("hangs").lock(&session)).await;
+    guard.unwrap().release().await.unwrap();
+    drop(end);
+    program.await.unwrap();
     cluster.stop().await;
 }

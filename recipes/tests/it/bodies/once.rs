@@ -187,25 +187,20 @@ pub async fn taken_back_and_computed_anew(client: &Client) {
     assert_eq!(cell.get().await.unwrap().as_deref(), Some(&3));
 }
 
+/// What happens to so many writes: each fault by itself, and two in turn.
+fn plans(writes: usize) -> [Vec<Fault>; 4] {
+    let each = [Fault::NotSent, Fault::Unanswered, Fault::Late];
+    let [a, b, c] = each.map(|fault| vec![fault; writes]);
+    let in_turn = [Fault::Late, Fault::Unanswered].into_iter().cycle();
+    [a, b, c, in_turn.take(4).collect()]
+}
+
 /// One result is published whatever answers are lost, and no late copy brings anything back.
 pub async fn publishing_survives_lost_answers(client: &Client) {
     let faulty = Faulty::new(Arc::clone(client.store()));
     let client = client_of(&faulty);
     let session = session(&client).await;
-    for (index, plan) in [
-        vec![Fault::NotSent; 4],
-        vec![Fault::Unanswered; 4],
-        vec![Fault::Late; 4],
-        vec![
-            Fault::Late,
-            Fault::Unanswered,
-            Fault::Late,
-            Fault::Unanswered,
-        ],
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    for (index, plan) in plans(4).into_iter().enumerate() {
         let cell = client.once::<String>(format!("lost-{index}"));
         faulty.plan(cell.prefix(), plan.clone());
         let write = cell.get_or_try_init(&session, || async { Ok::<_, &str>("x".to_owned()) });
@@ -360,20 +355,7 @@ pub async fn refreshing_survives_lost_answers(client: &Client) {
     let faulty = Faulty::new(Arc::clone(client.store()));
     let client = client_of(&faulty);
     let session = session(&client).await;
-    for (index, plan) in [
-        vec![Fault::NotSent; 5],
-        vec![Fault::Unanswered; 5],
-        vec![Fault::Late; 5],
-        vec![
-            Fault::Late,
-            Fault::Unanswered,
-            Fault::Late,
-            Fault::Unanswered,
-        ],
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    for (index, plan) in plans(5).into_iter().enumerate() {
         let cell = client
             .once::<u32>(format!("refreshed-{index}"))
             .max_attempts(3);
