@@ -24,8 +24,6 @@ use crate::wait::Backoff;
 pub enum Attach {
     /// The session's lease: it goes when the session ends.
     Session,
-    /// Another lease.
-    Lease(LeaseId),
     /// Nothing: it stays until somebody deletes it.
     Nothing,
 }
@@ -427,7 +425,6 @@ impl Actor {
     fn lease_of(&self, new: &NewKey) -> Option<LeaseId> {
         match new.attach {
             Attach::Session => Some(self.lease()),
-            Attach::Lease(lease) => Some(lease),
             Attach::Nothing => None,
         }
     }

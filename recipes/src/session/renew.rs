@@ -93,7 +93,7 @@ mod tests {
     use crate::error::Error;
     use crate::keys::session_key;
     use crate::store::faulty::{Calls, Stage};
-    use crate::store::{Faulty, MemStore};
+    use crate::store::{Counting, Faulty, MemStore};
 
     /// A clock of a machine that can be put to sleep.
     #[derive(Debug, Default)]
@@ -173,10 +173,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_renewal_is_not_cut_short_by_the_watchdog() {
         let faulty = Faulty::new(MemStore::new());
-        let client = Client::new(faulty.clone());
+        let counting = Counting::new(faulty.clone());
+        let client = Client::new(counting.clone());
         let open = client.session().ttl(Duration::from_secs(9));
         let session = open.watchdog(Duration::from_secs(1)).await.unwrap();
         let renewal = faulty.hold(1, Calls::Lease, Stage::Answered);
+        let before = counting.counts();
         let feed = async |times: u32| {
             for _ in 0..times {
                 tokio::time::sleep(Duration::from_millis(500)).await;
@@ -190,6 +192,8 @@ mod tests {
             renewal.is_reached(),
             "it has been on its way for two seconds"
         );
+        let sent = (counting.counts() - before).lease_keep_alive;
+        assert_eq!(sent, 1, "it is not cut short and sent again");
         renewal.release();
         feed(20).await;
     }

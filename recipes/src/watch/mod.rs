@@ -76,6 +76,8 @@ pub struct Watcher {
     cluster_id: u64,
     stale: bool,
     stream: Option<WatchStream>,
+    /// Said by a stream that has been opened, until it is known that the store is the same.
+    unchecked: Option<ResponseHeader>,
     ready: VecDeque<Batch>,
     pause: Backoff,
     pause_due: bool,
@@ -94,6 +96,7 @@ impl Watcher {
             cluster_id: 0,
             stale: true,
             stream: None,
+            unchecked: None,
             ready: VecDeque::new(),
             pause,
             pause_due: false,
@@ -149,6 +152,7 @@ impl Watcher {
             }
             if let Err(error) = self.step().await {
                 self.stream = None;
+                self.unchecked = None;
                 self.link.send_replace(false);
                 self.pause_due = true;
                 match error {
@@ -176,6 +180,10 @@ impl Watcher {
     async fn step(&mut self) -> Result<()> {
         if self.stale {
             return self.list().await;
+        }
+        if let Some(header) = self.unchecked {
+            self.check_store(header).await?;
+            self.unchecked = None;
         }
         let Some(stream) = &mut self.stream else {
             let request = self.request();
@@ -253,7 +261,8 @@ impl Watcher {
         }
         let header = answer.header.unwrap_or_default();
         if answer.created {
-            return self.check_store(header).await;
+            self.unchecked = Some(header);
+            return Ok(());
         }
         self.pause.reset();
         if answer.events.is_empty() {
