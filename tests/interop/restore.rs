@@ -16,7 +16,7 @@ use quorate_harness::etcd::Etcd;
 use quorate_harness::eventually;
 use quorate_proto::epoch::{self, EPOCH_KEY};
 use quorate_proto::etcdserverpb::watch_request::RequestUnion;
-use quorate_proto::etcdserverpb::{WatchCreateRequest, WatchRequest};
+use quorate_proto::etcdserverpb::{RangeRequest, WatchCreateRequest, WatchRequest};
 use quorate_proto::mvccpb::{Event, KeyValue};
 use quorate_proto::txn;
 use serde_json::Value;
@@ -70,8 +70,24 @@ async fn restored_alone(file: &Path, more: &[&str]) -> anyhow::Result<ProcessClu
     std::fs::remove_dir_all(cluster.data_dir(0))?;
     restore(file, &cluster, 0, more)?;
     cluster.launch(0)?;
-    cluster.serves(0, PATIENCE).await?;
+    serves_restored(&cluster, 0).await?;
     Ok(cluster)
+}
+
+/// Returns once member `i` shows the epoch raised. It can be read a moment earlier, as it was saved.
+async fn serves_restored(cluster: &ProcessCluster, i: usize) -> anyhow::Result<()> {
+    cluster.serves(i, PATIENCE).await?;
+    let clients = Clients::connect(cluster.endpoint(i)).await?;
+    let raised = eventually("the epoch is raised", PATIENCE, || async {
+        let mut kv = clients.kv.clone();
+        let request = RangeRequest {
+            key: EPOCH_KEY.into(),
+            ..RangeRequest::default()
+        };
+        let read = kv.range(request).await.ok()?.into_inner();
+        (!read.kvs.is_empty()).then_some(())
+    });
+    raised.await.with_context(|| cluster.said(i))
 }
 
 /// Everything a server shows from its compact revision on.
@@ -211,7 +227,7 @@ async fn a_cluster_comes_back_from_its_snapshot_and_refuses_who_was_left_over() 
         cluster.launch(i)?;
     }
     for i in 0..2 {
-        cluster.serves(i, PATIENCE).await?;
+        serves_restored(&cluster, i).await?;
         let mut clients = Clients::connect(cluster.endpoint(i)).await?;
         if i == 0 {
             shown.is_shown_by(&mut clients, began).await?;
