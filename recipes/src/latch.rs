@@ -107,7 +107,7 @@ impl CountdownLatch {
     /// [`Error::Codec`]; the store's final refusals.
     ///
     /// # Cancel safety
-    /// Setting up goes on when the future is dropped.
+    /// When the future is dropped, it may be set up or not.
     pub async fn init(&self, session: &Session, count: u64) -> Result<()> {
         session.belongs_to(&self.client)?;
         let value = State::new(count).write(&self.key)?;

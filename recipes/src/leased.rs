@@ -308,7 +308,8 @@ mod tests {
                 false => keep.await.unwrap(),
             };
             tokio::time::sleep(Duration::from_secs(1)).await;
-            let opening = faulty.hold(1, Calls::Txn, Stage::Answered);
+            // The first asks whether the session is alive.
+            let opening = faulty.hold(2, Calls::Txn, Stage::Answered);
             assert!(store.expire(value(&store).unwrap().1));
             opening.reached().await;
             if foreign {

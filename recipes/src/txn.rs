@@ -159,7 +159,7 @@ impl Txn {
     /// As [`Txn::commit`], ambiguous only when the session ended with an answer still to come.
     ///
     /// # Cancel safety
-    /// The commit goes on when the future is dropped: an unknown outcome.
+    /// A dropped commit is an unknown outcome, settled by itself.
     pub(crate) async fn commit_once(self, session: &Session) -> Result<Revision, TxnError> {
         let request = self.request(LANE_OPS)?;
         let effect = Effect {

@@ -6,13 +6,12 @@ use futures::StreamExt;
 use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::{
     RangeRequest, RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest,
-    watch_create_request::FilterType,
 };
 use quorate_proto::mvccpb::Event;
 use quorate_proto::mvccpb::event::EventType;
 
 use crate::client::Client;
-use crate::keys::{Key, KeyRange, Revision};
+use crate::keys::{Key, KeyRange, LeaseId, Revision};
 use crate::store::{Cause, StoreError, WatchStream};
 
 /// Pauses that double from a first length to a longest one, with jitter.
@@ -66,29 +65,33 @@ impl Backoff {
 pub(crate) enum Woken {
     /// This key was deleted at or after the revision asked for.
     Deleted(Key),
-    /// The watch ended, for a reason that says nothing about the keys: look again.
+    /// The watch ended, for a reason that says nothing about the keys, or a key came off its lease, and may
+    /// stay for ever: look again.
     Interrupted,
 }
 
-/// Waits until one of `keys` is deleted, looking from revision `from` on, with one watch stream.
+/// Waits until one of `keys`, each attached to the lease beside it, is deleted, looking from revision `from`
+/// on, with one watch stream.
 pub(crate) async fn deleted(
     client: &Client,
-    keys: &[Key],
+    keys: &[(Key, LeaseId)],
     from: Revision,
 ) -> Result<Woken, StoreError> {
-    let requests = keys.iter().map(|key| WatchCreateRequest {
+    let requests = keys.iter().map(|(key, _)| WatchCreateRequest {
         key: key.as_bytes().clone(),
         start_revision: from.0,
-        filters: vec![FilterType::Noput.into()],
         ..Default::default()
     });
     let stream = client.store().watch(requests.collect()).await?;
-    first_deletion(stream).await
-}
-
-async fn first_deletion(stream: WatchStream) -> Result<Woken, StoreError> {
-    let deleted = |event: &Event| event.r#type() == EventType::Delete;
-    let event = first_event(stream, deleted).await?;
+    let ended = |event: &Event| match (&event.kv, event.r#type()) {
+        (_, EventType::Delete) => true,
+        (Some(kv), EventType::Put) => keys
+            .iter()
+            .any(|(key, lease)| kv.key == *key.as_bytes() && kv.lease != lease.0),
+        (None, EventType::Put) => false,
+    };
+    let event = first_event(stream, ended).await?;
+    let event = event.filter(|event| event.r#type() == EventType::Delete);
     Ok(match event.and_then(|event| event.kv) {
         Some(kv) => Woken::Deleted(kv.key.into()),
         None => Woken::Interrupted,

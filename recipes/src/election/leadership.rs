@@ -59,7 +59,7 @@ impl<T> Leadership<T> {
     /// [`Error::Codec`](crate::Error::Codec); the store's final refusals.
     ///
     /// # Cancel safety
-    /// The write goes on when the future is dropped.
+    /// Dropping the future is an unknown outcome.
     pub async fn proclaim(&self, value: T) -> Result<Revision>
     where
         T: Serialize,
@@ -99,8 +99,7 @@ impl<T> Leadership<T> {
 
     /// Ends the leadership without giving its key up: somebody else has deleted it, in its name.
     pub(super) fn forget(self) {
-        let (owned, ..) = self.hold.into_parts();
-        owned.disarm();
+        self.hold.into_owned().disarm();
     }
 }
 

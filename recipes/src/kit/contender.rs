@@ -8,7 +8,7 @@ use quorate_proto::mvccpb::KeyValue;
 
 use super::Line;
 use crate::error::{Error, Result};
-use crate::keys::{Key, KeyRange, Revision};
+use crate::keys::{Key, KeyRange, LeaseId, Revision};
 use crate::lock::Hold;
 use crate::session::{Claim, Claimed, Owned, Session};
 use crate::store::ops::{self, Compare};
@@ -73,7 +73,8 @@ impl Contender {
     /// Writes nothing otherwise.
     ///
     /// # Errors
-    /// As [`Contender::enter`].
+    /// As [`Contender::enter`], and [`Error::ForeignKey`] when it is one that stands in front, which may do
+    /// so for ever.
     ///
     /// # Cancel safety
     /// As [`Contender::enter`].
@@ -98,9 +99,24 @@ impl Contender {
         let behind = line.behind().iter();
         claim.when = behind.map(|space| Compare::empty(space.range())).collect();
         add(&mut claim);
+        let fronts = line.behind().iter().map(|space| {
+            let mut front = ops::oldest(space.range(), 1);
+            front.keys_only = true;
+            ops::read(front)
+        });
+        claim.otherwise.splice(0..0, fronts);
         Ok(match run(session, claim).await? {
             Claimed::Made { owned, .. } => Ok(hold(session.clone(), owned, &line)),
-            Claimed::Refused { responses, .. } => Err(responses),
+            Claimed::Refused { mut responses, .. } => {
+                let rest = responses.split_off(line.behind().len());
+                let fronts = (0..responses.len()).flat_map(|index| ops::kvs(&responses, index));
+                for front in fronts {
+                    if !line.is_contender(front) {
+                        return Err(Error::ForeignKey(front.key.clone().into()));
+                    }
+                }
+                Err(rest)
+            }
         })
     }
 
@@ -182,9 +198,11 @@ impl Contender {
                 return Err(Error::ForeignKey(ahead.key.into()));
             }
             let own = self.owned.keys().into_iter().map(|(key, _)| key);
-            let keys: Vec<Key> = own.chain([Key::from(ahead.key)]).collect();
+            let own = own.map(|key| (key, self.session.lease()));
+            let ahead = (Key::from(ahead.key), LeaseId(ahead.lease));
+            let keys: Vec<(Key, LeaseId)> = own.chain([ahead]).collect();
             match deleted(&client, &keys, Revision(standing.seen.0 + 1)).await {
-                Ok(Woken::Deleted(key)) if Some(&key) != keys.last() => {
+                Ok(Woken::Deleted(key)) if keys.last().is_some_and(|ahead| ahead.0 != key) => {
                     return Err(self.gone().await);
                 }
                 Ok(Woken::Deleted(_)) => pause.reset(),
@@ -197,8 +215,14 @@ impl Contender {
 
     /// Where the contender stands now, provided that its keys still are its own.
     async fn turn(&self) -> Result<Standing> {
+        let epoch = self.session.actor().epoch().compare();
         let request = TxnRequest {
-            compare: self.is_there().into_iter().map(Into::into).collect(),
+            compare: self
+                .is_there()
+                .into_iter()
+                .chain([epoch])
+                .map(Into::into)
+                .collect(),
             success: look(&self.line, Some(self.revision())),
             failure: Vec::new(),
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{ContenderRecord, Fence, Fenced, Hold, Holder, ReleaseRequest, ask_first, queue_of};
 use crate::client::Client;
 use crate::error::{Error, Result};
-use crate::keys::{Key, KeyRange, KeySpace, Name, Revision};
+use crate::keys::{Key, KeyRange, KeySpace, LeaseId, Name, Revision};
 use crate::session::{Claim, Claimed, Session};
 use crate::value::{Json, Value};
 use crate::wait::{Backoff, Woken, deleted};
@@ -28,7 +28,7 @@ pub struct ExclusiveLock {
 
 enum Tried {
     Won(Hold),
-    Taken { seen: Revision },
+    Taken { by: LeaseId, seen: Revision },
 }
 
 impl ExclusiveLock {
@@ -105,12 +105,12 @@ impl ExclusiveLock {
     async fn lock_while_live(&self, session: &Session) -> Result<ExclusiveGuard> {
         let mut pause = Backoff::new(&self.client, Duration::from_millis(4), RETRY_PAUSE_MAX);
         loop {
-            let seen = match self.attempt(session).await? {
+            let (by, seen) = match self.attempt(session).await? {
                 Tried::Won(hold) => return Ok(ExclusiveGuard(hold)),
-                Tried::Taken { seen } => seen,
+                Tried::Taken { by, seen } => (by, seen),
             };
-            let keys = std::slice::from_ref(&self.key);
-            match deleted(&self.client, keys, Revision(seen.0 + 1)).await {
+            let held = [(self.key.clone(), by)];
+            match deleted(&self.client, &held, Revision(seen.0 + 1)).await {
                 Ok(Woken::Deleted(_) | Woken::Interrupted) => {}
                 Err(error) if error.is_transient() => {}
                 Err(error) => return Err(error.into()),
@@ -133,12 +133,15 @@ impl ExclusiveLock {
                 let contenders = vec![KeyRange::one(&self.key)];
                 Ok(Tried::Won(Hold::new(session.clone(), owned, contenders)))
             }
-            Claimed::Refused { existing, .. }
-                if existing.first().is_some_and(|kv| kv.lease == 0) =>
-            {
-                Err(Error::ForeignKey(self.key.clone()))
-            }
-            Claimed::Refused { revision, .. } => Ok(Tried::Taken { seen: revision }),
+            Claimed::Refused {
+                revision, existing, ..
+            } => match existing.first() {
+                Some(kv) if kv.lease == 0 => Err(Error::ForeignKey(self.key.clone())),
+                kv => Ok(Tried::Taken {
+                    by: LeaseId(kv.map_or(0, |kv| kv.lease)),
+                    seen: revision,
+                }),
+            },
         }
     }
 

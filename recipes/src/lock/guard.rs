@@ -58,7 +58,8 @@ impl Epoch {
         self.number
     }
 
-    fn compare(&self) -> Compare {
+    /// The condition that it is the same.
+    pub(crate) fn compare(&self) -> Compare {
         match &self.written {
             Some(value) => Compare::value(EPOCH_KEY, value.clone()),
             None => Compare::absent(EPOCH_KEY),
@@ -281,6 +282,16 @@ pub struct Hold {
     session: Session,
 }
 
+/// What is left of a hold whose keys are exchanged. Dropping it ends the hold.
+#[derive(Debug)]
+pub(crate) struct Continued {
+    session: Session,
+    contenders: Vec<KeyRange>,
+    ending: Ending,
+    /// Whether anybody has asked when it is lost.
+    watched: bool,
+}
+
 /// How a hold ended, for those who wait for it. Dropping the hold ends it.
 #[derive(Debug)]
 struct Ending(Settled<LostReason>);
@@ -329,9 +340,39 @@ impl Hold {
         self.session.client()
     }
 
-    /// Ends the hold without giving its keys up: for another hold of the same keys.
-    pub(crate) fn into_parts(self) -> (Owned, Session, Vec<KeyRange>) {
-        (self.owned, self.session, self.fence.contenders)
+    /// Ends the hold without giving its keys up, as if it were released.
+    pub(crate) fn into_owned(self) -> Owned {
+        self.owned
+    }
+
+    /// Takes the hold's keys out, to go on with others in their place: see [`Hold::goes_on`].
+    pub(crate) fn into_parts(self) -> (Owned, Continued) {
+        self.leaves(true);
+        let continued = Continued {
+            session: self.session,
+            contenders: self.fence.contenders,
+            ending: self.ending,
+            watched: self.watched.is_completed(),
+        };
+        (self.owned, continued)
+    }
+
+    /// The same hold with other keys: who waits for its loss waits on.
+    pub(crate) fn goes_on(owned: Owned, continued: Continued) -> Self {
+        let Continued {
+            session,
+            contenders,
+            ending,
+            watched,
+        } = continued;
+        let hold = Self {
+            ending,
+            ..Self::new(session, owned, contenders)
+        };
+        if watched {
+            hold.watched.call_once(|| hold.watch_key());
+        }
+        hold
     }
 
     /// Ends the use of the fence so far, for one who goes on with the same keys. False when something
@@ -342,6 +383,11 @@ impl Hold {
             self.fence.unsettled = Unsettled::default();
             // A request that stands is told to the next one too.
             self.asked = Asked::default();
+            // For those who waited for its loss it is over.
+            self.leaves(true);
+            self.leaving = Arc::default();
+            self.watched = Once::new();
+            self.ending = Ending(Settled::new());
         }
         closed
     }
@@ -413,7 +459,7 @@ impl Hold {
         self.session.actor().spawn("key watch", async move {
             tokio::select! {
                 biased;
-                () = until_replaced(actor.client(), &keys) => {
+                () = until_replaced(&actor, &keys) => {
                     // Given up, it ends as that. With the lease gone, it is the session that is lost, and
                     // says so itself.
                     if !leaving.load(Ordering::Acquire) {
@@ -556,15 +602,22 @@ impl Hold {
     }
 }
 
-/// Completes once one of the keys is no longer as it was created. Says so only after the store did:
-/// trouble with the store is waited out.
-async fn until_replaced(client: &Client, created: &[(Key, Revision)]) {
-    let keys: Vec<Key> = created.iter().map(|(key, _)| key.clone()).collect();
+/// Completes once one of the keys is no longer as it was created, or no longer attached to the session's
+/// lease. Says so only after the store did: trouble with the store is waited out.
+async fn until_replaced(actor: &Actor, created: &[(Key, Revision)]) {
+    let (client, lease) = (actor.client(), actor.lease());
+    let keys: Vec<(Key, LeaseId)> = created
+        .iter()
+        .map(|(key, _)| (key.clone(), lease))
+        .collect();
+    let as_created = created.iter().flat_map(|(key, revision)| {
+        [
+            Compare::create_revision(key, *revision).into(),
+            Compare::lease(key, lease).into(),
+        ]
+    });
     let request = TxnRequest {
-        compare: created
-            .iter()
-            .map(|(key, revision)| Compare::create_revision(key, *revision).into())
-            .collect(),
+        compare: as_created.collect(),
         ..Default::default()
     };
     let mut pause = Backoff::between_attempts(client);
@@ -576,10 +629,10 @@ async fn until_replaced(client: &Client, created: &[(Key, Revision)]) {
                 match deleted(client, &keys, Revision(seen + 1)).await {
                     Ok(Woken::Deleted(_)) => return,
                     Ok(Woken::Interrupted) => {}
-                    Err(error) => tracing::debug!(key = %keys[0], %error, "watching a held key"),
+                    Err(error) => tracing::debug!(key = %keys[0].0, %error, "watching a held key"),
                 }
             }
-            Err(error) => tracing::debug!(key = %keys[0], %error, "reading a held key"),
+            Err(error) => tracing::debug!(key = %keys[0].0, %error, "reading a held key"),
         }
         pause.pause().await;
     }

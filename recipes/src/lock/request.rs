@@ -59,10 +59,11 @@ impl ReleaseRequest {
     pub async fn granted(&self) -> Result<()> {
         let client = self.session.client();
         let key = &self.holder.key;
+        let held = [(key.clone(), self.holder.lease)];
         let mut pause = Backoff::between_attempts(client);
         let mut from = Revision(self.owned.revision().0 + 1);
         loop {
-            match deleted(client, std::slice::from_ref(key), from).await {
+            match deleted(client, &held, from).await {
                 Ok(Woken::Deleted(_)) => return Ok(()),
                 Ok(Woken::Interrupted) => {}
                 Err(error) if error.is_transient() => {}

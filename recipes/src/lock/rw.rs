@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, KeySpace, Name};
 use crate::kit::{Contender, Line};
 use crate::session::{Claim, Claimed, Session};
-use crate::store::ops::Compare;
+use crate::store::ops::{self, Compare};
 use crate::value::{Json, Value};
 
 /// A lock that many may hold for reading, or one for writing. A handle: cheap to clone, holds nothing.
@@ -243,7 +243,8 @@ impl ReadGuard {
     /// readers that did would wait for each other. The new token is larger than the reader's.
     ///
     /// # Errors
-    /// [`Error::SessionLost`]; the store's final refusals. The lock is given back then.
+    /// [`Error::Fenced`] when the lock had been lost before; [`Error::SessionLost`]; the store's final
+    /// refusals. The lock is given back then.
     ///
     /// # Cancel safety
     /// Dropping the future gives the lock back.
@@ -265,17 +266,25 @@ impl ReadGuard {
         claim
             .when
             .extend(others(&read.range(), &own).map(Compare::empty));
+        claim.otherwise = hold.fence().reads().into_iter().map(ops::read).collect();
         let claimed = hold
             .session()
             .actor()
             .run(|actor| async move { actor.claim(claim).await })
             .await?;
         Ok(match claimed {
-            Claimed::Refused { .. } => Upgraded::Read(Self { hold, space }),
+            Claimed::Refused { responses, .. } => {
+                if let Err(owner) = hold.fence().judge(&responses) {
+                    hold.session().check()?;
+                    let owner = owner.map(|kv| Box::new(Holder::of(&kv)));
+                    return Err(Error::Fenced { owner });
+                }
+                Upgraded::Read(Self { hold, space })
+            }
             Claimed::Made { mut owned, .. } => {
-                let (read, session, contenders) = hold.into_parts();
+                let (read, continued) = hold.into_parts();
                 owned.absorb(read);
-                let hold = Hold::new(session, owned, contenders);
+                let hold = Hold::goes_on(owned, continued);
                 Upgraded::Write(WriteGuard { hold, space })
             }
         })
@@ -304,13 +313,13 @@ impl WriteGuard {
     /// Dropping the future gives the lock back.
     pub async fn downgrade(self) -> Result<ReadGuard> {
         let Self { hold, space } = self;
-        let (mut write, session, contenders) = hold.into_parts();
+        let (mut write, continued) = hold.into_parts();
         // The reader's key stays as it is: a new one would stand behind a writer that waits.
         let read = write.split_rest().expect("a writer has a reader's key");
         if write.release().await? == Some(false) {
             return Err(Error::Fenced { owner: None });
         }
-        let hold = Hold::new(session, read, contenders);
+        let hold = Hold::goes_on(read, continued);
         Ok(ReadGuard { hold, space })
     }
 

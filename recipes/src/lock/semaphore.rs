@@ -17,7 +17,7 @@ use super::{ContenderRecord, Fence, Fenced, Hold, Holder, Waiter, introduced, qu
 use crate::client::Client;
 use crate::error::{Error, Result, TxnError};
 use crate::keys::{Key, KeyRange, KeySpace, Name, Revision};
-use crate::kit::{Contender, fresh_key};
+use crate::kit::{Contender, Line, fresh_key};
 use crate::session::{Claim, Claimed, Session};
 use crate::store::ops::{self, Compare};
 use crate::value::{Json, Value, from_json};
@@ -155,8 +155,7 @@ impl Semaphore {
             permit = self.at_the_door(&door, permits) => permit?,
         };
         // The transaction that made the permit has left the door.
-        let (owned, ..) = door.into_parts();
-        owned.disarm();
+        door.into_owned().disarm();
         Ok(permit)
     }
 
@@ -417,7 +416,12 @@ impl Semaphore {
             Some(kv) => self.agreed(kv)?,
         };
         let mut taken = 0;
+        let permits = Line::of(&self.permits());
         for kv in ops::kvs(&answer.responses, 1) {
+            if !permits.is_contender(kv) {
+                // It would count for ever.
+                return Err(Error::ForeignKey(kv.key.clone().into()));
+            }
             taken += u64::from(weight(kv)?);
         }
         Ok(Count {

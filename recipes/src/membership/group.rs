@@ -149,7 +149,7 @@ impl<I> Membership<I> {
     /// [`Error::Codec`]; the store's final refusals.
     ///
     /// # Cancel safety
-    /// The write goes on when the future is dropped.
+    /// Dropping the future is an unknown outcome.
     pub async fn update(&self, info: I) -> Result<Revision>
     where
         I: Serialize,

@@ -59,8 +59,7 @@ impl<'a, T> Attempt<'a, T> {
 
     /// Ends an attempt whose turn was ended by what it published.
     pub(super) fn end(self) {
-        let (owned, ..) = self.hold.into_parts();
-        owned.disarm();
+        self.hold.into_owned().disarm();
     }
 
     /// What is published is as it was when the turn began.

@@ -114,7 +114,7 @@ impl ReporterBuilder {
             if !self.wait {
                 return Err(Error::Taken { key, lease });
             }
-            match deleted(client, &[key], Revision(seen.0 + 1)).await {
+            match deleted(client, &[(key, lease)], Revision(seen.0 + 1)).await {
                 Err(error) if !error.is_transient() => return Err(error.into()),
                 _ => pause.pause().await,
             }

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_proto::etcdserverpb::{ResponseHeader, TxnRequest, TxnResponse};
+use quorate_proto::etcdserverpb::{
+    RangeRequest, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
+};
 use quorate_proto::mvccpb::KeyValue;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +22,7 @@ use super::{Lost, SessionState};
 use crate::client::{Client, Identity};
 use crate::clock::{Clock, Instant, Moment};
 use crate::error::{Error, LostReason, Result};
-use crate::keys::{Key, LeaseId, Revision};
+use crate::keys::{EPOCH_KEY, Key, LeaseId, Revision};
 use crate::lock::Epoch;
 use crate::settled::Settled;
 use crate::store::{Lease, StoreError, ops};
@@ -28,7 +30,7 @@ use crate::tasks::Tasks;
 use crate::wait::{self, Backoff};
 
 /// Most operations of one session in progress at a time; more wait for a place.
-const OPERATIONS_MAX: usize = 256;
+pub(super) const OPERATIONS_MAX: usize = 256;
 
 /// How long closing a session waits for its operations in progress.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
@@ -51,6 +53,11 @@ pub(super) struct Opened {
 #[derive(Clone)]
 pub struct Actor {
     pub(super) core: Arc<Core>,
+}
+
+tokio::task_local! {
+    /// Inside [`Actor::run`]: cancelled once nobody waits for the outcome any more.
+    static CALLER: CancellationToken;
 }
 
 pub(super) struct Core {
@@ -439,8 +446,17 @@ impl Actor {
         }
     }
 
-    /// Runs a write of the session to its end, whether or not the returned future is kept. The
-    /// output must clean up after itself when dropped, as [`Owned`](super::Owned) does.
+    /// Whether this is an operation whose asker has dropped its future. What has been sent is seen to its
+    /// end then, and nothing else is begun: a store that comes back later must not hear of it first then.
+    pub(super) fn is_abandoned() -> bool {
+        CALLER
+            .try_with(CancellationToken::is_cancelled)
+            .unwrap_or(false)
+    }
+
+    /// Runs a write of the session, whether or not the returned future is kept: when it is dropped, what is
+    /// on its way to the store is seen to its end, and what has not been sent is not. The output must clean
+    /// up after itself when dropped, as [`Owned`](super::Owned) does.
     ///
     /// # Errors
     /// [`Error::SessionLost`], and those of `operation`.
@@ -454,12 +470,15 @@ impl Actor {
         let places = Arc::clone(&self.core.operations);
         let place = places.acquire_owned().await.map_err(|_| Error::Closed)?;
         let (tell, answer) = oneshot::channel();
+        let caller = CancellationToken::new();
+        let _here = caller.clone().drop_guard();
         let actor = self.clone();
-        self.spawn("operation", async move {
+        let operation = CALLER.scope(caller, async move {
             let output = operation(actor).await;
             drop(tell.send(output));
             drop(place);
         });
+        self.spawn("operation", operation);
         answer.await.map_err(|_| self.loss())?
     }
 
@@ -502,8 +521,22 @@ impl Actor {
     /// whether an earlier copy may have been applied before the one that was answered.
     ///
     /// # Errors
-    /// [`Error::SessionLost`]; the store's final refusals.
+    /// [`Error::SessionLost`]; the store's final refusals; [`Error::Closed`] when it cannot have been applied
+    /// and whoever asked for the operation has gone.
     pub async fn repeat(&self, request: TxnRequest) -> Result<(TxnResponse, bool)> {
+        self.repeat_unless(request, Self::is_abandoned).await
+    }
+
+    /// As [`Actor::repeat`], whoever has gone: for what ends something that was begun.
+    pub(super) async fn persist(&self, request: TxnRequest) -> Result<(TxnResponse, bool)> {
+        self.repeat_unless(request, || false).await
+    }
+
+    async fn repeat_unless(
+        &self,
+        request: TxnRequest,
+        given_up: impl Fn() -> bool,
+    ) -> Result<(TxnResponse, bool)> {
         let mut pause = Backoff::between_attempts(&self.core.client);
         let mut repeated = false;
         loop {
@@ -511,6 +544,9 @@ impl Actor {
                 Ok(answer) => return Ok((answer, repeated)),
                 Err(Error::Store(error)) if error.is_transient() => {
                     repeated |= error.is_ambiguous();
+                    if !repeated && given_up() {
+                        return Err(Error::Closed);
+                    }
                     tokio::select! {
                         biased;
                         () = pause.pause() => {}
@@ -522,19 +558,47 @@ impl Actor {
         }
     }
 
-    /// Asks the store whether the session's key is there as it was created, and makes the session lost if
-    /// it is not. The lease alone would not tell: a copy of its grant that comes late makes it anew.
+    /// Asks the store whether the session's key is there as it was created, in the same epoch, and makes the
+    /// session lost if it is not. The lease alone would not tell: a copy of its grant that comes late makes
+    /// it anew.
     ///
     /// # Errors
     /// [`Error::SessionLost`]; the store's.
     pub async fn verify(&self) -> Result<()> {
         self.check()?;
-        let read = ops::get(&self.core.key);
-        let answer = self.core.client.store().range(read).await?;
-        if !answer.kvs.first().is_some_and(|kv| self.is_session(kv)) {
-            self.lose(LostReason::LeaseGone);
+        let request = TxnRequest {
+            success: self.reads().map(ops::read).into(),
+            ..Default::default()
+        };
+        let answer = self.core.client.store().txn(request).await?;
+        self.judge_reads(&answer.responses).map(drop)
+    }
+
+    /// The reads by which [`Actor::judge_reads`] tells whether the session is alive.
+    pub(super) fn reads(&self) -> [RangeRequest; 2] {
+        [ops::get(&self.core.key), ops::get(EPOCH_KEY)]
+    }
+
+    /// Whether the session is alive by what [`Actor::reads`] found, which comes first in `found`; the
+    /// session's key then. Makes it lost otherwise.
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`].
+    pub(super) fn judge_reads<'a>(&self, found: &'a [ResponseOp]) -> Result<&'a KeyValue> {
+        let session = ops::kvs(found, 0).first().filter(|kv| self.is_session(kv));
+        let epoch = ops::kvs(found, 1).first();
+        match session {
+            None => self.lose(LostReason::LeaseGone),
+            // Nothing under the session can be written any more, whatever it still has.
+            Some(_) if !self.core.epoch.compare().holds_for(epoch) => {
+                self.lose(LostReason::StoreReplaced);
+            }
+            Some(session) => {
+                self.check()?;
+                return Ok(session);
+            }
         }
-        self.check()
+        Err(self.loss())
     }
 
     /// Grants a lease besides the session's, which nobody renews: for a key that the store is to take away by

@@ -256,7 +256,7 @@ impl Owned {
     /// final refusals.
     ///
     /// # Cancel safety
-    /// The write goes on when the future is dropped.
+    /// Dropping the future is an unknown outcome.
     pub async fn write(&self, value: Bytes) -> Result<Revision> {
         let first = &self.keys[0];
         let written = Arc::clone(&first.written).lock_owned().await;
@@ -345,7 +345,7 @@ impl Ending {
     /// still on their way change nothing after it.
     async fn give_up(self) -> Result<Option<bool>> {
         if let Some(farewell) = self.farewell {
-            self.actor.repeat(farewell).await?;
+            self.actor.persist(farewell).await?;
         }
         self.actor.delete_created(self.deletion).await
     }
@@ -381,9 +381,20 @@ impl Actor {
     pub async fn claim(&self, claim: Claim) -> Result<Claimed> {
         assert!(!claim.keys.is_empty(), "a claim of nothing");
         let mut pause = Backoff::between_attempts(self.client());
+        let mut settled = true;
         loop {
             let at = *self.core.sealed_at.lock().await;
-            match self.attempt(self.claim_request(&claim, at)).await {
+            let mut request = self.claim_request(&claim, at);
+            if Self::is_abandoned() {
+                if settled {
+                    return Err(Error::Closed);
+                }
+                // It is not made any more; what an earlier copy may have made is still to be found.
+                request
+                    .compare
+                    .push(Compare::absent(self.session_key()).into());
+            }
+            match self.attempt(request).await {
                 Ok(answer) => {
                     if let Some(claimed) = self.judge(&claim, at, answer).await? {
                         return Ok(claimed);
@@ -393,6 +404,7 @@ impl Actor {
                 Err(Error::Store(error)) if error.is_ambiguous() => {
                     let key = &claim.keys[0].key;
                     tracing::debug!(%key, %error, "outcome of a claim unknown; sealing");
+                    settled = false;
                     self.seal(at).await?;
                 }
                 Err(error) => return Err(error),
@@ -407,9 +419,10 @@ impl Actor {
             .iter()
             .map(|new| ops::put(&new.key, new.value.clone(), self.lease_of(new)));
         let reads = keys.iter().map(|new| ops::get(&new.key));
-        let reads = iter::once(ops::get(self.session_key())).chain(reads);
+        let reads = self.reads().into_iter().chain(reads);
         TxnRequest {
             compare: iter::once(Compare::mod_revision(self.session_key(), at))
+                .chain(iter::once(self.epoch().compare()))
                 .chain(absent)
                 .chain(claim.when.iter().cloned())
                 .map(Into::into)
@@ -446,13 +459,10 @@ impl Actor {
                 responses: Some(answer.responses.split_off(keys.len())),
             }));
         }
-        let session = ops::kvs(&answer.responses, 0).first();
-        let Some(session) = session.filter(|kv| self.is_session(kv)) else {
-            self.lose(LostReason::LeaseGone);
-            return Err(self.loss());
-        };
+        let sealed_at = Revision(self.judge_reads(&answer.responses)?.mod_revision);
         // All or none were created by an earlier copy of this claim: one that is ours tells.
-        let found = |index: usize| ops::kvs(&answer.responses, 1 + index).first();
+        let reads = self.reads().len();
+        let found = |index: usize| ops::kvs(&answer.responses, reads + index).first();
         let ours = keys.iter().enumerate().find_map(|(index, new)| {
             let lease = self.lease_of(new).map_or(0, |lease| lease.0);
             found(index).filter(|kv| kv.lease == lease && kv.value == new.value)
@@ -464,16 +474,16 @@ impl Actor {
                 responses: None,
             }));
         }
-        if session.mod_revision != at.0 {
-            let mut sealed_at = self.core.sealed_at.lock().await;
-            *sealed_at = (*sealed_at).max(Revision(session.mod_revision));
+        if sealed_at != at {
+            let mut known = self.core.sealed_at.lock().await;
+            *known = (*known).max(sealed_at);
             return Ok(None);
         }
         let existing = (0..keys.len()).filter_map(|index| found(index).cloned());
         Ok(Some(Claimed::Refused {
             revision,
             existing: existing.collect(),
-            responses: answer.responses.split_off(1 + keys.len()),
+            responses: answer.responses.split_off(reads + keys.len()),
         }))
     }
 
@@ -490,7 +500,7 @@ impl Actor {
             success: vec![ops::put(key, self.core.value.clone(), Some(self.lease()))],
             failure: vec![ops::read(ops::get(key))],
         };
-        let answer = self.repeat(request).await?.0;
+        let answer = self.persist(request).await?.0;
         let revision = if answer.succeeded {
             answer.header.map_or(0, |header| header.revision)
         } else {
@@ -506,7 +516,8 @@ impl Actor {
     }
 
     /// Writes over a key of ours. Each write compares the revision of the one before, so an old
-    /// copy of an earlier write, late on the way, changes nothing.
+    /// copy of an earlier write, late on the way, changes nothing. Where somebody else has written the key
+    /// in our name, under our lease, that is written over.
     async fn overwrite(
         &self,
         key: Key,
@@ -514,29 +525,44 @@ impl Actor {
         mut written: tokio::sync::OwnedMutexGuard<Revision>,
         value: Bytes,
     ) -> Result<Revision> {
-        let request = TxnRequest {
-            compare: vec![
-                Compare::create_revision(&key, created).into(),
-                Compare::mod_revision(&key, *written).into(),
-            ],
-            success: vec![ops::put(&key, value.clone(), Some(self.lease()))],
-            failure: vec![ops::read(ops::get(&key))],
-        };
-        let (answer, repeated) = self.repeat(request).await?;
-        let now = match ops::kvs(&answer.responses, 0).first() {
-            _ if answer.succeeded => answer.header.map_or(0, |header| header.revision),
-            Some(kv) if repeated && kv.create_revision == created.0 && kv.value == value => {
-                kv.mod_revision
+        let mut pause = Backoff::contended(self.client());
+        loop {
+            let request = TxnRequest {
+                compare: vec![
+                    Compare::create_revision(&key, created).into(),
+                    Compare::mod_revision(&key, *written).into(),
+                    self.epoch().compare().into(),
+                ],
+                success: vec![ops::put(&key, value.clone(), Some(self.lease()))],
+                failure: [ops::get(&key)]
+                    .into_iter()
+                    .chain(self.reads())
+                    .map(ops::read)
+                    .collect(),
+            };
+            let (mut answer, repeated) = self.repeat(request).await?;
+            if answer.succeeded {
+                *written = Revision(answer.header.map_or(0, |header| header.revision));
+                return Ok(*written);
             }
-            _ => return Err(self.why_gone(&key).await),
-        };
-        *written = Revision(now);
-        Ok(*written)
+            let reads = answer.responses.split_off(1);
+            self.judge_reads(&reads)?;
+            let ours =
+                |kv: &&KeyValue| kv.create_revision == created.0 && kv.lease == self.lease().0;
+            let Some(kv) = ops::kvs(&answer.responses, 0).first().filter(ours) else {
+                return Err(Error::Removed(key));
+            };
+            *written = Revision(kv.mod_revision);
+            if repeated && kv.value == value {
+                return Ok(*written);
+            }
+            pause.pause().await;
+        }
     }
 
     /// Sends a deletion. See [`Owned::release`].
     async fn delete_created(&self, request: TxnRequest) -> Result<Option<bool>> {
-        let (answer, repeated) = self.repeat(request).await?;
+        let (answer, repeated) = self.persist(request).await?;
         Ok(match (answer.succeeded, repeated) {
             (true, _) => Some(true),
             (false, true) => None,

@@ -107,7 +107,8 @@ impl Actor {
     /// As [`Lane::apply`].
     ///
     /// # Cancel safety
-    /// The effect goes on when the future is dropped: an unknown outcome.
+    /// Dropping the future is an unknown outcome: what has been sent takes effect once or not at all, and
+    /// nothing is sent for the first time.
     pub async fn apply(&self, effect: Effect) -> Result<Effected> {
         let mut lane = self.lane().await?;
         self.run(move |_| async move { lane.apply(&effect).await })
@@ -131,6 +132,10 @@ impl Lane {
         loop {
             if self.actor.core.over.is_cancelled() {
                 return Err(self.actor.loss());
+            }
+            if Actor::is_abandoned() {
+                // Nothing that was sent before can take effect any more.
+                return Err(Error::Closed);
             }
             if self.at == Revision(0) {
                 self.open().await?;
@@ -258,7 +263,7 @@ impl Lane {
             success: vec![ops::put(&key, self.fresh(), Some(self.actor.lease()))],
             failure: vec![ops::read(ops::get(&key))],
         };
-        let (answer, _) = match self.actor.repeat(request).await {
+        let (answer, _) = match self.actor.persist(request).await {
             Ok(answer) => answer,
             Err(error) => return Err(self.unknown(&error)),
         };

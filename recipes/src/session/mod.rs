@@ -229,6 +229,9 @@ impl fmt::Debug for Lost {
 }
 
 #[cfg(test)]
+mod trouble_tests;
+
+#[cfg(test)]
 mod tests {
     use std::num::NonZeroU32;
 
