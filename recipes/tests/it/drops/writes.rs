@@ -23,6 +23,15 @@ async fn pay(tx: Transaction, amount: i64) -> Outcome {
     Ok(())
 }
 
+/// Writes without having read.
+async fn blind(client: &Client, session: &Session, value: &'static str) -> Outcome {
+    let write = |tx: Transaction| {
+        tx.put(ACCOUNT, value);
+        async { Ok::<_, Error>(()) }
+    };
+    client.stm().under(session).run(write).await.map(drop)
+}
+
 /// Holds the lock for a transaction of one write, which does not read.
 async fn written_with_the_lock_held(
     client: &Client,
@@ -86,6 +95,12 @@ once_or_not_at_all! {
             client.stm().under(&session).run(|tx| pay(tx, 1_000)).await.map(drop)
         },
         |written| written.steps(ACCOUNT, 100, 1, 1_000);
+    // It may come after the rival's, and is sent again when its answer is lost.
+    stm_under_a_session_that_reads_nothing, [],
+        async |_, _| Ok(()),
+        async |client: Client, session: Session| blind(&client, &session, "user").await,
+        async |client: Client, session: Session| blind(&client, &session, "rival").await,
+        |written| written.given(ACCOUNT, "user");
     stm_with_the_lock_held, [],
         async |_, _| Ok(()),
         async |client: Client, session: Session| {
