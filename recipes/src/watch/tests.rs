@@ -17,6 +17,12 @@ fn change(change: &Change) -> (&str, &str) {
     }
 }
 
+/// What is told next, in time.
+async fn next(watcher: &mut Watcher) -> Batch {
+    let told = tokio::time::timeout(Duration::from_secs(60), watcher.next()).await;
+    told.expect("it is told in time").unwrap()
+}
+
 /// Writes a number of values, of which the last one stays.
 async fn write(client: &Client, key: &str, times: usize) {
     for n in 1..=times {
@@ -31,19 +37,19 @@ async fn told_after_a_replacement(cluster_id: u64, writes: usize) {
     let client = Client::new(store.clone());
     write(&client, "w/before", 4).await;
     let mut watcher = client.watch(KeyRange::prefix(RANGE));
-    assert_eq!(watcher.next().await.unwrap().origin, Origin::Listing);
+    assert_eq!(next(&mut watcher).await.origin, Origin::Listing);
     client.put("w/before", "5").await.unwrap();
-    assert_eq!(watcher.next().await.unwrap().origin, Origin::Live);
+    assert_eq!(next(&mut watcher).await.origin, Origin::Live);
     store.replace(cluster_id);
     client.put("w/after", "1").await.unwrap();
     write(&client, "other", writes - 1).await;
-    let resync = watcher.next().await.unwrap();
+    let resync = next(&mut watcher).await;
     assert_eq!(resync.origin, Origin::Resync);
     assert_eq!(resync.revision, store.revision());
     let changes: Vec<_> = resync.changes.iter().map(change).collect();
     assert_eq!(changes, [("w/after", "1"), ("w/before", "gone")]);
     client.put("w/after", "2").await.unwrap();
-    let live = watcher.next().await.unwrap();
+    let live = next(&mut watcher).await;
     let changes: Vec<_> = live.changes.iter().map(change).collect();
     assert_eq!(
         (live.origin, &changes[..]),
@@ -68,11 +74,11 @@ async fn a_store_replaced_right_after_the_first_listing_is_listed_again() {
     let client = Client::new(store.clone());
     write(&client, "w/before", 1).await;
     let mut watcher = client.watch(KeyRange::prefix(RANGE));
-    assert_eq!(watcher.next().await.unwrap().origin, Origin::Listing);
+    assert_eq!(next(&mut watcher).await.origin, Origin::Listing);
     store.replace(OTHER);
     write(&client, "w/after", 1).await;
     write(&client, "other", 9).await;
-    let resync = watcher.next().await.unwrap();
+    let resync = next(&mut watcher).await;
     assert_eq!(resync.origin, Origin::Resync);
     let changes: Vec<_> = resync.changes.iter().map(change).collect();
     assert_eq!(changes, [("w/after", "1"), ("w/before", "gone")]);
@@ -102,9 +108,9 @@ async fn is_told_when_dropped_at(nth: usize, stage: Stage) -> bool {
     let client = Client::new(faulty.clone());
     write(&client, "w/before", 4).await;
     let mut watcher = client.watch(KeyRange::prefix(RANGE));
-    assert_eq!(watcher.next().await.unwrap().origin, Origin::Listing);
+    assert_eq!(next(&mut watcher).await.origin, Origin::Listing);
     client.put("w/before", "5").await.unwrap();
-    assert_eq!(watcher.next().await.unwrap().origin, Origin::Live);
+    assert_eq!(next(&mut watcher).await.origin, Origin::Live);
     store.replace(MemStore::CLUSTER_ID);
     let held = faulty.hold(nth, Calls::Read, stage);
     let told = tokio::select! {
