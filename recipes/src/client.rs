@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use quorate_proto::etcdserverpb::ResponseHeader;
 use quorate_proto::mvccpb::KeyValue;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -284,14 +285,30 @@ impl Client {
         range: KeyRange,
         revision: Revision,
     ) -> Result<(Revision, Vec<KeyValue>)> {
+        let (header, all) = self.listing(range, revision).await?;
+        let at = match revision {
+            Revision(0) => Revision(header.revision),
+            revision => revision,
+        };
+        Ok((at, all))
+    }
+
+    /// As [`Client::list_at`], with what the first page says of the store.
+    pub(crate) async fn listing(
+        &self,
+        range: KeyRange,
+        revision: Revision,
+    ) -> Result<(ResponseHeader, Vec<KeyValue>)> {
         let mut request = ops::range(range);
         request.revision = revision.0;
         request.limit = LIST_PAGE_KEYS;
+        let mut first = None;
         let mut all = Vec::new();
         loop {
             let mut answer = self.inner.store.range(request.clone()).await?;
+            let header = *first.get_or_insert(answer.header.unwrap_or_default());
             if request.revision == 0 {
-                request.revision = answer.header.map_or(0, |header| header.revision);
+                request.revision = header.revision;
             }
             all.append(&mut answer.kvs);
             match all.last() {
@@ -300,7 +317,7 @@ impl Client {
                     next.push(0);
                     request.key = next.into();
                 }
-                _ => return Ok((Revision(request.revision), all)),
+                _ => return Ok((header, all)),
             }
         }
     }

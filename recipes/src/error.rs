@@ -51,6 +51,10 @@ pub enum Error {
         /// Who is first in line now, if anybody is known to be.
         owner: Option<Box<Holder>>,
     },
+    /// Less time than was asked for remains until the session is lost unless it is renewed; what was still
+    /// held may be held on.
+    #[error("nearly lost: less time than the margin remains")]
+    NearlyLost,
     /// A condition of the operation does not hold (any more); nothing was written.
     #[error("conflict with a concurrent change")]
     Conflict,

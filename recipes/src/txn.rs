@@ -9,7 +9,7 @@ use quorate_proto::mvccpb::KeyValue;
 use crate::client::Client;
 use crate::error::{Error, TxnError};
 use crate::keys::{Key, KeyRange, Revision};
-use crate::lock::guard::Unsettled;
+use crate::lock::fence::Unsettled;
 use crate::lock::{Fence, Fenced, Holder};
 use crate::session::{Effect, Effected, LANE_OPS, Session};
 use crate::store::StoreError;

@@ -26,13 +26,13 @@ const PASSES_MAX: u32 = 16;
 #[derive(Debug, Clone)]
 pub struct CombinedMutex {
     inner: Arc<Inner>,
+    passes_max: u32,
 }
 
 #[derive(Debug)]
 struct Inner {
     mutex: Mutex,
     session: Session,
-    passes_max: u32,
     waiting: AtomicUsize,
     place: Arc<tokio::sync::Mutex<Place>>,
 }
@@ -50,21 +50,18 @@ impl CombinedMutex {
             inner: Arc::new(Inner {
                 mutex,
                 session,
-                passes_max: PASSES_MAX,
                 waiting: AtomicUsize::new(0),
                 place: Arc::default(),
             }),
+            passes_max: PASSES_MAX,
         }
     }
 
-    /// How often a hold is handed on before it is released. Default: 16.
-    ///
-    /// # Panics
-    /// When the value has been cloned or is in use already.
+    /// How often a hold has been handed on, by whomever, when a guard made by this value releases it
+    /// instead. Clones made from now on do the same, those from before as they did. Default: 16.
     #[must_use]
     pub fn passes_max(mut self, passes: u32) -> Self {
-        let inner = Arc::get_mut(&mut self.inner);
-        inner.expect("set before it is used").passes_max = passes;
+        self.passes_max = passes;
         self
     }
 
@@ -79,7 +76,7 @@ impl CombinedMutex {
         let waiting = Waiting::new(&self.inner);
         let place = Arc::clone(&self.inner.place).lock_owned().await;
         drop(waiting);
-        let mut guard = CombinedGuard::new(&self.inner, place);
+        let mut guard = CombinedGuard::new(self, place);
         if !guard.has_hold() {
             guard.take(self.inner.mutex.lock(&self.inner.session).await?);
         }
@@ -110,7 +107,7 @@ impl CombinedMutex {
         let Ok(place) = Arc::clone(&self.inner.place).try_lock_owned() else {
             return Ok(None);
         };
-        let mut guard = CombinedGuard::new(&self.inner, place);
+        let mut guard = CombinedGuard::new(self, place);
         if !guard.has_hold() {
             match self.inner.mutex.try_lock(&self.inner.session).await? {
                 Some(hold) => guard.take(hold),
@@ -169,17 +166,19 @@ impl Drop for Waiting {
 #[must_use = "a dropped guard gives the lock up at once"]
 pub struct CombinedGuard {
     inner: Arc<Inner>,
+    passes_max: u32,
     /// `None` once it is given up.
     place: Option<OwnedMutexGuard<Place>>,
 }
 
 impl CombinedGuard {
-    fn new(inner: &Arc<Inner>, mut place: OwnedMutexGuard<Place>) -> Self {
+    fn new(combined: &CombinedMutex, mut place: OwnedMutexGuard<Place>) -> Self {
         // One that was lost meanwhile is of no use.
         let is_lost = |held: &mut MutexGuard| held.remaining().is_zero();
         drop(place.held.take_if(is_lost));
         Self {
-            inner: Arc::clone(inner),
+            inner: Arc::clone(&combined.inner),
+            passes_max: combined.passes_max,
             place: Some(place),
         }
     }
@@ -220,7 +219,7 @@ impl CombinedGuard {
     /// Leaves the place, and the hold in it if a task waits for it. Otherwise returns the hold.
     fn give_up(&mut self) -> Option<MutexGuard> {
         let mut place = self.place.take()?;
-        let passes_max = self.inner.passes_max;
+        let passes_max = self.passes_max;
         let waited_for = self.inner.waiting.load(Ordering::SeqCst) > 0;
         let hand_on = |passes: u32, held: &mut MutexGuard| {
             waited_for
@@ -290,6 +289,26 @@ mod tests {
         first.release().await.unwrap();
         request.granted().await.unwrap();
         assert_eq!(next.await.unwrap(), "please");
+    }
+
+    /// Whoever gives the lock up goes by its own number.
+    #[tokio::test(start_paused = true)]
+    async fn each_clone_has_its_own_number_of_hand_overs() {
+        let client = Client::new(MemStore::new());
+        let session = client.session().await.unwrap();
+        let often = client.mutex("m").combined(&session);
+        let never = often.clone().passes_max(0);
+        for (giver, handed_on) in [(&often, true), (&never, false)] {
+            let first = giver.lock().await.unwrap();
+            let token = first.token();
+            let next = tokio::spawn({
+                let often = often.clone();
+                async move { often.lock().await.unwrap().token() }
+            });
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            first.release().await.unwrap();
+            assert_eq!(next.await.unwrap() == token, handed_on);
+        }
     }
 
     #[tokio::test(start_paused = true)]

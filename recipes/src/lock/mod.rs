@@ -2,11 +2,12 @@
 //! [`shared`](Mutex::shared) or [`combined`](Mutex::combined); [`MultiLock`] stands in several of these
 //! queues at once; [`RwLock`] lets readers in together, [`Semaphore`] a number of holders;
 //! [`ExclusiveLock`] is a compare-and-swap on one key, for few contenders. All give guards whose
-//! writes the store refuses once the lock is lost ([`guard`]).
+//! writes the store refuses once the lock is lost ([`Hold`], [`Fence`]).
 
 mod combined;
 mod delay;
 mod exclusive;
+pub(crate) mod fence;
 pub mod guard;
 mod holder;
 mod multi;
@@ -19,7 +20,8 @@ mod shared;
 
 pub use combined::{CombinedGuard, CombinedMutex};
 pub use exclusive::{ExclusiveGuard, ExclusiveLock};
-pub use guard::{Epoch, Fence, Fenced, FencingToken, Hold};
+pub use fence::{Epoch, Fence, Fenced, FencingToken};
+pub use guard::Hold;
 pub(crate) use holder::{ContenderRecord, introduced, queue_of};
 pub use holder::{Holder, Waiter};
 pub use multi::{MultiGuard, MultiLock};

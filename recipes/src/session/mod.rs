@@ -1,11 +1,13 @@
 //! A session is one lease and what keeps it alive: everything a process holds, it holds under a
-//! session, and loses with it. `actor` does the writes that must not be
+//! session, and loses with it. `actor` is its core, `calls` does the writes that must not be
 //! left half done, `claim` creates keys exactly once, `lane` changes exactly once what others may
-//! change as well, `renew` keeps the lease,
-//! `watchdog` as long as the program shows that it goes on.
+//! change as well, `renew` keeps the lease, `watchdog` as long as the program shows that it goes on,
+//! and `ending` has it revoked.
 
 mod actor;
+mod calls;
 mod claim;
+mod ending;
 mod lane;
 mod open;
 mod renew;
@@ -184,9 +186,14 @@ impl Session {
     /// and the lease is revoked, which deletes every key attached to it. Whoever closes a clone as well
     /// waits for the same.
     ///
+    /// A session that was lost has its lease revoked from then on, by itself; closing it waits for that too,
+    /// so that `Ok` says in any case that the store has none of its keys any more. It takes no longer than
+    /// the lease's time to live, counted from the last renewal or from the loss.
+    ///
     /// # Errors
     /// [`Error::OutcomeUnknown`](crate::Error::OutcomeUnknown) when the store did not acknowledge the revocation in time; the
-    /// lease then runs out by itself.
+    /// lease then runs out by itself. The store's final refusals, likewise. [`Error::Closed`](crate::Error::Closed)
+    /// when the runtime has ended.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the closing.

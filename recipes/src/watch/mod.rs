@@ -3,6 +3,8 @@
 //! The end of a stream is never taken for an event. [`Mirror`] is the range as it stands.
 
 mod mirror;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -73,6 +75,7 @@ pub struct Watcher {
     known: BTreeMap<Bytes, KeyValue>,
     /// The first revision that has not been seen; 0 before the first listing.
     next: Revision,
+    /// Of the store that was listed; 0 before.
     cluster_id: u64,
     stale: bool,
     stream: Option<WatchStream>,
@@ -209,7 +212,9 @@ impl Watcher {
     }
 
     async fn list(&mut self) -> Result<()> {
-        let (revision, kvs) = self.client.list(self.range.clone()).await?;
+        let listing = self.client.listing(self.range.clone(), Revision(0)).await?;
+        let (header, kvs) = listing;
+        let revision = Revision(header.revision);
         let origin = match self.next {
             Revision(0) => Origin::Listing,
             _ => Origin::Resync,
@@ -222,6 +227,7 @@ impl Watcher {
             changes,
         });
         self.next = Revision(revision.0 + 1);
+        self.cluster_id = header.cluster_id;
         self.stale = false;
         Ok(())
     }
@@ -276,8 +282,9 @@ impl Watcher {
     /// Notices a store that is another one, or was put back to an older state: it would stay silent
     /// until its revision has caught up with ours.
     async fn check_store(&mut self, header: ResponseHeader) -> Result<()> {
-        let known = std::mem::replace(&mut self.cluster_id, header.cluster_id);
-        let mut replaced = known != 0 && known != header.cluster_id;
+        // etcd's gRPC proxy leaves it out (`watch_broadcast.go`).
+        let is_known = self.cluster_id != 0 && header.cluster_id != 0;
+        let mut replaced = is_known && self.cluster_id != header.cluster_id;
         if !replaced && header.revision + 1 < self.next.0 {
             // A member that lags says the same; the linearizable answer decides.
             let answer = self.client.store().range(ops::get(EPOCH_KEY)).await?;

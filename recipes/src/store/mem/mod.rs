@@ -86,6 +86,9 @@ impl Default for MemStore {
 }
 
 impl MemStore {
+    /// The id of the cluster that a store says it is of.
+    pub(crate) const CLUSTER_ID: u64 = 0x006d_656d;
+
     /// An empty store, with the limits of an etcd server with default flags.
     #[must_use]
     pub fn new() -> Self {
@@ -171,6 +174,17 @@ impl MemStore {
     /// Ends every watch that is open, as a server does that stops or has no leader.
     pub fn end_watches(&self) {
         self.change(|state, _| state.endings += 1);
+    }
+
+    /// Puts another store in the place of this one, of a cluster of this id and with nothing in it.
+    #[cfg(test)]
+    pub(crate) fn replace(&self, cluster_id: u64) {
+        self.change(|state, _| {
+            let endings = state.endings + 1;
+            *state = State::new();
+            state.cluster_id = cluster_id;
+            state.endings = endings;
+        });
     }
 
     /// Looks at the state, after what is due has happened.

@@ -38,6 +38,7 @@ pub(super) struct State {
     /// disturbed by a compaction, and checkers read it.
     log: Vec<Arc<Commit>>,
     pub(super) compacted: i64,
+    pub(super) cluster_id: u64,
     pub(super) leases: Leases,
     /// How often all watches were ended.
     pub(super) endings: u64,
@@ -49,6 +50,7 @@ impl State {
             live: BTreeMap::new(),
             log: Vec::new(),
             compacted: 0,
+            cluster_id: super::MemStore::CLUSTER_ID,
             leases: Leases::default(),
             endings: 0,
         }
@@ -60,7 +62,7 @@ impl State {
 
     pub(super) fn header(&self) -> ResponseHeader {
         ResponseHeader {
-            cluster_id: 0x006d_656d,
+            cluster_id: self.cluster_id,
             member_id: 1,
             raft_term: 2,
             revision: self.revision(),

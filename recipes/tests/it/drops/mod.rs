@@ -186,4 +186,7 @@ mod leaders;
 mod locks;
 mod members;
 mod once;
+#[macro_use]
 mod outcomes;
+mod requests;
+mod writes;

@@ -23,14 +23,14 @@ dropped_everywhere! {
 }
 
 /// What was written since the user began, and how often the rival had written by then.
-struct Written {
-    commits: Vec<Arc<Commit>>,
-    rivals: usize,
+pub(super) struct Written {
+    pub(super) commits: Vec<Arc<Commit>>,
+    pub(super) rivals: usize,
 }
 
 impl Written {
     /// The values that a key was given, in order.
-    fn values(&self, key: &str) -> Vec<String> {
+    pub(super) fn values(&self, key: &str) -> Vec<String> {
         let changes = self.commits.iter().flat_map(|commit| &commit.changes);
         let puts = changes.filter(|change| change.r#type() == EventType::Put);
         let kvs = puts.filter_map(|change| change.kv.as_ref());
@@ -41,13 +41,13 @@ impl Written {
     }
 
     /// How often it was given a value with this in it.
-    fn given(&self, key: &str, value: &str) -> usize {
+    pub(super) fn given(&self, key: &str, value: &str) -> usize {
         let values = self.values(key).into_iter();
         values.filter(|now| now.contains(value)).count()
     }
 
     /// How often a key was deleted.
-    fn deleted(&self, key: &str) -> usize {
+    pub(super) fn deleted(&self, key: &str) -> usize {
         let changes = self.commits.iter().flat_map(|commit| &commit.changes);
         let of_key = changes.filter(|change| {
             change.r#type() == EventType::Delete
@@ -57,7 +57,7 @@ impl Written {
     }
 
     /// How often a number went up by `user`; otherwise only by `rival`.
-    fn steps(&self, key: &str, mut before: i64, user: i64, rival: i64) -> usize {
+    pub(super) fn steps(&self, key: &str, mut before: i64, user: i64, rival: i64) -> usize {
         let values = self.values(key).into_iter();
         let steps = values.map(|value| {
             let now: i64 = value.parse().unwrap();
@@ -73,7 +73,7 @@ impl Written {
 
 /// The user's write is dropped everywhere, in half of the worlds with the rival's coming between; and the
 /// rival writes again when all is quiet. `times` says how often the user's write took place.
-async fn once_or_not_at_all<P, W, R, FutP, FutW, FutR>(
+pub(super) async fn once_or_not_at_all<P, W, R, FutP, FutW, FutR>(
     durable: &[&str],
     (prepare, write, rival): (P, W, R),
     times: impl Fn(&Written) -> usize,
@@ -128,7 +128,7 @@ macro_rules! once_or_not_at_all {
     ($($name:ident, $durable:expr, $prepare:expr, $write:expr, $rival:expr, $times:expr;)*) => {$(
         #[tokio::test(start_paused = true)]
         async fn $name() {
-            once_or_not_at_all(&$durable, ($prepare, $write, $rival), $times).await;
+            super::outcomes::once_or_not_at_all(&$durable, ($prepare, $write, $rival), $times).await;
         }
     )*};
 }
