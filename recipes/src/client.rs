@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use crate::clock::{Clock, Instant, Moment, SystemClock};
+use crate::clock::{self, Clock, Instant, Moment, SystemClock};
 use crate::counter::{Adder, AtomicCounter, IdBlocks};
 use crate::election::Election;
 use crate::error::Result;
@@ -376,13 +376,18 @@ impl Client {
         self.inner.clock.now()
     }
 
+    /// When `limit` is over; never, where that is too long to tell.
+    pub(crate) fn deadline(&self, limit: Duration) -> Instant {
+        clock::after(self.now(), limit)
+    }
+
     pub(crate) fn moment(&self) -> Moment {
         Moment::now(&*self.inner.clock)
     }
 
     pub(crate) async fn sleep(&self, length: Duration) {
         let clock = &self.inner.clock;
-        clock.sleep_until(clock.now() + length).await;
+        clock.sleep_until(clock::after(clock.now(), length)).await;
     }
 
     /// What `work` gives, or nothing when the client's clock has come to `deadline` before.

@@ -9,6 +9,12 @@ use std::time::{Duration, UNIX_EPOCH};
 use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
+/// The longest time to live of a lease, in seconds.
+const LEASE_SECONDS_MAX: u64 = 9_000_000_000;
+
+/// Longer than any program runs, and few enough seconds for every clock and timer.
+const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
+
 /// A moment of the monotonic clock.
 pub use tokio::time::Instant;
 
@@ -188,9 +194,18 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// Rounded up to whole seconds, in which stores count the time of leases.
+/// Rounded up to whole seconds, in which stores count the time of leases; at most the longest that etcd
+/// grants, some 285 years.
 pub(crate) fn whole_seconds(length: Duration) -> Duration {
-    Duration::from_secs(length.as_secs() + u64::from(length.subsec_nanos() > 0))
+    let more = u64::from(length.subsec_nanos() > 0);
+    let seconds = length.as_secs().saturating_add(more);
+    Duration::from_secs(seconds.min(LEASE_SECONDS_MAX))
+}
+
+/// So long after `start`, or never where there is no such moment.
+pub(crate) fn after(start: Instant, length: Duration) -> Instant {
+    let end = start.checked_add(length.min(NEVER));
+    end.unwrap_or(start)
 }
 
 /// Milliseconds since the Unix epoch by the wall clock: for people, never for a decision.

@@ -187,6 +187,12 @@ pub fn decode(segment: &str) -> Option<String> {
     (!segment.is_empty() && encode(&name) == segment).then_some(name)
 }
 
+/// The name whose keys of this kind lie below a prefix, if there is one.
+fn plain_of(kind: &str, prefix: &str) -> Option<String> {
+    let segment = prefix.strip_prefix(ROOT)?.strip_prefix('/')?;
+    decode(segment.strip_prefix(kind)?.strip_prefix('/')?)
+}
+
 /// What a user calls a lock or an election.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Name {
@@ -208,7 +214,11 @@ impl Name {
     pub(crate) fn meta(&self, kind: &str) -> KeySpace {
         match self {
             Self::Plain(name) => KeySpace::of(&format!("{kind}-meta"), name),
-            Self::Raw(prefix) => KeySpace::of(&format!("raw-{kind}-meta"), prefix),
+            Self::Raw(prefix) => match plain_of(kind, prefix) {
+                // The same line by its other name.
+                Some(name) => KeySpace::of(&format!("{kind}-meta"), &name),
+                None => KeySpace::of(&format!("raw-{kind}-meta"), prefix),
+            },
         }
     }
 
@@ -335,6 +345,29 @@ mod tests {
         assert_eq!(decode("a%2fb"), None);
         assert_eq!(decode("a%"), None);
         assert_eq!(decode(""), None);
+    }
+
+    #[test]
+    fn a_line_has_one_place_for_what_is_said_about_it() {
+        for name in ["x", "a/b", ""] {
+            let plain = Name::from(name);
+            let raw = Name::raw(plain.space("lock").prefix());
+            assert_eq!(raw.space("lock"), plain.space("lock"));
+            assert_eq!(raw.meta("lock"), plain.meta("lock"), "{name:?}");
+        }
+        for prefix in [
+            "x",
+            "quorate/lock",
+            "quorate/lock/a/b",
+            "quorate/election/x",
+            "quorate/lockx",
+        ] {
+            let raw = Name::raw(prefix).meta("lock");
+            assert!(
+                raw.prefix().starts_with("quorate/raw-lock-meta/"),
+                "{prefix}"
+            );
+        }
     }
 
     #[test]

@@ -102,6 +102,10 @@ impl Adder {
         for kv in kvs {
             total += i128::from(parse::<i64>(&kv.key.into(), Some(&kv.value))?);
         }
+        self.fitting(total)
+    }
+
+    fn fitting(&self, total: i128) -> Result<i64> {
         i64::try_from(total).map_err(|_| {
             let prefix = self.prefix();
             crate::Error::Invalid(format!("{prefix}: the sum {total} overflows 64 bits"))
@@ -121,7 +125,7 @@ impl Adder {
         let (_, kvs) = self.client.list(self.space.range()).await?;
         let was = kvs.iter().find(|kv| kv.key == *base.as_bytes());
         let at = Revision(was.map_or(0, |kv| kv.mod_revision));
-        let mut total = parse(&base, was.map(|kv| &kv.value))?;
+        let mut total: i128 = parse::<i64>(&base, was.map(|kv| &kv.value))?.into();
         let ended = self.ended(&kvs).await?;
         let mut request = TxnRequest {
             compare: vec![Compare::mod_revision(&base, at).into()],
@@ -129,7 +133,7 @@ impl Adder {
         };
         for (kv, session) in &ended {
             let key = Key::from(kv.key.clone());
-            total = sum(&base, total, parse(&key, Some(&kv.value))?)?;
+            total += i128::from(parse::<i64>(&key, Some(&kv.value))?);
             request.compare.extend([
                 Compare::mod_revision(&key, Revision(kv.mod_revision)).into(),
                 Compare::absent(session).into(),
@@ -139,6 +143,7 @@ impl Adder {
         if ended.is_empty() {
             return Ok(0);
         }
+        let total = self.fitting(total)?;
         let put = ops::put(&base, total.to_string().into(), None);
         request.success.push(put);
         // Whoever lost the race for the base leaves the rest to the winner.

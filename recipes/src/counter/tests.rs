@@ -177,6 +177,28 @@ async fn dropped_anywhere() {
 }
 
 /// Two fold different cells at once: the sum stays.
+/// The cells alone would overflow, their sum does not.
+#[tokio::test(start_paused = true)]
+async fn what_fits_in_all_is_folded_in_any_order() {
+    let store = MemStore::new();
+    let client = Client::new(store.clone());
+    let adder = client.adder("a");
+    for deltas in [vec![i64::MAX - 1], vec![5, -5]] {
+        let mut sessions = Vec::new();
+        for delta in deltas {
+            let session = open(&client).await;
+            adder.add(&session, delta).await.unwrap();
+            sessions.push(session);
+        }
+        for session in sessions {
+            session.close().await.unwrap();
+        }
+        adder.fold().await.unwrap();
+        assert_eq!(adder.sum().await.unwrap(), i64::MAX - 1);
+        assert!(store.keys("quorate/adder/a/cell/").is_empty());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn folding_at_the_same_time() {
     let store = MemStore::new();

@@ -44,12 +44,18 @@ impl<T> Leadership<T> {
     /// Should the successor go as well before it leads, the line goes on as if nobody had been named.
     ///
     /// # Errors
-    /// [`Error::Fenced`] when the leadership had been lost before; [`Error::SessionLost`]; the store's
-    /// final refusals. It does not lead any more after an error. Trouble with the store is waited out.
+    /// [`Error::Invalid`] for itself; [`Error::Fenced`] when the leadership had been lost before;
+    /// [`Error::SessionLost`]; the store's final refusals. It does not lead any more after an error. Trouble
+    /// with the store is waited out.
     ///
     /// # Cancel safety
     /// Dropping the future resigns, with or without the candidate being named.
     pub async fn hand_over(self, to: &Holder) -> Result<Succession<T>> {
+        if to.key == *self.key() {
+            // It would delete the key that it names.
+            let own = self.key();
+            return Err(Error::Invalid(format!("{own} is to hand over to itself")));
+        }
         let mut line = ops::oldest(self.space.range(), 0);
         line.keys_only = true;
         let line = wait::read(self.unfenced(), line).await?.kvs;

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::keys::{EPOCH_KEY, KeyRange};
 use crate::lock::Epoch;
 use crate::wait::Backoff;
-use crate::watch::{Batch, Change, Watcher};
+use crate::watch::{Batch, Change, Origin, Watcher};
 
 /// The leaders of the election in `range`; ends after a final refusal of the store.
 pub(super) fn stream<T>(
@@ -58,6 +58,10 @@ impl<T: DeserializeOwned> Observer<T> {
                 return Leader::of(&kv, epoch).map(Some);
             }
             let batch = self.watcher.next().await?;
+            if batch.origin != Origin::Live {
+                // The store may have been put back, and give out the same revisions again.
+                self.epoch = None;
+            }
             self.line.take(batch);
         }
     }

@@ -1,6 +1,6 @@
 //! Who waits for whom, over all locks, as it stood at one revision; and circles in it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
@@ -88,9 +88,11 @@ impl fmt::Display for Wait {
 pub struct Deadlock {
     /// The waits, in a circle.
     pub waits: Vec<Wait>,
-    /// Whether it cannot end by itself. It can if one of the owners is a session whose tasks are not told
-    /// apart ([`Session::for_task`](crate::Session::for_task)), since another task may release what this
-    /// one waits for; or if somebody waits for any one of several permits.
+    /// Whether it cannot end by itself, unless somebody has set a limit to its wait, which the store does not
+    /// know of. It can if one of the owners is a session whose tasks are not told apart
+    /// ([`Session::for_task`](crate::Session::for_task)), since another task may release what this one waits
+    /// for; if one waits for several things at a time, since any of them may come first; or if somebody
+    /// waits for any one of several permits.
     pub certain: bool,
     /// The revision at which it stood.
     pub revision: Revision,
@@ -120,7 +122,8 @@ impl Inspect {
     /// The circles of waits among all locks: mutexes, read-write locks and semaphores of this library,
     /// under whatever session; not those under literal prefixes ([`Name::Raw`](crate::Name::Raw)), nor
     /// compare-and-swap locks, whose waiters leave no keys. Of locks that are entangled in several
-    /// circles, one circle is told.
+    /// circles, one circle is told. Tasks of one session that are not told apart wait for each other all
+    /// the time: circles among them alone are not told.
     ///
     /// A circle is told if the same contenders stood in it at two looks, a moment apart: one whose release
     /// is on its way is no contender any more a moment later. At the revision that is named it stood as
@@ -140,7 +143,10 @@ impl Inspect {
         let mut found = Vec::new();
         for circle in circles(&waits) {
             if circle.iter().all(|edge| stood(edge)) {
-                found.push(self.tell(&circle, revision).await?);
+                let alone = circle
+                    .iter()
+                    .all(|edge| waits_once(&waits, &owner(&edge.waiter)));
+                found.push(self.tell(&circle, alone, revision).await?);
             }
         }
         Ok(found)
@@ -162,10 +168,12 @@ impl Inspect {
         Ok((at, waits))
     }
 
-    async fn tell(&self, circle: &[&Edge], revision: Revision) -> Result<Deadlock> {
+    /// `alone`: none of those in the circle waits for anything else.
+    async fn tell(&self, circle: &[&Edge], alone: bool, revision: Revision) -> Result<Deadlock> {
         let waiters = introduced(&self.client, circle.iter().map(|edge| &edge.waiter)).await?;
         let holders = introduced(&self.client, circle.iter().map(|edge| &edge.holder)).await?;
-        let certain = waiters.iter().all(|waiter| waiter.task.is_some())
+        let certain = alone
+            && waiters.iter().all(|waiter| waiter.task.is_some())
             && circle.iter().all(|edge| edge.only);
         let each = circle.iter().zip(waiters).zip(holders);
         Ok(Deadlock {
@@ -271,6 +279,13 @@ fn edges(lock: &LockName, line: &[(String, KeyValue)], waits: &mut Vec<Edge>) {
 
 fn owner(kv: &KeyValue) -> Owner {
     (kv.lease, Holder::of(kv).task)
+}
+
+/// Whether there is one thing that this owner waits for: one contender, in however many lines.
+fn waits_once(waits: &[Edge], of: &Owner) -> bool {
+    let own = waits.iter().filter(|edge| owner(&edge.waiter) == *of);
+    let contenders: BTreeSet<i64> = own.map(|edge| edge.waiter.create_revision).collect();
+    contenders.len() == 1
 }
 
 /// One circle of each knot of waits.
@@ -447,5 +462,39 @@ mod tests {
         assert_eq!(circles(&by_task).len(), 1);
         let by_tasks = [edge(kv(1, "t", 2), kv(1, "u", 1))];
         assert!(circles(&by_tasks).is_empty());
+    }
+
+    /// Of one who waits for several things at a time, any may come first.
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_several_things_is_in_no_certain_circle() {
+        let client = crate::Client::new(crate::store::MemStore::new());
+        let session = client.session().await.unwrap();
+        let (one, other) = (session.for_task("one"), session.for_task("other"));
+        let (a, b, c) = (client.mutex("a"), client.mutex("b"), client.mutex("c"));
+        let _holds = (a.lock(&one).await.unwrap(), b.lock(&other).await.unwrap());
+        let third = c.lock(&session.for_task("third")).await.unwrap();
+        for several in [false, true] {
+            let either = async {
+                tokio::select! {
+                    _ = b.lock(&one) => {}
+                    _ = c.lock(&one), if several => {}
+                }
+            };
+            let looks = async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                client.inspect().deadlocks().await.unwrap()
+            };
+            tokio::select! {
+                biased;
+                () = either => unreachable!("all are held"),
+                _ = a.lock(&other) => unreachable!("it is held"),
+                found = looks => {
+                    assert_eq!(found.len(), 1);
+                    assert_eq!(found[0].certain, !several, "{found:?}");
+                }
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        third.release().await.unwrap();
     }
 }

@@ -92,7 +92,7 @@ impl CombinedMutex {
     /// As [`Mutex::lock`].
     pub async fn lock_within(&self, limit: Duration) -> Result<Option<CombinedGuard>> {
         let client = self.inner.session.client();
-        let deadline = client.now() + limit;
+        let deadline = client.deadline(limit);
         client.before(deadline, self.lock()).await.transpose()
     }
 

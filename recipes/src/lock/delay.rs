@@ -14,7 +14,7 @@ use quorate_proto::mvccpb::KeyValue;
 
 use super::{Fenced, Hold};
 use crate::client::Client;
-use crate::clock::Instant;
+use crate::clock::{self, Instant};
 use crate::error::{Error, LostReason, Result};
 use crate::keys::{Key, KeyRange, Revision};
 use crate::session::Claim;
@@ -44,7 +44,7 @@ impl Delay {
             _ => client.now(),
         };
         *seen = Some((at, since));
-        since + self.length
+        clock::after(since, self.length)
     }
 
     /// Whether the note of a lost holder that a look found has stood long enough; then when it was written.

@@ -97,7 +97,7 @@ impl ExclusiveLock {
         session: &Session,
         limit: Duration,
     ) -> Result<Option<ExclusiveGuard>> {
-        let deadline = self.client.now() + limit;
+        let deadline = self.client.deadline(limit);
         let locked = self.client.before(deadline, self.lock(session)).await;
         locked.transpose()
     }

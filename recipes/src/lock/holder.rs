@@ -125,6 +125,10 @@ pub(crate) async fn queue_of(
     contenders: KeyRange,
     limit: usize,
 ) -> Result<Vec<Holder>> {
+    if limit == 0 {
+        // To the store, no limit at all.
+        return Ok(Vec::new());
+    }
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let answer = client.store().range(ops::oldest(contenders, limit)).await?;
     introduced(client, &answer.kvs).await

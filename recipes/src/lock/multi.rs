@@ -103,7 +103,7 @@ impl MultiLock {
         session: &Session,
         limit: Duration,
     ) -> Result<Option<MultiGuard>> {
-        let deadline = self.client.now() + limit;
+        let deadline = self.client.deadline(limit);
         let locked = self.client.before(deadline, self.lock(session)).await;
         locked.transpose()
     }

@@ -147,7 +147,7 @@ impl Mutex {
         session: &Session,
         limit: Duration,
     ) -> Result<Option<MutexGuard>> {
-        let deadline = self.client.now() + limit;
+        let deadline = self.client.deadline(limit);
         let locked = self.client.before(deadline, self.lock(session)).await;
         locked.transpose()
     }

@@ -112,7 +112,7 @@ impl RwLock {
         session: &Session,
         limit: Duration,
     ) -> Result<Option<ReadGuard>> {
-        let deadline = self.client.now() + limit;
+        let deadline = self.client.deadline(limit);
         let locked = self.client.before(deadline, self.read(session)).await;
         locked.transpose()
     }
@@ -129,7 +129,7 @@ impl RwLock {
         session: &Session,
         limit: Duration,
     ) -> Result<Option<WriteGuard>> {
-        let deadline = self.client.now() + limit;
+        let deadline = self.client.deadline(limit);
         let locked = self.client.before(deadline, self.write(session)).await;
         locked.transpose()
     }

@@ -172,7 +172,7 @@ impl Semaphore {
         permits: NonZeroU32,
         limit: Duration,
     ) -> Result<Option<Permit>> {
-        let deadline = self.client.now() + limit;
+        let deadline = self.client.deadline(limit);
         let acquired = self.acquire_many(session, permits);
         self.client.before(deadline, acquired).await.transpose()
     }

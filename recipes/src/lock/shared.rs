@@ -81,7 +81,7 @@ impl SharedMutex {
     /// As [`SharedMutex::lock`].
     pub async fn lock_within(&self, limit: Duration) -> Result<Option<SharedGuard>> {
         let client = self.inner.session.client();
-        let deadline = client.now() + limit;
+        let deadline = client.deadline(limit);
         client.before(deadline, self.lock()).await.transpose()
     }
 

@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 use crate::keys::Key;
 use crate::value::{Json, V1, Value, from_json};
 
+/// The longest window, some 250 years: stores grant leases that are a little longer.
+const PER_MAX: Duration = Duration::from_secs(8_000_000_000);
+
 /// At most `limit` permits in any window of `per`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -38,11 +41,11 @@ struct Record {
 }
 
 impl Rule {
-    /// `per` is rounded up to whole seconds.
+    /// `per` is rounded up to whole seconds, and is at most [`PER_MAX`].
     pub(super) fn new(limit: u32, per: Duration) -> Self {
         Self {
             limit,
-            per: clock::whole_seconds(per).max(Duration::from_secs(1)),
+            per: clock::whole_seconds(per).clamp(Duration::from_secs(1), PER_MAX),
         }
     }
 

@@ -211,7 +211,7 @@ impl Actor {
             });
             return *self.core.state.borrow();
         }
-        let until = self.core.client.now() + remaining;
+        let until = self.core.client.deadline(remaining);
         match current {
             SessionState::Live { .. } => SessionState::Live { until },
             _ => SessionState::Suspended { until },
@@ -301,7 +301,7 @@ impl Actor {
             ttl: lease.ttl,
         };
         *self.lock_marks() = marks;
-        let until = self.core.client.now() + self.left();
+        let until = self.core.client.deadline(self.left());
         let mut resumed = false;
         self.core.state.send_if_modified(|state| {
             let lost = matches!(state, SessionState::Lost(_));
@@ -317,7 +317,7 @@ impl Actor {
     }
 
     pub(super) fn suspend(&self, why: &str) {
-        let until = self.core.client.now() + self.left();
+        let until = self.core.client.deadline(self.left());
         let suspended = self.core.state.send_if_modified(|state| {
             let live = matches!(state, SessionState::Live { .. });
             if live {

@@ -37,7 +37,7 @@ impl Actor {
         let actor = self.clone();
         let revocation = Revocation(self.core.closed.clone());
         let task = async move {
-            let deadline = actor.core.client.now() + actor.ttl();
+            let deadline = actor.core.client.deadline(actor.ttl());
             actor.revoke(deadline, revocation).await;
         };
         match self.core.client.store().runtime() {
@@ -57,7 +57,10 @@ impl Actor {
         let actor = self.clone();
         let revocation = Revocation(closed.clone());
         self.core.tasks.spawn_apart("close", async move {
-            let deadline = actor.core.client.now() + known.max(Duration::from_secs(1));
+            let deadline = actor
+                .core
+                .client
+                .deadline(known.max(Duration::from_secs(1)));
             if !actor.core.tasks.idle(CLOSE_GRACE.min(known)).await {
                 tracing::warn!(lease = %actor.core.lease, "closing with operations in progress");
             }

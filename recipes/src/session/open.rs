@@ -91,7 +91,7 @@ impl SessionBuilder {
         if self.watchdog.is_some_and(|limit| limit.is_zero()) {
             return Err(Error::Invalid("a watchdog of no time".to_owned()));
         }
-        let deadline = self.client.now() + self.open_timeout;
+        let deadline = self.client.deadline(self.open_timeout);
         let mut pause = Backoff::between_attempts(&self.client);
         loop {
             let (sent, lease) = self.grant(deadline).await?;

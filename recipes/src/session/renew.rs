@@ -1,6 +1,7 @@
 //! Keeps a session's lease alive: renews at a third of its time to live, goes on trying through
 //! failures until the local deadline, and never queues behind anything else.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use super::{Actor, SessionState};
@@ -55,9 +56,22 @@ async fn renew_once(actor: &Actor) -> bool {
             return false;
         }
         let sent = actor.client().moment();
-        let limit = actor.client().now() + (ttl / 3).min(actor.lease_left());
+        let limit = actor.client().deadline((ttl / 3).min(actor.lease_left()));
         let call = actor.client().store().lease_keep_alive(actor.lease());
-        match actor.client().before(limit, call).await {
+        let mut call = pin!(actor.client().before(limit, call));
+        let answer = loop {
+            tokio::select! {
+                biased;
+                answer = &mut call => break answer,
+                // Not to be told late that it is lost, for want of an answer.
+                () = actor.client().sleep(LOOK_EVERY.min(actor.remaining())) => {
+                    if matches!(actor.state(), SessionState::Lost(_)) {
+                        return false;
+                    }
+                }
+            }
+        };
+        match answer {
             Some(Ok(Some(lease))) => {
                 if actor.is_another_cluster(&lease.header) {
                     actor.lose(LostReason::StoreReplaced);

@@ -353,3 +353,57 @@ async fn what_is_owned_is_given_up_by_whoever_has_it() {
     assert!(store.keys("leased").is_empty() && store.keys("free").is_empty());
     assert!(store.capabilities().max_txn_ops > 2);
 }
+
+/// Longer than there is time: never, and not at once.
+#[tokio::test(start_paused = true)]
+async fn limits_without_an_end() {
+    let store = MemStore::new();
+    let client = Client::new(store.clone());
+    let longest = Duration::MAX;
+    let open = client.session().ttl(longest).open_timeout(longest);
+    let session = open.await.unwrap();
+    assert!(session.remaining() > Duration::from_secs(1_000_000_000));
+    let others = client.session().await.unwrap();
+    let lock = client.mutex("m").with_delay(longest);
+    let held = lock.lock(&session).await.unwrap();
+    let mut waiting = Box::pin(lock.lock_within(&others, longest));
+    let early = tokio::time::timeout(Duration::from_secs(3_600), &mut waiting).await;
+    assert!(early.is_err(), "it waits");
+    held.release().await.unwrap();
+    assert!(soon(waiting).await.unwrap().is_some());
+    let rates = client.rate_limiter("r", 1, longest);
+    assert!(soon(rates.try_acquire(&others, 1)).await.unwrap());
+    let more = tokio::time::timeout(Duration::from_secs(3_600), rates.acquire(&others, 1)).await;
+    assert!(more.is_err(), "one in all that time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_leader_hands_over_to_itself_and_none_of_a_line_is_asked_for() {
+    let Place {
+        client, session, ..
+    } = Place::new().await;
+    let election = client.election("e");
+    let leads = election.campaign(&session, 1).await.unwrap();
+    assert_eq!(election.candidates(0).await.unwrap(), []);
+    let own = election.candidates(1).await.unwrap().remove(0);
+    let named = leads.hand_over(&own).await;
+    assert!(matches!(named, Err(Error::Invalid(_))), "{named:?}");
+}
+
+/// Nobody answers the renewal, and the loss is told when it is due.
+#[tokio::test(start_paused = true)]
+async fn a_loss_is_told_while_a_renewal_is_under_way() {
+    let Place { faulty, client, .. } = Place::new().await;
+    let open = client.session().ttl(Duration::from_secs(60));
+    let session = open.watchdog(Duration::from_secs(2)).await.unwrap();
+    let lost = session.lost();
+    faulty.disconnect(Outage::Silent);
+    let began = client.now();
+    for _ in 0..21 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        session.feed_watchdog();
+    }
+    assert_eq!(lost.await, LostReason::Stalled);
+    let told = client.now() - began;
+    assert!(told < Duration::from_millis(24_100), "{told:?}");
+}
