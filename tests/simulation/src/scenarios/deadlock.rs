@@ -120,6 +120,7 @@ pub struct Deadlock<F = Found> {
     victims: RefCell<BTreeSet<String>>,
     chosen: Notify,
     wrong: RefCell<Option<String>>,
+    over: Cell<bool>,
     finds: PhantomData<F>,
 }
 
@@ -158,6 +159,7 @@ impl<F: Finds> Scenario for Deadlock<F> {
             victims: RefCell::default(),
             chosen: Notify::new(),
             wrong: RefCell::default(),
+            over: Cell::new(false),
             finds: PhantomData,
         }
     }
@@ -197,7 +199,7 @@ impl<F: Finds> Scenario for Deadlock<F> {
     }
 
     async fn attend(&self, player: &Player) {
-        loop {
+        while !self.over.get() {
             player.pause(BETWEEN_LOOKS_MILLIS).await;
             match F::look(player).await {
                 Ok(found) => found
@@ -211,6 +213,10 @@ impl<F: Finds> Scenario for Deadlock<F> {
                 }
             }
         }
+    }
+
+    fn end(&self) {
+        self.over.set(true);
     }
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {
