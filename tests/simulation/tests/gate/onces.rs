@@ -226,7 +226,7 @@ impl Way for Sound {
 
 #[test]
 fn a_sound_way_of_publishing_is_not_found() {
-    let report = sweep(run::<Publisher<Sound>>, 0..100, 2);
+    let report = sweep(run::<Publisher<Sound>>, 0..50, 2);
     assert_eq!(report.broken.and_then(|outcome| outcome.broken), None);
 }
 

@@ -165,7 +165,7 @@ impl Way for ByRevision {
 
 #[test]
 fn a_lock_that_is_taken_over_is_not_held() {
-    let report = sweep(run::<TakenOver<ExclusiveGuard>>, 0..100, 2);
+    let report = sweep(run::<TakenOver<ExclusiveGuard>>, 0..50, 2);
     assert_eq!(report.broken.and_then(|outcome| outcome.broken), None);
 }
 
