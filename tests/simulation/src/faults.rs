@@ -5,7 +5,7 @@ use quorate_recipes::store::faulty::FaultCounts;
 /// What the nemesis does, beside faults of single calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
-    /// Watches end, and what they missed is compacted.
+    /// Watches end, and what they missed is compacted, perhaps several times in a row.
     Resync,
     /// The store loses a lease.
     LeaseLoss,
@@ -35,6 +35,8 @@ impl Trouble {
 pub struct Faults {
     /// Of single calls.
     pub calls: FaultCounts,
+    /// Watches that were told that what they missed is compacted.
+    pub compacted: u64,
     troubles: [u64; 6],
 }
 
@@ -55,6 +57,9 @@ impl Faults {
         // An answered call that is applied again is more than a store may do.
         let calls = self.calls.by_kind().into_iter();
         let calls = calls.filter(|(kind, _)| *kind != "duplicate");
-        calls.chain(Trouble::NAMES.into_iter().zip(self.troubles))
+        let troubles = Trouble::NAMES.into_iter().zip(self.troubles);
+        calls
+            .chain(troubles)
+            .chain([("compacted watch", self.compacted)])
     }
 }

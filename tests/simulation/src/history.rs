@@ -69,6 +69,8 @@ pub struct History {
     pub commits: Vec<Arc<Commit>>,
     /// What the store itself did to its clients.
     pub losses: Losses,
+    /// Since when nothing failed any more, if it came to that.
+    pub calm: Option<Instant>,
 }
 
 /// What the store lost, of what a store keeps by its promise.

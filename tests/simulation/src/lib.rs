@@ -63,6 +63,7 @@ mod player;
 mod scenario;
 pub mod scenarios;
 pub mod sweep;
+mod telling;
 mod world;
 
 pub use faults::Faults;

@@ -3,15 +3,19 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
+use quorate_proto::etcdserverpb::TxnRequest;
 use quorate_recipes::clock::{Clock, SystemClock};
-use quorate_recipes::store::MemStore;
 use quorate_recipes::store::faulty::Outage;
+use quorate_recipes::store::{MemStore, Store, ops};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use crate::faults::{Faults, Trouble};
 use crate::history::{Log, Losses};
 use crate::player::Player;
+
+/// More compactions than come in one strike.
+const COMPACTIONS_MAX: u32 = 20;
 
 /// Makes trouble for the players of a world.
 pub(crate) struct Nemesis<'a> {
@@ -33,7 +37,7 @@ impl Nemesis<'_> {
             tokio::time::sleep(Duration::from_millis(pause)).await;
             let player = &self.players[random.random_range(0..self.players.len())];
             match random.random_range(0..10) {
-                0..2 => self.resync(),
+                0..2 => self.compact(player, &mut random).await,
                 2..4 => self.lose_a_lease(&mut random),
                 4..6 => self.stop_a_clock(player, &mut random).await,
                 6..8 => self.change_leader(&mut random).await,
@@ -55,12 +59,32 @@ impl Nemesis<'_> {
         self.log.note(format!("nemesis: {trouble:?} {on}"));
     }
 
-    fn resync(&self) {
-        self.strike(Trouble::Resync, "");
-        self.losses.borrow_mut().resyncs.push(SystemClock.now());
-        self.store.end_watches();
-        // Refused when nothing was written since the last time; the watches have ended anyway.
-        drop(self.store.compact(self.store.revision()));
+    /// All watches end, again and again, and each time what was is compacted: who comes back a moment
+    /// later finds that what it missed cannot be told. One client perhaps was away for a while before, in
+    /// which others wrote.
+    async fn compact(&self, player: &Player, random: &mut SmallRng) {
+        self.strike(Trouble::Resync, &format!("player {}", player.index()));
+        if random.random() {
+            player.connection().disconnect(outage(random));
+            let length = random.random_range(100..2000);
+            tokio::time::sleep(Duration::from_millis(length)).await;
+        }
+        for _ in 0..random.random_range(1..COMPACTIONS_MAX) {
+            // The store is not the players' alone, and so what they have just read is old.
+            let write = TxnRequest {
+                success: vec![ops::put("elsewhere", "".into(), None)],
+                ..Default::default()
+            };
+            let written = self.store.txn(write).await;
+            written.expect("this store does not fail");
+            self.losses.borrow_mut().resyncs.push(SystemClock.now());
+            self.store.end_watches();
+            // Refused when another strike has just done the same; the watches have ended anyway.
+            drop(self.store.compact(self.store.revision()));
+            player.connection().reconnect();
+            let pause = random.random_range(5..150);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
     }
 
     fn lose_a_lease(&self, random: &mut SmallRng) {

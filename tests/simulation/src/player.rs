@@ -13,6 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::history::Log;
+use crate::telling::Telling;
 
 /// One client, as a scenario sees it. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -24,7 +25,7 @@ pub struct Player {
 struct Inner {
     index: usize,
     client: Client,
-    connection: Faulty<MemStore>,
+    connection: Faulty<Telling>,
     clock: Arc<LateClock>,
     random: RefCell<SmallRng>,
     log: Log,
@@ -32,7 +33,7 @@ struct Inner {
 
 impl Player {
     pub(crate) fn new(index: usize, seed: u64, store: &MemStore, log: &Log) -> Self {
-        let connection = Faulty::new(store.clone());
+        let connection = Faulty::new(Telling::new(store.clone()));
         let clock = Arc::new(LateClock::default());
         let client = Client::builder_shared(Arc::new(connection.clone()))
             .clock(Arc::clone(&clock) as _)
@@ -63,7 +64,7 @@ impl Player {
         &self.inner.client
     }
 
-    pub(crate) fn connection(&self) -> &Faulty<MemStore> {
+    pub(crate) fn connection(&self) -> &Faulty<Telling> {
         &self.inner.connection
     }
 

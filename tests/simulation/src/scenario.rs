@@ -54,7 +54,9 @@ pub trait Scenario: 'static {
         std::future::ready(Ok(()))
     }
 
-    /// Lets go of everything that clients kept between their steps, when they have done the last one.
+    /// Lets go of everything that clients kept between their steps, when they have done the last one. Their
+    /// sessions live on for a while, and of the recipe's keys only those may be left that
+    /// [`Scenario::may_remain`].
     fn end(&self) {}
 
     /// Whether a key of the recipes may be there when all is over.

@@ -1,11 +1,13 @@
 //! One world: it is built from its seed, goes through a storm and a calm, and is judged.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use quorate_recipes::keys::Revision;
+use quorate_recipes::clock::{Clock, Instant, SystemClock};
+use quorate_recipes::keys::{Revision, session_key};
 use quorate_recipes::store::{MemStore, Rates};
 use quorate_recipes::{Error, Session};
 use rand::rngs::SmallRng;
@@ -38,7 +40,8 @@ const STORM_MAX: Duration = Duration::from_secs(3600);
 /// How long what clients have left behind may take to be gone, by itself or with its lease.
 const SETTLING: Duration = Duration::from_secs(10);
 
-/// How long copies of calls can still be on their way when all is over, and leases live.
+/// How long copies of calls can still be on their way when all is over, and leases live that nobody
+/// renews.
 const AFTERMATH: Duration = Duration::from_secs(40);
 
 /// The time to live of the clients' leases, in seconds.
@@ -69,7 +72,10 @@ struct World<S> {
     /// The first error of a step that nothing explains.
     unexplained: RefCell<Option<String>>,
     operations: Cell<u64>,
-    stormy: Cell<bool>,
+    /// Since when it is calm, if the storm is over.
+    calm: Cell<Option<Instant>>,
+    /// What each client does its steps with, as long as it lives.
+    sessions: RefCell<BTreeMap<usize, Session>>,
 }
 
 /// Runs the world of a seed, from its beginning to its judgement. The same seed gives the same.
@@ -119,14 +125,19 @@ async fn life<S: Scenario>(seed: u64, store: MemStore, log: Log) -> Outcome {
         losses: RefCell::default(),
         unexplained: RefCell::default(),
         operations: Cell::new(0),
-        stormy: Cell::new(true),
+        calm: Cell::default(),
+        sessions: RefCell::default(),
     });
     let lived = world.live(&mut random).await;
     let history = History {
         commits: world.store.history(Revision(0)),
         losses: world.losses.borrow().clone(),
+        calm: world.calm.get(),
     };
-    let judged = lived.and_then(|()| world.scenario.check(&history));
+    let judged = match (lived, world.scenario.check(&history)) {
+        (Err(lived), Err(judged)) => Err(format!("{lived}; and {judged}")),
+        (lived, judged) => lived.and(judged),
+    };
     let judged = judged.and_then(|()| world.unexplained.take().map_or(Ok(()), Err));
     if let Err(broken) = &judged {
         world.log.note(format!("BROKEN: {broken}"));
@@ -134,6 +145,7 @@ async fn life<S: Scenario>(seed: u64, store: MemStore, log: Log) -> Outcome {
     let mut faults = *world.faults.borrow();
     for player in &world.players {
         faults.calls = faults.calls + player.connection().counts();
+        faults.compacted += player.connection().inner().compacted();
     }
     Outcome {
         seed,
@@ -165,7 +177,7 @@ impl<S: Scenario> World<S> {
                 tokio::task::spawn_local(async move { world.scenario.attend(&player).await })
             })
             .collect();
-        let playing: Vec<JoinHandle<()>> = (self.players.iter().cloned())
+        let mut playing: Vec<JoinHandle<()>> = (self.players.iter().cloned())
             .map(|player| {
                 let world = Rc::clone(self);
                 tokio::task::spawn_local(async move { world.play(&player).await })
@@ -187,16 +199,16 @@ impl<S: Scenario> World<S> {
         for player in &self.players {
             player.connection().fail_at_random(0, Rates::NONE);
         }
-        self.stormy.set(false);
+        self.calm.set(Some(SystemClock.now()));
         self.log.note("calm");
 
         let ended = tokio::time::timeout(CALM_MAX, async {
-            for player in playing {
+            for player in &mut playing {
                 player.await.expect("a player's panic is the world's");
             }
         });
         if ended.await.is_err() {
-            return Err("not everybody came to an end in the calm".to_owned());
+            return Err(self.stuck(&playing).await);
         }
         // What was dropped is withdrawn, and lost sessions are over.
         tokio::time::sleep(SETTLING).await;
@@ -205,8 +217,9 @@ impl<S: Scenario> World<S> {
             Ok(finished) => finished?,
             Err(_) => return Err("all together did not come to an end in the calm".to_owned()),
         }
-        self.scenario.end();
-        tokio::time::sleep(AFTERMATH).await;
+        self.all_is_let_go().await?;
+        self.close_sessions().await;
+        tokio::time::sleep(SETTLING).await;
         for attendant in attending {
             attendant.abort();
             if let Err(error) = attendant.await
@@ -218,6 +231,10 @@ impl<S: Scenario> World<S> {
         self.nothing_is_left()
     }
 
+    fn is_stormy(&self) -> bool {
+        self.calm.get().is_none()
+    }
+
     /// Completes when the storm has lasted long enough.
     async fn enough(&self) {
         let step = Duration::from_millis(50);
@@ -226,9 +243,51 @@ impl<S: Scenario> World<S> {
         }
     }
 
-    fn nothing_is_left(&self) -> Result<(), String> {
+    /// What kept those from their end who did not come to it: they are stopped, and their sessions live on.
+    async fn stuck(&self, playing: &[JoinHandle<()>]) -> String {
+        for player in playing {
+            player.abort();
+        }
+        let stuck = "not everybody came to an end in the calm";
+        match self.all_is_let_go().await {
+            Ok(()) => format!("{stuck}, and nothing was in the way"),
+            Err(left) => format!("{stuck}; {left}"),
+        }
+    }
+
+    /// Clients let go of what they hold and wait for, while their sessions live: nothing may be left then
+    /// that somebody else could wait for until they end.
+    async fn all_is_let_go(&self) -> Result<(), String> {
+        self.scenario.end();
+        tokio::time::sleep(AFTERMATH).await;
+        let mut left = self.left();
+        for session in self.sessions.borrow().values() {
+            let lease = session.lease();
+            let (own, lanes) = (session_key(lease), format!("quorate/lane/{lease}/"));
+            left.retain(|key| key.as_bytes() != own.as_bytes() && !key.starts_with(&lanes));
+        }
+        if left.is_empty() {
+            return Ok(());
+        }
+        Err(format!("nobody holds or waits for keys {left:?}"))
+    }
+
+    async fn close_sessions(&self) {
+        for (index, session) in self.sessions.take() {
+            self.players[index].note(format!("closing {}", session.lease()));
+            drop(session.close().await);
+        }
+    }
+
+    /// The keys of the recipes that are there and should not.
+    fn left(&self) -> Vec<String> {
         let mut left = self.store.keys("quorate/");
         left.retain(|key| !self.scenario.may_remain(key));
+        left
+    }
+
+    fn nothing_is_left(&self) -> Result<(), String> {
+        let left = self.left();
         let leases = self.store.leases().len();
         if left.is_empty() && leases == 0 {
             return Ok(());
@@ -238,33 +297,36 @@ impl<S: Scenario> World<S> {
 
     /// What one client does from beginning to end.
     async fn play(&self, player: &Player) {
-        let mut session = None;
         let mut calm_steps = 0;
-        while self.stormy.get() || calm_steps < CALM_STEPS {
+        while self.is_stormy() || calm_steps < CALM_STEPS {
             player.pause(400).await;
-            let current = match session.take() {
-                Some(session) => session,
-                None => match self.open(player).await {
-                    Some(session) => session,
-                    None => continue,
-                },
+            let Some(session) = self.session(player).await else {
+                continue;
             };
-            let calm = !self.stormy.get();
-            let done = self.step(player, &current, calm).await;
+            let calm = !self.is_stormy();
+            let done = self.step(player, &session, calm).await;
             calm_steps += usize::from(calm && done);
-            session = self.keep(player, current).await;
+            self.keep(player, session).await;
         }
-        if let Some(session) = session {
-            player.note(format!("closing {}", session.lease()));
-            drop(session.close().await);
+    }
+
+    /// The client's session, or else a new one.
+    async fn session(&self, player: &Player) -> Option<Session> {
+        let known = self.sessions.borrow().get(&player.index()).cloned();
+        if known.is_some() {
+            return known;
         }
+        let opened = self.open(player).await?;
+        let mut sessions = self.sessions.borrow_mut();
+        sessions.insert(player.index(), opened.clone());
+        Some(opened)
     }
 
     async fn open(&self, player: &Player) -> Option<Session> {
         let seconds =
             TTL_SECONDS.start() + player.below(TTL_SECONDS.end() - TTL_SECONDS.start() + 1);
         let builder = player.client().session().ttl(Duration::from_secs(seconds));
-        let opened = match self.stormy.get() && player.one_in(10) {
+        let opened = match self.is_stormy() && player.one_in(10) {
             true => {
                 let limit = Duration::from_millis(player.below(500));
                 let opened = tokio::time::timeout(limit, builder).await;
@@ -315,23 +377,21 @@ impl<S: Scenario> World<S> {
         outcome.is_ok()
     }
 
-    /// The session for the next step: none if it is lost, or given up.
-    async fn keep(&self, player: &Player, session: Session) -> Option<Session> {
-        if let Err(Error::SessionLost(reason)) = session.check() {
-            player.note(format!("session lost: {reason}"));
-            return None;
+    /// Keeps the session for the next step, unless it is lost, or given up.
+    async fn keep(&self, player: &Player, session: Session) {
+        let lost = session.check();
+        let chance = player.below(12);
+        if lost.is_ok() && chance > 1 {
+            return;
         }
-        match player.below(12) {
-            0 => {
-                player.note("closes its session");
-                drop(session.close().await);
-                None
-            }
-            1 => {
-                player.note("drops its session");
-                None
-            }
-            _ => Some(session),
+        self.sessions.borrow_mut().remove(&player.index());
+        if let Err(Error::SessionLost(reason)) = lost {
+            player.note(format!("session lost: {reason}"));
+        } else if chance == 0 {
+            player.note("closes its session");
+            drop(session.close().await);
+        } else {
+            player.note("drops its session");
         }
     }
 }

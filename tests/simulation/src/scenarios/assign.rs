@@ -161,6 +161,7 @@ impl Scenario for Assign {
             let part = History {
                 commits: commits.collect(),
                 losses: history.losses.clone(),
+                calm: history.calm,
             };
             let judged = ledger.check(&part, &Line::under(line.as_str()));
             judged.map_err(|broken| format!("partition {index}: {broken}"))?;

@@ -6,6 +6,7 @@ mod barrier;
 mod combined;
 mod counter;
 mod cyclic_barrier;
+mod deadlock;
 mod delayed;
 mod double_barrier;
 mod election;
@@ -32,6 +33,7 @@ pub use barrier::{Barrier, Waits};
 pub use combined::Combined;
 pub use counter::Counter;
 pub use cyclic_barrier::CyclicBarrier;
+pub use deadlock::{Circle, Deadlock, Finds, Found, Wait};
 pub use delayed::Delayed;
 pub use double_barrier::DoubleBarrier;
 pub use election::Election;
@@ -67,6 +69,7 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<RwLock>(),
     entry::<Semaphore>(),
     entry::<MultiLock>(),
+    entry::<Deadlock>(),
     entry::<Combined>(),
     entry::<Shared>(),
     entry::<Request>(),

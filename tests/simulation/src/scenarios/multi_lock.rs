@@ -61,14 +61,20 @@ impl Scenario for MultiLock {
     }
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {
-        let lines = NAMES.map(|name| (name, Line::under(format!("quorate/lock/{name}/"))));
-        let mut lines = Lines(BTreeMap::from(lines));
-        self.ledger.check_by(history, &mut lines)
+        self.ledger.check_by(history, &mut Lines::of(NAMES))
     }
 }
 
-/// The line of each lock.
-struct Lines(BTreeMap<&'static str, Line>);
+/// The line of each lock; keys of data are named after theirs.
+pub(super) struct Lines(BTreeMap<&'static str, Line>);
+
+impl Lines {
+    /// Of mutexes.
+    pub(super) fn of<const N: usize>(names: [&'static str; N]) -> Self {
+        let lines = names.map(|name| (name, Line::under(format!("quorate/lock/{name}/"))));
+        Self(BTreeMap::from(lines))
+    }
+}
 
 impl Order for Lines {
     fn take(&mut self, change: &Event) {

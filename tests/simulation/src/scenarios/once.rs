@@ -55,12 +55,12 @@ impl Once {
         index: usize,
         stale: Revision,
     ) -> std::result::Result<String, String> {
-        self.names[index].begin(player);
+        let begun = self.names[index].begin(player);
         player.pause(600).await;
         if player.one_in(4) {
             return Err(format!("failure {}", self.names[index].number()));
         }
-        Ok(self.names[index].compute(player, stale))
+        Ok(self.names[index].compute(player, begun, stale))
     }
 
     /// Gets a result, the first or a newer one, or waits for one.
@@ -117,8 +117,8 @@ impl Once {
             let init = async {
                 tokio::time::sleep(FAILURE_TTL).await;
                 let init = || async {
-                    self.names[index].begin(&players[0]);
-                    Ok(self.names[index].compute(&players[0], stale))
+                    let begun = self.names[index].begin(&players[0]);
+                    Ok(self.names[index].compute(&players[0], begun, stale))
                 };
                 let got: Got = match stale {
                     Revision(0) => own.get_or_try_init(&session, init).await,

@@ -143,6 +143,7 @@ where
     judge.check(&History {
         commits: store.history(Revision(0)),
         losses: Losses::default(),
+        calm: None,
     })
 }
 

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests stop at what they did not expect")]
 
+mod circles;
 mod counts;
 mod gathered;
 mod kept;
@@ -11,6 +12,7 @@ mod mutants;
 mod onces;
 mod permits;
 mod restored;
+mod taken_over;
 mod waits;
 
 use quorate_simulation::scenarios::{self, Run};
@@ -23,6 +25,9 @@ fn gate(run: Run) {
         panic!("{}\nseed {}: {what}", outcome.log, outcome.seed);
     }
     assert_eq!(report.rare(), [""; 0], "{report:?}");
+    let compacted = report.faults.iter();
+    let compacted = compacted.filter(|(kind, ..)| *kind == "compacted watch");
+    assert!(compacted.map(|(.., times)| times).sum::<u64>() > 0);
     assert!(report.operations >= 100 * 100);
 }
 
@@ -50,6 +55,7 @@ gates! {
     rw_lock,
     semaphore,
     multi_lock,
+    deadlock,
     combined,
     shared,
     request,

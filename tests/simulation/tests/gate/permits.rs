@@ -93,6 +93,7 @@ impl Scenario for NoCompare {
         let store = player.client().store();
         let known = store.range(ops::range(grants.range())).await?;
         if known.kvs.len() >= usize::try_from(Granted::LIMIT).unwrap() {
+            player.pause(1_000).await;
             return Ok(());
         }
         let id = LeaseId(i64::try_from(1 + player.below(1 << 40)).unwrap());

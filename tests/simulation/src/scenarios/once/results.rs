@@ -24,6 +24,7 @@ pub struct Results {
     numbers: Cell<u64>,
     /// When computations were begun.
     begun: RefCell<Vec<Revision>>,
+    computed: RefCell<BTreeSet<String>>,
     got: RefCell<Vec<Span>>,
     cached: RefCell<Vec<Span>>,
     exhausted: RefCell<Vec<Span>>,
@@ -54,6 +55,7 @@ impl Results {
             attempts_max,
             numbers: Cell::default(),
             begun: RefCell::default(),
+            computed: RefCell::default(),
             got: RefCell::default(),
             cached: RefCell::default(),
             exhausted: RefCell::default(),
@@ -66,9 +68,11 @@ impl Results {
         &self.prefix
     }
 
-    /// Notes that a computation begins.
-    pub fn begin(&self, player: &Player) {
-        self.begun.borrow_mut().push(player.revision());
+    /// Notes that a computation begins, and tells when.
+    pub fn begin(&self, player: &Player) -> Revision {
+        let now = player.revision();
+        self.begun.borrow_mut().push(now);
+        now
     }
 
     /// A number as there was none before.
@@ -77,16 +81,23 @@ impl Results {
         self.numbers.get()
     }
 
-    /// A result as there was none before, to replace that of a revision.
-    pub fn compute(&self, player: &Player, stale: Revision) -> String {
-        let result = format!("{} replaces {stale} ", self.number());
+    /// A result as there was none before, to replace that of a revision, of a computation that was begun
+    /// at another one. No part of it is one of another result.
+    pub fn compute(&self, player: &Player, begun: Revision, stale: Revision) -> String {
+        let number = self.number();
+        let mut result = format!("{number} replaces {stale} begun {begun} ");
         player.note(format!("computed {result}"));
-        format!("{result:.<RESULT_BYTES$}")
+        while result.len() < RESULT_BYTES {
+            result.push_str(&format!("{number};"));
+        }
+        self.computed.borrow_mut().insert(result.clone());
+        result
     }
 
     /// Notes that a client has got a result.
     pub fn got(&self, player: &Player, from: Revision, result: &str) {
-        player.note(format!("has {}", result.trim_end_matches('.')));
+        let words: Vec<&str> = result.split(' ').take(5).collect();
+        player.note(format!("has {}", words.join(" ")));
         let to = player.revision();
         let what = result.to_owned();
         self.got.borrow_mut().push(Span { what, from, to });
@@ -183,10 +194,10 @@ impl Replay {
         if let Some((at, manifest)) = &manifest {
             let result = self.whole(manifest)?;
             if *at == now {
-                let named = result.split(' ').nth(2).unwrap_or_default();
-                if was != Revision(0) && named != was.to_string() {
-                    return Err(format!("what is to replace {named} replaces {was}"));
+                if !told.computed.borrow().contains(&result) {
+                    return Err("published what nobody has computed".to_owned());
                 }
+                self.follows(&result, was)?;
                 if !self.published.insert(result.clone()) {
                     return Err("published for the second time".to_owned());
                 }
@@ -205,6 +216,35 @@ impl Replay {
             if let Some((_, failure)) = failure {
                 begin(&mut self.failures, text(&json(&failure)?["text"])?, now);
             }
+        }
+        Ok(())
+    }
+
+    /// Judges what a result takes the place of: of what was published at `was`, if anything is.
+    fn follows(&self, result: &str, was: Revision) -> Result<(), String> {
+        let mut words = result.split(' ').map(|word| word.parse().unwrap_or(0));
+        let (named, begun) = (words.nth(2).unwrap_or(0), words.nth(1).unwrap_or(0));
+        if was != Revision(0) && named != was.0 {
+            return Err(format!("what is to replace {named} replaces {was}"));
+        }
+        // Whoever computes has its turn from before it begins until it publishes.
+        if let Some(last) = self.results.last().filter(|last| last.from.0 > begun) {
+            return Err(format!(
+                "what was begun at {begun} comes after what was published at {}",
+                last.from
+            ));
+        }
+        if named == 0 || was != Revision(0) {
+            return Ok(());
+        }
+        // There was nothing to replace: at its turn already, or else it may be as wrong.
+        let replaced = self.results.iter().find(|one| one.from.0 == named);
+        let replaced = replaced.ok_or_else(|| format!("nothing was published at {named}"))?;
+        if replaced.to.0 > begun {
+            return Err(format!(
+                "the successor of {named}, which was taken back at {} after it had been begun at {begun}",
+                replaced.to
+            ));
         }
         Ok(())
     }
