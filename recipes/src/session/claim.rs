@@ -261,8 +261,12 @@ impl Owned {
         let first = &self.keys[0];
         let written = Arc::clone(&first.written).lock_owned().await;
         let (key, created) = (first.key.clone(), first.revision);
+        let last = self.farewell.as_ref().map(|last| last.value.clone());
         self.actor
-            .run(move |actor| async move { actor.overwrite(key, created, written, value).await })
+            .run(move |actor| async move {
+                let write = actor.overwrite(key, created, written, value, last);
+                write.await
+            })
             .await
     }
 
@@ -517,13 +521,14 @@ impl Actor {
 
     /// Writes over a key of ours. Each write compares the revision of the one before, so an old
     /// copy of an earlier write, late on the way, changes nothing. Where somebody else has written the key
-    /// in our name, under our lease, that is written over.
+    /// in our name, under our lease, that is written over; the farewell is not, after which we are gone.
     async fn overwrite(
         &self,
         key: Key,
         created: Revision,
         mut written: tokio::sync::OwnedMutexGuard<Revision>,
         value: Bytes,
+        farewell: Option<Bytes>,
     ) -> Result<Revision> {
         let mut pause = Backoff::contended(self.client());
         loop {
@@ -552,6 +557,9 @@ impl Actor {
             let Some(kv) = ops::kvs(&answer.responses, 0).first().filter(ours) else {
                 return Err(Error::Removed(key));
             };
+            if farewell.as_ref() == Some(&kv.value) {
+                return Err(Error::Removed(key));
+            }
             *written = Revision(kv.mod_revision);
             if repeated && kv.value == value {
                 return Ok(*written);

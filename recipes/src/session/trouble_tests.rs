@@ -278,6 +278,27 @@ async fn a_leader_proclaims_over_what_was_written_in_its_name() {
     assert!(matches!(removed, Err(Error::Removed(_))), "{removed:?}");
 }
 
+/// A session that is closed says it in the name of who is just writing: that one is not there again then.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_written_over_a_farewell() {
+    let Place {
+        client, session, ..
+    } = Place::new().await;
+    let claim = Claim {
+        farewell: Some("bye".into()),
+        ..Claim::of("member".into(), "1".into())
+    };
+    let Claimed::Made { owned, .. } = session.actor().claim(claim).await.unwrap() else {
+        panic!("there is nobody else");
+    };
+    let txn = client.txn().put_leased(owned.key(), "bye", &session);
+    txn.commit().await.unwrap();
+    let written = owned.write("2".into()).await;
+    assert!(matches!(written, Err(Error::Removed(_))), "{written:?}");
+    let there = client.get("member").await.unwrap().unwrap();
+    assert_eq!(there.value, "bye");
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_loss_waits_on_when_a_lock_changes_its_kind() {
     let Place {
