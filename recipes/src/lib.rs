@@ -95,6 +95,7 @@ mod departure;
 pub mod election;
 pub mod error;
 mod follow;
+mod hash;
 pub mod inspect;
 mod keeper;
 pub mod keys;
