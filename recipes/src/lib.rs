@@ -87,6 +87,7 @@
 //! under a guard, lie where their users say.
 
 pub mod assign;
+pub mod balance;
 pub mod barrier;
 mod client;
 pub mod clock;
