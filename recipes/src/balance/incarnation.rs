@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::ejection::Health;
+use super::grpc::Line;
 use super::latency::Latency;
 use crate::hash::fnv1a;
 use crate::keys::Revision;
@@ -24,6 +25,8 @@ pub(super) struct Incarnation {
     ejected_until: AtomicU64,
     health: Mutex<Health>,
     latency: Mutex<Latency>,
+    /// Where calls are balanced: the connection to it.
+    line: Mutex<Option<Line>>,
 }
 
 impl Incarnation {
@@ -37,6 +40,7 @@ impl Incarnation {
             ejected_until: AtomicU64::new(0),
             health: Mutex::default(),
             latency: Mutex::default(),
+            line: Mutex::default(),
         }
     }
 
@@ -68,6 +72,10 @@ impl Incarnation {
 
     pub(super) fn health(&self) -> MutexGuard<'_, Health> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn line(&self) -> MutexGuard<'_, Option<Line>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn latency(&self) -> MutexGuard<'_, Latency> {

@@ -2,7 +2,7 @@
 //! (the clock algorithm of Corbató, 1968).
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::incarnation::Incarnation;
 
@@ -22,7 +22,8 @@ struct Slots {
 #[derive(Debug)]
 struct Slot {
     key: u64,
-    one: Arc<Incarnation>,
+    /// Nothing that belongs to it outlives its leaving for a key's sake.
+    one: Weak<Incarnation>,
     /// Since the hand last came by.
     is_used: bool,
 }
@@ -51,11 +52,13 @@ impl Memory {
         if let Some(at) = known {
             let slot = &mut slots.slots[at];
             slot.is_used = true;
-            if let Some(same) = may_stay(&slot.one) {
+            let one = slot.one.upgrade();
+            if let Some(same) = one.as_ref().and_then(may_stay) {
                 return Some(same);
             }
         }
         let (chosen, one) = choose()?;
+        let one = Arc::downgrade(&one);
         match known {
             Some(at) => slots.slots[at].one = one,
             None => slots.insert(key, one),
@@ -65,7 +68,7 @@ impl Memory {
 }
 
 impl Slots {
-    fn insert(&mut self, key: u64, one: Arc<Incarnation>) {
+    fn insert(&mut self, key: u64, one: Weak<Incarnation>) {
         let slot = Slot {
             key,
             one,
@@ -99,8 +102,8 @@ mod tests {
     #[test]
     fn a_key_not_used_lately_makes_room() {
         let memory = Memory::new(3);
+        let one = Arc::new(Incarnation::new("a", Revision(1), None));
         let fresh = |key| {
-            let one = Arc::new(Incarnation::new("a", Revision(1), None));
             let chosen = || Some((true, Arc::clone(&one)));
             memory.keep(key, |_| Some(false), chosen).unwrap()
         };

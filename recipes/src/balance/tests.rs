@@ -1,7 +1,13 @@
 //! Balancers over a store in memory, in time that the test decides.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::Duration;
+
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use tower::discover::Change;
+use tower::{Service as _, ServiceExt as _};
 
 use super::{Balancer, Ejection, Pick, Policy};
 use crate::client::Client;
@@ -537,4 +543,73 @@ async fn threads_pick_while_the_view_changes() {
         }
         assert!(balancer.loads().iter().all(|load| load.outstanding == 0));
     }
+}
+
+/// What a balancer of tower's is told, in one word each, without waiting.
+fn told(changes: &mut BoxStream<'static, Result<Change<String, String>, Infallible>>) -> String {
+    let mut words = Vec::new();
+    while let Some(Some(Ok(change))) = changes.next().now_or_never() {
+        words.push(match change {
+            Change::Insert(id, address) => format!("+{id}={address}"),
+            Change::Remove(id) => format!("-{id}"),
+        });
+    }
+    words.join(" ")
+}
+
+#[tokio::test(start_paused = true)]
+async fn towers_balancers_are_told_what_changed() {
+    let mut fleet = Fleet::of("a b").await;
+    let mut changes = fleet.discovery.to_tower(|one| one.address.clone());
+    assert_eq!(told(&mut changes), "+a=a:80 +b=b:80");
+    fleet.change("b", |one| one.weight = 7).await;
+    assert_eq!(told(&mut changes), "", "not a matter of connections");
+    fleet
+        .change("b", |one| one.address = "h:81".to_owned())
+        .await;
+    assert_eq!(told(&mut changes), "+b=h:81");
+    fleet.join(instance("c")).await;
+    fleet.status("a", Status::Draining).await;
+    assert_eq!(told(&mut changes), "-a +c=c:80", "removals first");
+    fleet.leave("c").await;
+    fleet.join(instance("c")).await;
+    assert_eq!(told(&mut changes), "+c=c:80", "another incarnation");
+    fleet.status("b", Status::Down).await;
+    fleet.status("c", Status::Draining).await;
+    assert_eq!(
+        told(&mut changes),
+        "-b +a=a:80",
+        "there is none that does not drain"
+    );
+    fleet.leave("a").await;
+    fleet.leave("c").await;
+    assert_eq!(told(&mut changes), "-a -c");
+}
+
+#[tokio::test(start_paused = true)]
+async fn towers_balancer_calls_who_is_there() {
+    let mut fleet = Fleet::of("a b c").await;
+    let services = fleet.discovery.to_tower(|one| {
+        let id = one.id.clone();
+        let service = tower::service_fn(move |(): ()| {
+            let id = id.clone();
+            async move { Ok::<_, Infallible>(id) }
+        });
+        tower::load::Constant::new(service, 0)
+    });
+    let mut balance = tower::balance::p2c::Balance::new(services);
+    let mut called = async || {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for _ in 0..100 {
+            let ready = balance.ready().await.unwrap();
+            *counts.entry(ready.call(()).await.unwrap()).or_default() += 1;
+        }
+        counts.into_keys().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(called().await, "a b c");
+    fleet.status("b", Status::Draining).await;
+    assert_eq!(called().await, "a c");
+    fleet.leave("a").await;
+    fleet.join(instance("d")).await;
+    assert_eq!(called().await, "c d");
 }
