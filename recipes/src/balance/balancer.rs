@@ -260,7 +260,9 @@ impl<M: Send + Sync + 'static> Shared<M> {
         let Some(rule) = &self.ejection else { return };
         match outcome {
             Outcome::Success => {
-                if one.health().success(picked, now) {
+                // Held over the next line, so that no ejection comes in between and is taken back.
+                let mut health = one.health();
+                if health.success(picked, now) {
                     one.set_ejected_until(Duration::ZERO);
                 }
             }

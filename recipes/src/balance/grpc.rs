@@ -15,7 +15,7 @@ use tower::{Service, ServiceExt};
 use super::balancer::{Balancer, BalancerBuilder};
 use super::call::{self, Counted};
 use super::channel::{Dial, plain};
-use super::pick::Pick;
+use super::pick::{Outcome, Pick};
 use crate::registry::Endpoint;
 
 /// Most instances that are tried for one call before it is sent to any.
@@ -32,7 +32,8 @@ impl<M: Send + Sync + 'static> BalancerBuilder<M> {
     /// A channel for gRPC clients that picks an instance for every call. A call is outstanding until its
     /// answer has come to an end, and failed if the instance was not reached or answered with a status that
     /// speaks of the server rather than of the request: unavailable, internal, unknown, data loss, deadline
-    /// exceeded.
+    /// exceeded. A server that never answers is noticed by calls with a deadline of gRPC's own
+    /// ([`Request::set_timeout`](tonic::Request::set_timeout)); a call whose future is dropped tells nothing.
     ///
     /// Addresses are as for [`Discovery::channel`](crate::registry::Discovery::channel). Connecting takes at
     /// most 2 s.
@@ -76,11 +77,11 @@ impl<M: Send + Sync + 'static> BalancedChannel<M> {
 
     /// Picks an instance that there is a connection to.
     async fn connect(&self) -> Result<(Pick<M>, Channel), tonic::Status> {
-        let mut left = CONNECTS_MOST;
+        // Outstanding until it is over, so that a policy that goes by that looks elsewhere.
+        let mut failed = Vec::new();
         loop {
-            left -= 1;
             let pick = self.balancer.pick();
-            let pick = pick.map_err(|none| tonic::Status::unavailable(none.to_string()))?;
+            let mut pick = pick.map_err(|none| tonic::Status::unavailable(none.to_string()))?;
             let cell = self.line(&pick);
             let connected = cell.get_or_try_init(|| async {
                 let endpoint = (self.dial)(pick.endpoint())?;
@@ -89,10 +90,11 @@ impl<M: Send + Sync + 'static> BalancedChannel<M> {
             match connected.await {
                 Ok(channel) => return Ok((pick, channel.clone())),
                 Err(error) => {
-                    let failed = format!("instance {}: {}", pick.id, call::chain(&error));
-                    pick.failure();
-                    if left == 0 {
-                        return Err(tonic::Status::unavailable(failed));
+                    let text = format!("instance {}: {}", pick.id, call::chain(&error));
+                    pick.outcome = Outcome::Failure;
+                    failed.push(pick);
+                    if failed.len() == CONNECTS_MOST {
+                        return Err(tonic::Status::unavailable(text));
                     }
                 }
             }
