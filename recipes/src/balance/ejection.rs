@@ -112,7 +112,8 @@ impl Health {
             self.times = self.times.saturating_sub(forgiven);
         }
         self.times = self.times.saturating_add(1);
-        let until = now + rule.time.saturating_mul(self.times).min(rule.time_most);
+        let length = rule.time.saturating_mul(self.times).min(rule.time_most);
+        let until = now.saturating_add(length);
         self.failures = 0;
         self.on_probation = true;
         self.ejected = Some((now, until));

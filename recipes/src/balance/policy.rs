@@ -8,6 +8,9 @@ const BUSY: u32 = 64;
 /// Keys that a sticky policy remembers, unless told otherwise.
 const KEYS: usize = 10_000;
 
+/// Most keys that a sticky policy remembers. Room for all is made at the start.
+const KEYS_MOST: usize = 10_000_000;
+
 /// How fast a peak of the latency is forgotten, unless told otherwise.
 const DECAY: Duration = Duration::from_secs(10);
 
@@ -98,11 +101,12 @@ impl Policy {
         self.sticky_for(KEYS)
     }
 
-    /// As [`Policy::sticky`], remembering so many keys, at least one.
+    /// As [`Policy::sticky`], remembering so many keys, 1 to 10,000,000. Room for all is made at the
+    /// start, about 70 bytes a key.
     #[must_use]
     pub fn sticky_for(self, keys: usize) -> Self {
         Self(Kind::Sticky {
-            keys: keys.max(1),
+            keys: keys.clamp(1, KEYS_MOST),
             over: Box::new(self.0),
         })
     }

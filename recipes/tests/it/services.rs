@@ -71,6 +71,7 @@ on_every_store! {
     balance::calls_follow_the_service,
     balance::tonics_channel_follows_the_service,
     balance::the_dead_are_left_alone,
+    balance::unreachable_instances_cost_no_call,
     elections::one_leader_at_a_time,
     elections::takeover_after_loss,
     elections::deposed_leader_is_fenced,

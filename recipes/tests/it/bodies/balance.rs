@@ -91,7 +91,7 @@ struct Callers {
 }
 
 impl Callers {
-    fn start<S>(channel: S) -> Self
+    fn start<S>(channel: &S) -> Self
     where
         S: GrpcService<Body> + Clone + Send + 'static,
         S::Future: Send,
@@ -146,7 +146,7 @@ pub async fn calls_follow_the_service(client: &Client) {
     let mut discovery = client.discover::<()>("balanced").await.unwrap();
     let channel = Balancer::builder(&discovery, Policy::default()).channel();
     let balancer = channel.balancer().clone();
-    let callers = Callers::start(channel);
+    let callers = Callers::start(&channel);
     for round in 2..6 {
         servers.push(Served::start(&session, &round.to_string()).await);
         let newest = servers.last().unwrap();
@@ -176,7 +176,7 @@ pub async fn tonics_channel_follows_the_service(client: &Client) {
     let session = session(client).await;
     let mut discovery = client.discover::<()>("balanced").await.unwrap();
     // Calls wait for the first instance.
-    let callers = Callers::start(discovery.channel());
+    let callers = Callers::start(&discovery.channel());
     let mut servers = vec![Served::start(&session, "0").await];
     for round in 1..4 {
         servers.push(Served::start(&session, &round.to_string()).await);
@@ -224,4 +224,25 @@ pub async fn the_dead_are_left_alone(client: &Client) {
         health.check(HealthCheckRequest::default()).await.unwrap();
     }
     assert_eq!(alive.calls(), before + 20);
+}
+
+/// An instance that cannot be connected to costs no call: nothing was sent, so another one is tried.
+pub async fn unreachable_instances_cost_no_call(client: &Client) {
+    let session = session(client).await;
+    let alive = Served::start(&session, "alive").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let gone = Instance::builder("balanced").id("gone").address(nobody);
+    let _gone = session.register(gone.build()).await.unwrap();
+    let discovery = client.discover::<()>("balanced").await.unwrap();
+    let channel = Balancer::builder(&discovery, Policy::default()).channel();
+    let mut health = HealthClient::new(channel.clone());
+    for _ in 0..50 {
+        health.check(HealthCheckRequest::default()).await.unwrap();
+    }
+    assert_eq!(alive.calls(), 50);
+    let loads = channel.balancer().loads();
+    assert!(loads[1].ejected_for.is_some(), "and it is left alone");
+    assert!(loads.iter().all(|load| load.outstanding == 0));
 }
