@@ -39,6 +39,7 @@ pub(crate) struct Followed<V> {
     view: watch::Receiver<Arc<V>>,
     failed: watch::Receiver<Option<Error>>,
     following: Arc<Following>,
+    client: Client,
 }
 
 #[derive(Debug)]
@@ -56,6 +57,7 @@ impl<V> Clone for Followed<V> {
             view: self.view.clone(),
             failed: self.failed.clone(),
             following: Arc::clone(&self.following),
+            client: self.client.clone(),
         }
     }
 }
@@ -91,11 +93,29 @@ impl<V: Send + Sync + 'static> Followed<V> {
             view,
             failed,
             following: Arc::new(Following(tasks)),
+            client: client.clone(),
         })
     }
 
     pub(crate) fn view(&self) -> Arc<V> {
         Arc::clone(&self.view.borrow())
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Whether there is a view that has not been waited for or taken. Costs one load.
+    pub(crate) fn has_changed(&self) -> bool {
+        // Once the follower has ended only the value itself says whether it was the last one seen.
+        self.view
+            .has_changed()
+            .unwrap_or_else(|_| self.view.borrow().has_changed())
+    }
+
+    /// The newest view, which then counts as waited for.
+    pub(crate) fn take(&mut self) -> Arc<V> {
+        Arc::clone(&self.view.borrow_and_update())
     }
 
     /// Counts the view now as not waited for yet.

@@ -1,5 +1,5 @@
 //! Coordination recipes over any etcd v3 store: locks, elections, synchronisers, membership, service
-//! registry, task progress.
+//! registry and load balancing, task progress.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -28,6 +28,7 @@
 //! | one leader | [`Election`] |
 //! | one computes, all share | [`OnceCell`] |
 //! | who is there, who does what | [`Group`], [`PartitionSet`], [`registry`], [`KeptKey`] |
+//! | which instance takes the next call | [`balance`] |
 //! | go on together | [`Barrier`], [`DoubleBarrier`], [`CyclicBarrier`], [`CountdownLatch`] |
 //! | numbers | [`AtomicCounter`], [`Adder`], [`IdBlocks`], [`RateLimiter`] |
 //! | several keys, no lock | [`Stm`], [`Txn`] |
@@ -61,6 +62,7 @@
 //! | a registration, or a `register()` future | deregistered |
 //! | a kept key, or a `keep()` future | removed |
 //! | a reporter without `finish` | the task is reported as abandoned |
+//! | a pick | the instance is not outstanding any more |
 //! | a discovery, a monitor, an observer, the members of a group, a watcher, a mirror | the watch is closed |
 //! | the last handle of a session | every hold is given up, then the lease is revoked |
 //! | a `close()` future | closing goes on |
@@ -87,6 +89,7 @@
 //! under a guard, lie where their users say.
 
 pub mod assign;
+pub mod balance;
 pub mod barrier;
 mod client;
 pub mod clock;
@@ -95,6 +98,7 @@ mod departure;
 pub mod election;
 pub mod error;
 mod follow;
+mod hash;
 pub mod inspect;
 mod keeper;
 pub mod keys;

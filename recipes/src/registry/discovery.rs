@@ -120,6 +120,20 @@ impl<M: Send + Sync + 'static> Discovery<M> {
         self.0.wait_for(enough).await
     }
 
+    pub(crate) fn client(&self) -> &Client {
+        self.0.client()
+    }
+
+    /// Whether there is a view that was not waited for or taken by this one.
+    pub(crate) fn has_changed(&self) -> bool {
+        self.0.has_changed()
+    }
+
+    /// The newest view, which then counts as waited for.
+    pub(crate) fn take(&mut self) -> Arc<ServiceView<M>> {
+        self.0.take()
+    }
+
     /// What happens to the instances: first everyone who is there as joined, then each change. A
     /// slow reader gets the net difference of what it missed. Ends after a final refusal of the
     /// store, which it yields first.

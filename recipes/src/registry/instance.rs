@@ -1,5 +1,7 @@
 //! One instance of a service, as its owner describes it.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::keys::{KeySpace, Name};
@@ -34,6 +36,12 @@ pub struct Instance<M = ()> {
     pub weight: u32,
     /// Whether it wants work.
     pub status: Status,
+    /// Where it stands: a zone, a rack, a region, in whatever words its clients use. May be empty.
+    pub zone: String,
+    /// The version of what it runs. May be empty.
+    pub version: String,
+    /// What it can be selected by.
+    pub tags: BTreeSet<String>,
     /// What else there is to know.
     pub meta: M,
 }
@@ -49,6 +57,9 @@ impl Instance {
             address: String::new(),
             weight: 1,
             status: Status::Up,
+            zone: String::new(),
+            version: String::new(),
+            tags: BTreeSet::new(),
             meta: (),
         })
     }
@@ -106,6 +117,27 @@ impl<M> InstanceBuilder<M> {
         self
     }
 
+    /// Where it stands: a zone, a rack, a region, in whatever words its clients use. Default: empty.
+    #[must_use]
+    pub fn zone(mut self, zone: impl Into<String>) -> Self {
+        self.0.zone = zone.into();
+        self
+    }
+
+    /// The version of what it runs. Default: empty.
+    #[must_use]
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.0.version = version.into();
+        self
+    }
+
+    /// One more tag, which it can be selected by. Default: none.
+    #[must_use]
+    pub fn tag(mut self, tag: impl Into<String>) -> Self {
+        self.0.tags.insert(tag.into());
+        self
+    }
+
     /// What else there is to know, written as JSON. Default: nothing.
     #[must_use]
     pub fn meta<N>(self, meta: N) -> InstanceBuilder<N> {
@@ -116,6 +148,9 @@ impl<M> InstanceBuilder<M> {
             address: self.0.address,
             weight: self.0.weight,
             status: self.0.status,
+            zone: self.0.zone,
+            version: self.0.version,
+            tags: self.0.tags,
             meta,
         })
     }

@@ -1,6 +1,7 @@
 //! How an instance is written: the JSON of etcd's gRPC naming, `{"Op":0,"Addr":..,"Metadata":..}`,
 //! with what is ours inside `Metadata`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -34,6 +35,12 @@ struct Ours<M> {
     status: Status,
     #[serde(default = "one")]
     weight: u32,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    zone: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    version: String,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    tags: BTreeSet<String>,
     /// Different for every registration, so that it knows its own key again.
     nonce: String,
     /// Written just before a clean leave, so that it is told from a crash.
@@ -60,6 +67,9 @@ pub(super) fn write<M: Serialize>(
             quorate: 1,
             status: instance.status,
             weight: instance.weight,
+            zone: instance.zone.clone(),
+            version: instance.version.clone(),
+            tags: instance.tags.clone(),
             nonce: nonce.to_owned(),
             left,
             meta: &instance.meta,
@@ -101,6 +111,9 @@ pub(super) fn read<M: DeserializeOwned>(space: &KeySpace, kv: &KeyValue) -> Read
         address: update.addr,
         status: Status::Up,
         weight: 1,
+        zone: String::new(),
+        version: String::new(),
+        tags: BTreeSet::new(),
         meta: None,
         created: Revision(kv.create_revision),
         modified: Revision(kv.mod_revision),
@@ -120,6 +133,9 @@ pub(super) fn read<M: DeserializeOwned>(space: &KeySpace, kv: &KeyValue) -> Read
     }
     endpoint.status = ours.status;
     endpoint.weight = ours.weight;
+    endpoint.zone = ours.zone;
+    endpoint.version = ours.version;
+    endpoint.tags = ours.tags;
     endpoint.meta = serde_json::from_value(ours.meta).ok().map(Arc::new);
     Reading::There(endpoint)
 }
@@ -149,6 +165,7 @@ mod tests {
     #[test]
     fn an_instance_is_read_back_and_has_the_form_that_go_reads() {
         let instance = Instance::builder("svc").address("h:1").weight(3);
+        let instance = instance.zone("eu-1").version("2.1").tag("gpu").tag("big");
         let instance = instance.meta(vec![1, 2]).status(Status::Draining).build();
         let value = write(&"svc/x".into(), &instance, "n1", false).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&value).unwrap();
@@ -157,6 +174,9 @@ mod tests {
         let endpoint: Endpoint<Vec<u8>> = read_back(value.clone());
         assert_eq!((endpoint.id.as_str(), endpoint.weight), ("a/b", 3));
         assert_eq!(endpoint.status, Status::Draining);
+        let said = (endpoint.zone.as_str(), endpoint.version.as_str());
+        assert_eq!(said, ("eu-1", "2.1"));
+        assert!(endpoint.tags.iter().eq(["big", "gpu"]));
         assert_eq!(endpoint.meta, Some(Arc::new(vec![1, 2])));
         // Meta of another type does not hide the instance.
         assert_eq!(read_back::<String>(value).meta, None);
@@ -174,6 +194,7 @@ mod tests {
         assert_eq!(endpoint.address, "10.0.0.1:80");
         assert_eq!(endpoint.meta, Some(Arc::new("zone-a".to_owned())));
         assert_eq!((endpoint.status, endpoint.weight), (Status::Up, 1));
+        assert!(endpoint.zone.is_empty() && endpoint.tags.is_empty());
         let plain: Endpoint<()> = read_back(r#"{"Addr":"10.0.0.1:80"}"#);
         assert_eq!(plain.address, "10.0.0.1:80");
         let broken = read::<()>(&KeySpace::raw("svc"), &kv("10.0.0.1:80"));

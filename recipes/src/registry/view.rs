@@ -1,7 +1,7 @@
 //! What discovery shows: all instances of a service at one revision, and what changed between two
 //! such views.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::instance::Status;
@@ -21,6 +21,12 @@ pub struct Endpoint<M> {
     pub status: Status,
     /// Its share of the work, relative to the others.
     pub weight: u32,
+    /// Where it stands; may be empty.
+    pub zone: String,
+    /// The version of what it runs; may be empty.
+    pub version: String,
+    /// What it can be selected by.
+    pub tags: BTreeSet<String>,
     /// What else it says; `None` when that is not an `M`.
     pub meta: Option<Arc<M>>,
     /// The revision at which it registered: a restarted instance has a new one.
@@ -45,6 +51,9 @@ impl<M> Endpoint<M> {
         Self {
             id: self.id.clone(),
             address: self.address.clone(),
+            zone: self.zone.clone(),
+            version: self.version.clone(),
+            tags: self.tags.clone(),
             meta: self.meta.clone(),
             suspect_since: Some(since),
             ..*self

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bodies::{
-    assign, barriers, counters, deadlocks, elections, latches, leased, lock_forms, membership,
-    once, progress, rates, registry, rw_locks, semaphores, session, successions, transactions,
+    assign, balance, barriers, counters, deadlocks, elections, latches, leased, lock_forms,
+    membership, once, progress, rates, registry, rw_locks, semaphores, session, successions,
+    transactions,
 };
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
@@ -67,6 +68,10 @@ on_every_store! {
     assign::losses_free_what_was_held,
     assign::dropped_members_give_everything_back,
     assign::foreign_keys_stop_one_partition_only,
+    balance::calls_follow_the_service,
+    balance::tonics_channel_follows_the_service,
+    balance::the_dead_are_left_alone,
+    balance::unreachable_instances_cost_no_call,
     elections::one_leader_at_a_time,
     elections::takeover_after_loss,
     elections::deposed_leader_is_fenced,

@@ -7,6 +7,7 @@
 )]
 
 pub mod assign;
+pub mod balance;
 pub mod barriers;
 pub mod counters;
 pub mod deadlocks;
