@@ -73,6 +73,27 @@ impl<V: Send + Sync + 'static> Followed<V> {
             Some(first) => digest.take(first?, clock::now()),
             None => return Err(Error::Closed),
         }
+        Ok(Self::go_on(digest, batches, link))
+    }
+
+    /// Follows the range; until the first listing the view is that of the digest as it is.
+    pub(crate) fn begin<D>(client: &Client, range: KeyRange, digest: D) -> Self
+    where
+        D: Digest<View = V>,
+    {
+        let watcher = client.watch(range);
+        let link = watcher.link();
+        Self::go_on(digest, watcher.into_stream().boxed(), link)
+    }
+
+    fn go_on<D>(
+        digest: D,
+        batches: BoxStream<'static, Result<Batch>>,
+        link: watch::Receiver<bool>,
+    ) -> Self
+    where
+        D: Digest<View = V>,
+    {
         let (publish, view) = watch::channel(Arc::new(digest.view(None)));
         let (fail, failed) = watch::channel(None);
         let tasks = Tasks::current();
@@ -87,11 +108,16 @@ impl<V: Send + Sync + 'static> Followed<V> {
             let error = follower.run(&fail).await;
             tracing::warn!(%error, "a view is not kept up to date any more");
         });
-        Ok(Self {
+        Self {
             view,
             failed,
             following: Arc::new(Following(tasks)),
-        })
+        }
+    }
+
+    /// The views, which end with the following: this does not keep it going.
+    pub(crate) fn views(&self) -> watch::Receiver<Arc<V>> {
+        self.view.clone()
     }
 
     pub(crate) fn view(&self) -> Arc<V> {
