@@ -1,6 +1,7 @@
 //! Keys that belong together: published together, and never seen torn.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +33,7 @@ async fn no_view_is_torn() {
     publish(&group, &world.session, 0).await.unwrap();
     let watching = world.client.config_group::<Pair>("app");
     let mut following = watching.follow().await.unwrap();
-    let reader = tokio::spawn(async move {
+    let reading = async move {
         let mut seen = Vec::new();
         loop {
             let view = following.borrow();
@@ -45,28 +46,30 @@ async fn no_view_is_torn() {
             }
             following.changed().await.unwrap();
         }
-    });
+    };
     let others = world.other.config_group::<Pair>("app");
-    for n in 1..20 {
-        let one = publish(&group, &world.session, n);
-        let other = publish(&others, &world.other_session, 100 + n);
-        let (one, other) = tokio::join!(one, other);
-        one.unwrap();
-        other.unwrap();
-        match n % 4 {
-            0 => world.faulty.cut_watches(),
-            1 => {
-                world.faulty.disconnect(Outage::Refused);
-                publish(&others, &world.other_session, 200).await.unwrap();
-                world.store.compact(world.store.revision()).unwrap();
-                world.faulty.reconnect();
+    let publishing = async {
+        for n in 1..20 {
+            let one = publish(&group, &world.session, n);
+            let other = publish(&others, &world.other_session, 100 + n);
+            let (one, other) = tokio::join!(one, other);
+            one.unwrap();
+            other.unwrap();
+            match n % 4 {
+                0 => world.faulty.cut_watches(),
+                1 => {
+                    world.faulty.disconnect(Outage::Refused);
+                    publish(&others, &world.other_session, 200).await.unwrap();
+                    world.store.compact(world.store.revision()).unwrap();
+                    world.faulty.reconnect();
+                }
+                _ => {}
             }
-            _ => {}
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
-    publish(&others, &world.other_session, 1_000).await.unwrap();
-    let seen = reader.await.unwrap();
+        publish(&others, &world.other_session, 1_000).await.unwrap();
+    };
+    let (seen, ()) = tokio::join!(reading, publishing);
     assert!(seen.is_sorted() && seen.len() > 10, "{seen:?}");
 }
 

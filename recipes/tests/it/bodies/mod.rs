@@ -8,6 +8,7 @@
 
 pub mod assign;
 pub mod barriers;
+pub mod config;
 pub mod counters;
 pub mod deadlocks;
 pub mod elections;
