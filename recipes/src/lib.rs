@@ -1,5 +1,5 @@
 //! Coordination recipes over any etcd v3 store: locks, elections, synchronisers, membership, service
-//! registry, task progress.
+//! registry, settings, task progress.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -31,6 +31,7 @@
 //! | go on together | [`Barrier`], [`DoubleBarrier`], [`CyclicBarrier`], [`CountdownLatch`] |
 //! | numbers | [`AtomicCounter`], [`Adder`], [`IdBlocks`], [`RateLimiter`] |
 //! | several keys, no lock | [`Stm`], [`Txn`] |
+//! | settings that change while programs run | [`Config`], [`ConfigGroup`] |
 //! | how far it is | [`progress`] |
 //! | recipes of one's own | [`kit`], and the stores to test them with in [`store`] |
 //!
@@ -48,7 +49,7 @@
 //! | a guard, by a panic | as dropped; with `poison_on_panic()` a mark is left |
 //! | a `run()` future of an election | the leader's work is dropped, then as a leadership |
 //! | a `commit()` future, one of a transaction's `run()` | an unknown outcome |
-//! | an `add()`, `set()`, `count_down()` future | an unknown outcome: what is on its way ends by itself, once or not at all |
+//! | an `add()`, `set()`, `count_down()` future; `publish()`, `rollback()`, `gray()`, `promote()`, `withdraw()` of a setting | an unknown outcome: what is on its way ends by itself, once or not at all |
 //! | a `next()` future of ids | a block may go unused |
 //! | an `acquire()` of a rate limiter | no permit is used; granted ones are at hand for the next call |
 //! | a hold of a barrier | opens it, as a guard releases |
@@ -61,6 +62,7 @@
 //! | a registration, or a `register()` future | deregistered |
 //! | a kept key, or a `keep()` future | removed |
 //! | a reporter without `finish` | the task is reported as abandoned |
+//! | a following of settings | the watch is closed, the acknowledgement removed; a snapshot file stays |
 //! | a discovery, a monitor, an observer, the members of a group, a watcher, a mirror | the watch is closed |
 //! | the last handle of a session | every hold is given up, then the lease is revoked |
 //! | a `close()` future | closing goes on |
@@ -80,6 +82,7 @@
 //! | `exclusive`, `rwlock`, `semaphore` | `owner`; `read/…`, `write/…`; `door/…`, `permit/…`, `limit` |
 //! | `once` | `turn/…`, `chunk/…`, `manifest`, `failure`, `attempts` |
 //! | `member`, `assign`, `service`, `progress` | one key a member, a contender for a partition, an instance, a task |
+//! | `config` | `live/…` what is published and gray releases, `history/…`, `ack/…` what instances run |
 //! | `barrier`, `double-barrier`, `cyclic-barrier`, `latch` | holds and members, and a register of the state |
 //! | `counter`, `adder`, `ids`, `rate` | the number; cells; the last id; grants and the rule |
 //!

@@ -86,8 +86,8 @@ impl<T> Follow<T> {
         self
     }
 
-    /// Tells others what this instance runs, under this session, and under new ones when that is lost; until
-    /// it is closed.
+    /// Tells others what this instance runs, under this session until it is closed; when it is lost otherwise,
+    /// under new ones.
     pub fn acknowledge(mut self, session: &Session) -> Self {
         self.session = Some(session.clone());
         self

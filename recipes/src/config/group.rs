@@ -12,14 +12,14 @@ use serde::de::DeserializeOwned;
 use super::acknowledge::{self, Acknowledgement};
 use super::following::Follow;
 use super::name::Live;
-use super::publish::{Draft, Expect, Published, Publisher};
+use super::publish::{Besides, Draft, Expect, Published, Publisher};
 use super::record::{self, Record};
 use super::tracker::Scope;
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::keys::{Key, Revision};
 use crate::session::Session;
-use crate::store::ops;
+use crate::store::ops::{self, Compare};
 use crate::value::from_json;
 
 impl Client {
@@ -84,47 +84,55 @@ impl<G> ConfigGroup<G> {
             ..Default::default()
         };
         let (answer, _) = session.actor().repeat(request).await?;
-        let mut then: BTreeMap<String, (u64, Record)> = BTreeMap::new();
-        let mut first: BTreeMap<String, u64> = BTreeMap::new();
+        let mut versions: BTreeMap<String, Versions> = BTreeMap::new();
         for kv in ops::kvs(&answer.responses, 1) {
             let Some((key, version)) = layout.version(&kv.key) else {
                 continue;
             };
-            first.entry(key.clone()).or_insert(version);
+            let known = versions.entry(key).or_default();
+            known.first.get_or_insert(version);
+            known.last = version;
             if kv.mod_revision <= to.0 {
-                then.insert(key, (version, from_json(&kv.key, &kv.value)?));
+                known.then = Some((version, from_json(&kv.key, &kv.value)?));
             }
         }
-        let mut drafts = Vec::new();
+        let (mut drafts, mut before) = (Vec::new(), Vec::new());
+        let mut besides = Besides::default();
         for kv in ops::kvs(&answer.responses, 0) {
             let Some(Live::Value(key)) = layout.live_part(&kv.key) else {
                 continue;
             };
-            if kv.mod_revision <= to.0 {
-                continue;
-            }
-            let Some((version, record)) = then.remove(&key) else {
-                if first.get(&key) == Some(&1) {
-                    continue;
-                }
+            let revision = Revision(kv.mod_revision);
+            let known = versions.remove(&key).unwrap_or_default();
+            if revision <= to {
+                let unchanged = Compare::mod_revision(&kv.key[..], revision);
+                besides.when.push(unchanged);
+            } else if let Some((version, record)) = known.then {
+                before.push(Published {
+                    revision,
+                    version: known.last,
+                });
+                drafts.push(Draft {
+                    note: reason.to_owned(),
+                    rolled_back_to: Some(version),
+                    ..self.publisher.draft(&key, record.value, Expect::Any)
+                });
+            } else if known.first != Some(1) {
                 return Err(Error::Invalid(format!(
                     "the history of {key} does not go back to revision {to}"
                 )));
-            };
-            let expect = Expect::Revision(Revision(kv.mod_revision));
-            drafts.push(Draft {
-                note: reason.to_owned(),
-                rolled_back_to: Some(version),
-                ..self.publisher.draft(&key, record.value, expect)
-            });
+            }
         }
         if drafts.is_empty() {
             return Err(Error::Invalid(format!(
                 "nothing is different from revision {to}"
             )));
         }
-        let done = self.publisher.publish(session, &drafts).await?;
-        Ok(revision_of(&done))
+        let publisher = &self.publisher;
+        let done = publisher
+            .attempt(session, &drafts, &before, besides)
+            .await?;
+        done.map(|done| revision_of(&done)).ok_or(Error::Conflict)
     }
 
     /// What the instances that follow the group and acknowledge say that they run, in the order of their ids.
@@ -162,6 +170,15 @@ impl<G> fmt::Debug for ConfigGroup<G> {
             .field("namespace", &self.publisher.layout.namespace)
             .finish_non_exhaustive()
     }
+}
+
+/// What the history has of a key.
+#[derive(Default)]
+struct Versions {
+    first: Option<u64>,
+    last: u64,
+    /// The last one at the revision to go back to.
+    then: Option<(u64, Record)>,
 }
 
 /// Several keys of a namespace, published in one transaction or not at all.

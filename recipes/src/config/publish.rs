@@ -52,6 +52,13 @@ pub struct Published {
     pub version: u64,
 }
 
+impl Published {
+    /// The version of the next publication. What somebody else has written may have any.
+    fn next(self) -> u64 {
+        self.version.saturating_add(1)
+    }
+}
+
 /// One key of a publication.
 #[derive(Debug, Clone)]
 pub(super) struct Draft {
@@ -234,7 +241,7 @@ impl Publisher {
             if !draft.expect.admits(before.revision) {
                 return Err(Error::Conflict);
             }
-            let (key, version) = (self.layout.value(&draft.key), before.version + 1);
+            let (key, version) = (self.layout.value(&draft.key), before.next());
             let record = Record {
                 v: V1,
                 version,
@@ -259,7 +266,7 @@ impl Publisher {
         match session.actor().apply(effect).await? {
             Effected::Applied { revision, .. } => {
                 let done = drafts.iter().zip(before).map(|(draft, before)| {
-                    let version = before.version + 1;
+                    let version = before.next();
                     let published = Published { revision, version };
                     self.memory.note(&draft.key, published);
                     published

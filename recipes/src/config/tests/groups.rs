@@ -10,7 +10,7 @@ use crate::config::{ConfigGroup, Expect, Rule};
 use crate::error::{Error, Result};
 use crate::keys::Revision;
 use crate::session::Session;
-use crate::store::faulty::{Fault, Outage};
+use crate::store::faulty::{Calls, Fault, Outage, Stage};
 
 /// Whatever is published has two equal numbers.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -242,6 +242,18 @@ async fn gone_back_to_as_it_was() {
     assert!(matches!(same, Err(Error::Invalid(_))), "{same:?}");
     let gone = group.rollback(session, first, "").await;
     assert!(matches!(gone, Err(Error::Invalid(_))), "{gone:?}");
+    // Somebody is faster with a key that would have stayed as it is.
+    let held = world.faulty.hold(2, Calls::Txn, Stage::NotSent);
+    let c_again = async {
+        held.reached().await;
+        let others = world.other.config::<String>("app/c");
+        let value = "later".to_owned();
+        let done = others.publish(&world.other_session, &value, Expect::Any);
+        done.await.unwrap();
+        held.release();
+    };
+    let (refused, ()) = tokio::join!(group.rollback(session, third, ""), c_again);
+    assert!(matches!(refused, Err(Error::Conflict)), "{refused:?}");
     group.rollback(session, third, "after all").await.unwrap();
     let a = world
         .client

@@ -117,6 +117,23 @@ async fn versions_go_on_over_what_cannot_be_read() {
     assert_eq!(history[1].value.as_deref().unwrap(), &5);
 }
 
+/// The last version there can be, written by somebody else, is no reason to stop.
+#[tokio::test(start_paused = true)]
+async fn versions_have_an_end() {
+    let world = World::new().await;
+    let (config, session) = (world.config(), &world.session);
+    let by = r#"{"host":"h","pid":1}"#;
+    let version = u64::MAX;
+    let most = format!(r#"{{"v":1,"version":{version},"value":1,"by":{by},"at_ms":0}}"#);
+    world.other.put(config.key(), most).await.unwrap();
+    for value in 2..4 {
+        let done = config.publish(session, &value, Expect::Any).await.unwrap();
+        assert_eq!(done.version, version);
+        let history = config.history().await.unwrap();
+        assert_eq!(values(&history), [(version, value)]);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn lost_answers_and_late_copies_change_nothing() {
     let plans = [

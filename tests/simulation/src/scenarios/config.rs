@@ -42,8 +42,8 @@ pub struct Config {
     promoted: RefCell<BTreeSet<i64>>,
     /// Each client's handle, which remembers.
     handles: RefCell<BTreeMap<usize, Setting<i64>>>,
-    /// What each client was shown: revisions with numbers.
-    seen: RefCell<BTreeMap<(usize, Shown), Vec<(i64, i64)>>>,
+    /// What each client was shown.
+    seen: RefCell<BTreeMap<(usize, Shown), Seen>>,
     broken: RefCell<Option<String>>,
 }
 
@@ -52,6 +52,9 @@ enum Shown {
     Number,
     Pair,
 }
+
+/// Revisions with numbers.
+type Seen = Vec<(i64, i64)>;
 
 /// Two numbers that are always the same.
 #[derive(Debug, Serialize, Deserialize)]
@@ -186,7 +189,7 @@ impl Config {
         self.note(player, Shown::Pair, view, a);
     }
 
-    fn check_numbers(&self, history: &History) -> std::result::Result<Vec<(i64, i64)>, String> {
+    fn check_numbers(&self, history: &History) -> std::result::Result<Seen, String> {
         let expected = self.expected.borrow();
         let (mut before, mut entries) = (0, BTreeSet::new());
         let mut happened = Vec::new();
@@ -224,7 +227,7 @@ impl Config {
         Ok(happened.iter().map(|(n, (at, _))| (*at, *n)).collect())
     }
 
-    fn check_pairs(&self, history: &History) -> std::result::Result<Vec<(i64, i64)>, String> {
+    fn check_pairs(&self, history: &History) -> std::result::Result<Seen, String> {
         let mut happened = Vec::new();
         for commit in &history.commits {
             let of_pair = of_prefix(commit, PAIR).filter_map(|change| change.kv.as_ref());
