@@ -42,6 +42,22 @@ impl Client {
 ///
 /// A handle remembers the publication that it, a clone or one of its followers has seen last, so that
 /// publishing over it takes one round trip.
+///
+/// ```no_run
+/// use quorate_recipes::config::Expect;
+///
+/// # async fn f(client: quorate_recipes::Client) -> quorate_recipes::Result<()> {
+/// let session = client.session().await?;
+/// let limit = client.config::<u32>("shop/limit");
+/// let first = limit.publish(&session, &100, Expect::Absent).await?;
+/// limit.publish(&session, &200, Expect::Revision(first.revision)).await?;
+///
+/// let mut following = limit.follow().await?;
+/// while following.borrow().value.as_deref() != Some(&300) {
+///     following.changed().await?;
+/// }
+/// # Ok(()) }
+/// ```
 pub struct Config<T> {
     publisher: Publisher,
     key: String,

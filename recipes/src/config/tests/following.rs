@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
+
 use super::{World, quiet, until};
 use crate::config::{Expect, Source};
 use crate::error::Error;
@@ -219,4 +221,32 @@ async fn a_final_refusal_is_told() {
     assert!(world.config().get().await.unwrap().is_none());
 }
 
-use futures::FutureExt;
+/// A session that is closed takes the acknowledgement along, and nothing else.
+#[tokio::test(start_paused = true)]
+async fn following_outlives_the_session_that_acknowledges() {
+    let world = World::new().await;
+    let (others, by) = (world.others(), &world.other_session);
+    others.publish(by, &1, Expect::Any).await.unwrap();
+    let session = world.client.session().await.unwrap();
+    let follow = world.config().follow().acknowledge(&session);
+    let mut following = follow.await.unwrap();
+    quiet().await;
+    assert_eq!(others.acknowledgements().await.unwrap().len(), 1);
+    session.close().await.unwrap();
+    assert_eq!(others.acknowledgements().await.unwrap(), []);
+    others.publish(by, &2, Expect::Any).await.unwrap();
+    until(&mut following, 2).await;
+    quiet().await;
+    assert_eq!(others.acknowledgements().await.unwrap(), []);
+    assert_eq!(world.store.leases().len(), 2, "those of the world");
+    // Without the file of a program that has gone the store's silence is waited out.
+    drop(following);
+    world.faulty.disconnect(Outage::Silent);
+    let config = world.config();
+    let follow = async { config.follow().acknowledge(&world.session).await };
+    assert!(
+        tokio::time::timeout(Duration::from_secs(60), follow)
+            .await
+            .is_err()
+    );
+}
