@@ -133,7 +133,10 @@ where
         {
             match tracker.begin_with(saved.value, saved.parts) {
                 Ok(()) => loaded = true,
-                Err(reason) => tracing::warn!(reason, "a snapshot cannot be used"),
+                Err(reason) => {
+                    tracing::warn!("the value of a snapshot cannot be used");
+                    tracing::debug!(reason, "why it cannot be used");
+                }
             }
         }
         let mut followed = Followed::begin(&client, range, tracker);

@@ -282,7 +282,9 @@ impl<T: DeserializeOwned> Tracker<T> {
             end -= 1;
         }
         let namespace = &self.layout.namespace;
-        tracing::warn!(namespace, %revision, reason, "a setting cannot be used; the last good one stays");
+        tracing::warn!(namespace, %revision, "a setting cannot be used; the last good one stays");
+        // It may tell what the value is.
+        tracing::debug!(reason, "why it cannot be used");
         self.view.rejected = Some(Rejection {
             revision,
             reason: reason[..end].to_owned(),
