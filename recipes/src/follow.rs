@@ -75,6 +75,28 @@ impl<V: Send + Sync + 'static> Followed<V> {
             Some(first) => digest.take(first?, clock::now()),
             None => return Err(Error::Closed),
         }
+        Ok(Self::go_on(client, digest, batches, link))
+    }
+
+    /// Follows the range; until the first listing the view is that of the digest as it is.
+    pub(crate) fn begin<D>(client: &Client, range: KeyRange, digest: D) -> Self
+    where
+        D: Digest<View = V>,
+    {
+        let watcher = client.watch(range);
+        let link = watcher.link();
+        Self::go_on(client, digest, watcher.into_stream().boxed(), link)
+    }
+
+    fn go_on<D>(
+        client: &Client,
+        digest: D,
+        batches: BoxStream<'static, Result<Batch>>,
+        link: watch::Receiver<bool>,
+    ) -> Self
+    where
+        D: Digest<View = V>,
+    {
         let (publish, view) = watch::channel(Arc::new(digest.view(None)));
         let (fail, failed) = watch::channel(None);
         let tasks = Tasks::current();
@@ -89,12 +111,17 @@ impl<V: Send + Sync + 'static> Followed<V> {
             let error = follower.run(&fail).await;
             tracing::warn!(%error, "a view is not kept up to date any more");
         });
-        Ok(Self {
+        Self {
             view,
             failed,
             following: Arc::new(Following(tasks)),
             client: client.clone(),
-        })
+        }
+    }
+
+    /// The views, which end with the following: this does not keep it going.
+    pub(crate) fn views(&self) -> watch::Receiver<Arc<V>> {
+        self.view.clone()
     }
 
     pub(crate) fn view(&self) -> Arc<V> {

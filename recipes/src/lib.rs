@@ -1,5 +1,5 @@
 //! Coordination recipes over any etcd v3 store: locks, elections, synchronisers, membership, service
-//! registry and load balancing, task progress.
+//! registry and load balancing, settings, task progress.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -32,12 +32,15 @@
 //! | go on together | [`Barrier`], [`DoubleBarrier`], [`CyclicBarrier`], [`CountdownLatch`] |
 //! | numbers | [`AtomicCounter`], [`Adder`], [`IdBlocks`], [`RateLimiter`] |
 //! | several keys, no lock | [`Stm`], [`Txn`] |
+//! | settings that change while programs run | [`Config`], [`ConfigGroup`] |
 //! | how far it is | [`progress`] |
 //! | recipes of one's own | [`kit`], and the stores to test them with in [`store`] |
 //!
 //! # What dropping does
 //!
-//! Every future here may be dropped at any await, so `tokio::time::timeout` and `select!` are safe.
+//! Every future here may be dropped at any await, so `tokio::time::timeout` and `select!` are safe. What has
+//! been sent to the store by then is seen to its end; what could not be sent, for want of a store, is not sent
+//! any more once nobody waits for it.
 //!
 //! | dropped | effect |
 //! |---|---|
@@ -49,7 +52,7 @@
 //! | a guard, by a panic | as dropped; with `poison_on_panic()` a mark is left |
 //! | a `run()` future of an election | the leader's work is dropped, then as a leadership |
 //! | a `commit()` future, one of a transaction's `run()` | an unknown outcome |
-//! | an `add()`, `set()`, `count_down()` future | an unknown outcome: what is on its way ends by itself, once or not at all |
+//! | an `add()`, `set()`, `count_down()` future; `publish()`, `rollback()`, `gray()`, `promote()`, `withdraw()` of a setting | an unknown outcome: what is on its way ends by itself, once or not at all |
 //! | a `next()` future of ids | a block may go unused |
 //! | an `acquire()` of a rate limiter | no permit is used; granted ones are at hand for the next call |
 //! | a hold of a barrier | opens it, as a guard releases |
@@ -63,6 +66,7 @@
 //! | a kept key, or a `keep()` future | removed |
 //! | a reporter without `finish` | the task is reported as abandoned |
 //! | a pick | the instance is not outstanding any more |
+//! | a following of settings | the watch is closed, the acknowledgement removed; a snapshot file stays |
 //! | a discovery, a monitor, an observer, the members of a group, a watcher, a mirror | the watch is closed |
 //! | the last handle of a session | every hold is given up, then the lease is revoked |
 //! | a `close()` future | closing goes on |
@@ -82,6 +86,7 @@
 //! | `exclusive`, `rwlock`, `semaphore` | `owner`; `read/…`, `write/…`; `door/…`, `permit/…`, `limit` |
 //! | `once` | `turn/…`, `chunk/…`, `manifest`, `failure`, `attempts` |
 //! | `member`, `assign`, `service`, `progress` | one key a member, a contender for a partition, an instance, a task |
+//! | `config` | `live/…` what is published and gray releases, `history/…`, `ack/…` what instances run |
 //! | `barrier`, `double-barrier`, `cyclic-barrier`, `latch` | holds and members, and a register of the state |
 //! | `counter`, `adder`, `ids`, `rate` | the number; cells; the last id; grants and the rule |
 //!
@@ -93,6 +98,7 @@ pub mod balance;
 pub mod barrier;
 mod client;
 pub mod clock;
+pub mod config;
 pub mod counter;
 mod departure;
 pub mod election;
@@ -125,6 +131,7 @@ pub mod watch;
 pub use assign::{Partition, PartitionSet, Partitions};
 pub use barrier::{Barrier, CyclicBarrier, DoubleBarrier};
 pub use client::{Client, ClientBuilder, Identity};
+pub use config::{Config, ConfigGroup};
 pub use counter::{Adder, AtomicCounter, IdBlocks};
 pub use election::{Election, Leader, Leadership};
 pub use error::{Error, LostReason, Result, TxnError};

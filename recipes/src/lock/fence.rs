@@ -149,8 +149,8 @@ impl Unsettled {
 }
 
 impl Fence {
-    /// The compares to put into a transaction that is not a [`Txn`]. Nobody else than its sender knows
-    /// of it then: a [`CombinedMutex`](super::CombinedMutex) may hand the hold on while it is under way.
+    /// The compares to put into a transaction that is not a [`Txn`](crate::Txn). Nobody else than its sender
+    /// knows of it then: a [`CombinedMutex`](super::CombinedMutex) may hand the hold on while it is under way.
     #[must_use]
     pub fn compares(&self) -> Vec<Compare> {
         let mut compares = Vec::with_capacity(2 * self.keys.len() + 1);

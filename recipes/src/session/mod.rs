@@ -243,7 +243,9 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+    use crate::config::{Expect, Rule};
     use crate::error::Error;
+    use crate::keys::Revision;
     use crate::stm::Transaction;
     use crate::store::faulty::{Calls, Stage};
     use crate::store::{Faulty, MemStore, Store};
@@ -311,6 +313,35 @@ mod tests {
                     crate::once::OnceError::Init(error) => error,
                     other => panic!("{other}"),
                 }),
+            c.config("m/k").publish(s, &1, Expect::Any).await.map(drop),
+            c.config::<u32>("m/k")
+                .rollback(s, 1, "", Expect::Any)
+                .await
+                .map(drop),
+            c.config("m/k")
+                .gray(s, &Rule::new("r"), &1, Expect::Any)
+                .await
+                .map(drop),
+            c.config::<u32>("m/k")
+                .promote(s, "r", Expect::Any)
+                .await
+                .map(drop),
+            c.config::<u32>("m/k").withdraw(s, "r").await.map(drop),
+            c.config::<u32>("m/k")
+                .follow()
+                .acknowledge(s)
+                .await
+                .map(drop),
+            c.config_group::<u32>("m")
+                .publish()
+                .set("k", &1, Expect::Any)
+                .commit(s)
+                .await
+                .map(drop),
+            c.config_group::<u32>("m")
+                .rollback(s, Revision(1), "")
+                .await
+                .map(drop),
             c.group::<u32>("m").join(s, 1).await.map(drop),
             c.partitions("m", 1).join(s).await.map(drop),
             c.stm()

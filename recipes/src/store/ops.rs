@@ -207,6 +207,18 @@ pub fn newest(keys: KeyRange, limit: i64) -> pb::RangeRequest {
     }
 }
 
+/// A read of the last key of the range in key order, without its value.
+#[must_use]
+pub fn last(keys: KeyRange) -> pb::RangeRequest {
+    pb::RangeRequest {
+        limit: 1,
+        sort_order: SortOrder::Descend.into(),
+        sort_target: SortTarget::Key.into(),
+        keys_only: true,
+        ..range(keys)
+    }
+}
+
 /// A read of the `limit` keys of the range that were created first, oldest first.
 #[must_use]
 pub fn oldest(keys: KeyRange, limit: i64) -> pb::RangeRequest {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bodies::{
-    assign, balance, barriers, counters, deadlocks, elections, latches, leased, lock_forms,
+    assign, balance, barriers, config, counters, deadlocks, elections, latches, leased, lock_forms,
     membership, once, progress, rates, registry, rw_locks, semaphores, session, successions,
     transactions,
 };
@@ -112,6 +112,12 @@ on_every_store! {
     membership::only_members_write,
     membership::memberships_survive_lost_answers,
     membership::dropped_joins_leave_nothing,
+    config::publications_replace_what_they_expect,
+    config::followers_show_what_is_published,
+    config::gray_releases_select_by_rule,
+    config::groups_are_never_torn,
+    config::publications_survive_lost_answers,
+    config::cold_starts_have_the_last_value,
     registry::views_and_events,
     registry::comes_back_as_it_was_last,
     registry::ids_are_taken_once,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_proto::mvccpb::event::EventType;
+use quorate_recipes::config::{Expect, Rule};
 use quorate_recipes::store::Commit;
 use quorate_recipes::{Client, Error, KeptState, Revision, Session};
 
@@ -14,8 +15,21 @@ use super::{Outcome, QUIET, Stopped, World, at_every_call, in_time, joined};
 const BARRIER: &str = "quorate/barrier/x/set";
 const LATCH: &str = "quorate/latch/x/state";
 const COUNTER: &str = "quorate/counter/x/value";
+const CONFIG: &str = "quorate/config/x/";
+const SETTING: &str = "quorate/config/x/live/n/value";
+const RULE: &str = "quorate/config/x/live/n/gray/canary";
 
 dropped_everywhere! {
+    config_acknowledged, ["quorate/config/x/live/", "quorate/config/x/history/"],
+        async |client: Client, session: Session, hold| {
+            config_published(&client, &session, 1).await?;
+            let config = client.config::<u32>("x/n");
+            let follow = config.follow().instance(session.lease().to_string());
+            let mut following = follow.acknowledge(&session).await?;
+            tokio::time::sleep(hold).await;
+            config_published(&client, &session, 2).await?;
+            following.wait_for(|view| view.value.is_some()).await.map(drop)
+        };
     rate_limiter, ["quorate/rate/x/rule"], async |client: Client, session: Session, _| {
         let limiter = client.rate_limiter("x", 2, Duration::from_secs(5));
         limiter.acquire(&session, 2).await
@@ -248,6 +262,65 @@ once_or_not_at_all! {
             }
         },
         |written| written.given("quorate/rate/x/rule", r#""limit":5"#);
+    config_publish, [CONFIG],
+        async |client: Client, session: Session| config_published(&client, &session, 1).await,
+        async |client: Client, session: Session| config_published(&client, &session, 7).await,
+        async |client: Client, session: Session| config_published(&client, &session, 2).await,
+        |written| {
+            let entries = written.given("quorate/config/x/history/n/", r#""value":7"#);
+            let published = written.given(SETTING, r#""value":7"#);
+            assert_eq!(entries, published);
+            published
+        };
+    config_group, [CONFIG],
+        async |client: Client, session: Session| config_published(&client, &session, 1).await,
+        async |client: Client, session: Session| {
+            let group = client.config_group::<()>("x");
+            let both = group.publish().set("n", &7, Expect::Any).set("m", &7, Expect::Any);
+            both.commit(&session).await.map(drop)
+        },
+        async |client: Client, session: Session| config_published(&client, &session, 2).await,
+        |written| {
+            let both = written.given("quorate/config/x/live/", r#""value":7"#);
+            assert_eq!(both % 2, 0);
+            both / 2
+        };
+    config_rollback, [CONFIG],
+        async |client: Client, session: Session| {
+            config_published(&client, &session, 7).await?;
+            config_published(&client, &session, 1).await
+        },
+        async |client: Client, session: Session| {
+            let config = client.config::<u32>("x/n");
+            config.rollback(&session, 1, "", Expect::Any).await.map(drop)
+        },
+        async |client: Client, session: Session| config_published(&client, &session, 2).await,
+        |written| written.given(SETTING, r#""value":7"#);
+    config_gray, [CONFIG],
+        async |_, _| Ok(()),
+        async |client: Client, session: Session| config_tried(&client, &session, 7).await,
+        async |client: Client, session: Session| config_tried(&client, &session, 2).await,
+        |written| written.given(RULE, r#""value":7"#);
+    config_promote, [CONFIG],
+        async |client: Client, session: Session| config_tried(&client, &session, 7).await,
+        async |client: Client, session: Session| {
+            let config = client.config::<u32>("x/n");
+            config.promote(&session, "canary", Expect::Any).await.map(drop)
+        },
+        async |client: Client, session: Session| config_published(&client, &session, 2).await,
+        |written| {
+            let promoted = written.given(SETTING, r#""value":7"#);
+            assert_eq!(written.deleted(RULE), promoted);
+            promoted
+        };
+    config_withdraw, [CONFIG],
+        async |client: Client, session: Session| config_tried(&client, &session, 1).await,
+        async |client: Client, session: Session| {
+            client.config::<u32>("x/n").withdraw(&session, "canary").await.map(drop)
+        },
+        // Only the user withdraws: what the rival begins anew stays.
+        async |client: Client, session: Session| config_tried(&client, &session, 2).await,
+        |written| written.deleted(RULE);
     result_taken_back, ["quorate/once/x/"],
         async |client: Client, session: Session| published(&client, &session).await,
         async |client: Client, _session| {
@@ -287,6 +360,16 @@ once_or_not_at_all! {
             kept.remove().await
         },
         |written| written.given("kept/x", "stays");
+}
+
+async fn config_published(client: &Client, session: &Session, n: u32) -> Outcome {
+    let config = client.config::<u32>("x/n");
+    config.publish(session, &n, Expect::Any).await.map(drop)
+}
+
+async fn config_tried(client: &Client, session: &Session, n: u32) -> Outcome {
+    let (config, rule) = (client.config::<u32>("x/n"), Rule::new("canary"));
+    config.gray(session, &rule, &n, Expect::Any).await.map(drop)
 }
 
 /// What others have added to an adder whose sessions have ended: 30 in all.

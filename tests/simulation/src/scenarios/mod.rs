@@ -4,6 +4,7 @@ mod adder;
 mod assign;
 mod barrier;
 mod combined;
+mod config;
 mod counter;
 mod cyclic_barrier;
 mod deadlock;
@@ -31,6 +32,7 @@ pub use adder::Adder;
 pub use assign::Assign;
 pub use barrier::{Barrier, Waits};
 pub use combined::Combined;
+pub use config::Config;
 pub use counter::Counter;
 pub use cyclic_barrier::CyclicBarrier;
 pub use deadlock::{Circle, Deadlock, Finds, Found, Wait};
@@ -89,6 +91,7 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<Membership>(),
     entry::<Assign>(),
     entry::<Leased>(),
+    entry::<Config>(),
 ];
 
 const fn entry<S: Scenario>() -> (&'static str, Run) {

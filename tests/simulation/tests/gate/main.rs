@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests stop at what they did not expect")]
 
 mod circles;
+mod configs;
 mod counts;
 mod gathered;
 mod kept;
@@ -75,6 +76,7 @@ gates! {
     membership,
     assign,
     leased,
+    config,
 }
 
 #[test]

@@ -1,0 +1,246 @@
+//! All settings of a namespace as one: published in one transaction, and read as one struct whose fields
+//! are the keys.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+use quorate_proto::etcdserverpb::TxnRequest;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::acknowledge::{self, Acknowledgement};
+use super::following::Follow;
+use super::name::Live;
+use super::publish::{Besides, Draft, Expect, Published, Publisher};
+use super::record::{self, Record};
+use super::tracker::Scope;
+use crate::client::Client;
+use crate::error::{Error, Result};
+use crate::keys::{Key, Revision};
+use crate::session::Session;
+use crate::store::ops::{self, Compare};
+use crate::value::from_json;
+
+impl Client {
+    /// All settings of a namespace as one: `client.config_group::<Shop>("shop")`, where the fields of `Shop`
+    /// are the keys.
+    #[must_use]
+    pub fn config_group<G>(&self, namespace: &str) -> ConfigGroup<G> {
+        ConfigGroup {
+            publisher: Publisher::new(self.clone(), namespace),
+            value: PhantomData,
+        }
+    }
+}
+
+/// The settings of a namespace that belong together. Cheap to clone. A struct of them has one field a key;
+/// a field that may be missing is an `Option`, or has a serde default.
+pub struct ConfigGroup<G> {
+    publisher: Publisher,
+    value: PhantomData<fn() -> G>,
+}
+
+impl<G> ConfigGroup<G> {
+    /// As [`Config::keep_history`](super::Config::keep_history), for each key.
+    #[must_use]
+    pub fn keep_history(mut self, most: u64) -> Self {
+        self.publisher.keep_history(most);
+        self
+    }
+
+    /// A publication of several keys, to be filled and committed.
+    pub fn publish(&self) -> GroupPublication {
+        GroupPublication {
+            publisher: self.publisher.clone(),
+            drafts: Vec::new(),
+            error: None,
+        }
+    }
+
+    /// Publishes again what was there at a revision, in one transaction: of each key that is different now,
+    /// the version of then, with the reason as its note. Keys that came later stay. Returns the revision.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when nothing is different, or when a key's history does not go back so far;
+    /// [`Error::Conflict`] when somebody publishes meanwhile; as
+    /// [`Config::publish`](super::Config::publish).
+    ///
+    /// # Cancel safety
+    /// As [`Config::publish`](super::Config::publish).
+    pub async fn rollback(
+        &self,
+        session: &Session,
+        to: Revision,
+        reason: &str,
+    ) -> Result<Revision> {
+        session.belongs_to(&self.publisher.client)?;
+        let layout = &self.publisher.layout;
+        let request = TxnRequest {
+            success: vec![
+                ops::read(ops::range(layout.live())),
+                ops::read(ops::range(layout.histories())),
+            ],
+            ..Default::default()
+        };
+        let (answer, _) = session.actor().repeat(request).await?;
+        let mut versions: BTreeMap<String, Versions> = BTreeMap::new();
+        for kv in ops::kvs(&answer.responses, 1) {
+            let Some((key, version)) = layout.version(&kv.key) else {
+                continue;
+            };
+            let known = versions.entry(key).or_default();
+            known.first.get_or_insert(version);
+            known.last = version;
+            if kv.mod_revision <= to.0 {
+                known.then = Some((version, from_json(&kv.key, &kv.value)?));
+            }
+        }
+        let (mut drafts, mut before) = (Vec::new(), Vec::new());
+        let mut besides = Besides::default();
+        for kv in ops::kvs(&answer.responses, 0) {
+            let Some(Live::Value(key)) = layout.live_part(&kv.key) else {
+                continue;
+            };
+            let revision = Revision(kv.mod_revision);
+            let known = versions.remove(&key).unwrap_or_default();
+            if revision <= to {
+                let unchanged = Compare::mod_revision(&kv.key[..], revision);
+                besides.when.push(unchanged);
+            } else if let Some((version, record)) = known.then {
+                before.push(Published {
+                    revision,
+                    version: known.last,
+                });
+                drafts.push(Draft {
+                    note: reason.to_owned(),
+                    rolled_back_to: Some(version),
+                    ..self.publisher.draft(&key, record.value, Expect::Any)
+                });
+            } else if known.first != Some(1) {
+                return Err(Error::Invalid(format!(
+                    "the history of {key} does not go back to revision {to}"
+                )));
+            }
+        }
+        if drafts.is_empty() {
+            return Err(Error::Invalid(format!(
+                "nothing is different from revision {to}"
+            )));
+        }
+        let publisher = &self.publisher;
+        let done = publisher
+            .attempt(session, &drafts, &before, besides)
+            .await?;
+        done.map(|done| revision_of(&done)).ok_or(Error::Conflict)
+    }
+
+    /// What the instances that follow the group and acknowledge say that they run, in the order of their ids.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn acknowledgements(&self) -> Result<Vec<Acknowledgement>> {
+        acknowledge::list(&self.publisher, "").await
+    }
+}
+
+impl<G> ConfigGroup<G>
+where
+    G: DeserializeOwned + Send + Sync + 'static,
+{
+    /// Follows the group; awaiting starts it. Needs no session. Each view is what was published at one
+    /// revision.
+    pub fn follow(&self) -> Follow<G> {
+        Follow::new(self.publisher.clone(), Scope::Namespace)
+    }
+}
+
+impl<G> Clone for ConfigGroup<G> {
+    fn clone(&self) -> Self {
+        Self {
+            publisher: self.publisher.clone(),
+            value: PhantomData,
+        }
+    }
+}
+
+impl<G> fmt::Debug for ConfigGroup<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfigGroup")
+            .field("namespace", &self.publisher.layout.namespace)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the history has of a key.
+#[derive(Default)]
+struct Versions {
+    first: Option<u64>,
+    last: u64,
+    /// The last one at the revision to go back to.
+    then: Option<(u64, Record)>,
+}
+
+/// Several keys of a namespace, published in one transaction or not at all.
+#[must_use = "nothing is sent before commit"]
+pub struct GroupPublication {
+    publisher: Publisher,
+    drafts: Vec<Draft>,
+    error: Option<Error>,
+}
+
+impl GroupPublication {
+    /// One key more, with what must be there.
+    pub fn set<T: Serialize>(mut self, key: &str, value: &T, expect: Expect) -> Self {
+        let at: Key = self.publisher.layout.value(key);
+        match record::encode(&at, value) {
+            Ok(value) => self.drafts.push(self.publisher.draft(key, value, expect)),
+            Err(error) => {
+                self.error.get_or_insert(error);
+            }
+        }
+        self
+    }
+
+    /// Notes this with each key, for people who look at the history.
+    pub fn note(mut self, note: &str) -> Self {
+        self.publisher.note = note.to_owned();
+        for draft in &mut self.drafts {
+            draft.note = note.to_owned();
+        }
+        self
+    }
+
+    /// Publishes all keys, exactly once although answers get lost. Returns the revision of all of them.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when of any key something else was there than expected, and nothing was written;
+    /// [`Error::Invalid`] for no key, for one that is given twice, and for more keys than one transaction
+    /// takes, 42 with a store's limit of 128; as [`Config::publish`](super::Config::publish).
+    ///
+    /// # Cancel safety
+    /// As [`Config::publish`](super::Config::publish).
+    pub async fn commit(self, session: &Session) -> Result<Revision> {
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        let done = self.publisher.publish(session, &self.drafts).await?;
+        Ok(revision_of(&done))
+    }
+}
+
+/// The one revision at which all keys of a publication were written.
+fn revision_of(done: &[Published]) -> Revision {
+    done.first()
+        .map_or(Revision(0), |published| published.revision)
+}
+
+impl fmt::Debug for GroupPublication {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys: Vec<_> = self.drafts.iter().map(|draft| &draft.key).collect();
+        f.debug_struct("GroupPublication")
+            .field("namespace", &self.publisher.layout.namespace)
+            .field("keys", &keys)
+            .finish_non_exhaustive()
+    }
+}
