@@ -376,6 +376,10 @@ impl Client {
         self.inner.clock.now()
     }
 
+    pub(crate) fn wall_millis(&self) -> u64 {
+        self.inner.clock.wall_millis()
+    }
+
     /// When `limit` is over; never, where that is too long to tell.
     pub(crate) fn deadline(&self, limit: Duration) -> Instant {
         clock::after(self.now(), limit)

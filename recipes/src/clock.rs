@@ -9,6 +9,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
+/// The wall time at which a [`LateClock`] begins.
+const LATE_ORIGIN_MILLIS: u64 = 1_700_000_000_000;
+
 /// The longest time to live of a lease, in seconds.
 const LEASE_SECONDS_MAX: u64 = 9_000_000_000;
 
@@ -29,6 +32,11 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
 
     /// Completes when [`Clock::now`] has reached `at`.
     fn sleep_until(&self, at: Instant) -> BoxFuture<'static, ()>;
+
+    /// Milliseconds since the Unix epoch by the wall clock, by which delayed items of a queue are due.
+    fn wall_millis(&self) -> u64 {
+        wall_millis()
+    }
 }
 
 /// A moment by a clock, from which the time that the machine sleeps is counted as well.
@@ -82,6 +90,7 @@ pub struct LateClock {
 
 #[derive(Debug)]
 struct Shared {
+    origin: Instant,
     pace: Mutex<Pace>,
     /// Wakes the sleepers in the order in which they came.
     changed: Arc<Notify>,
@@ -108,6 +117,7 @@ impl Default for LateClock {
     fn default() -> Self {
         Self {
             shared: Arc::new(Shared {
+                origin: now(),
                 pace: Mutex::new(Pace::Runs(Duration::ZERO)),
                 changed: Arc::new(Notify::new()),
             }),
@@ -144,6 +154,12 @@ impl Shared {
 impl Clock for LateClock {
     fn now(&self) -> Instant {
         self.shared.pace().now()
+    }
+
+    /// A date in 2023 when the clock was made.
+    fn wall_millis(&self) -> u64 {
+        let since = self.now().saturating_duration_since(self.shared.origin);
+        u64::try_from(since.as_millis()).map_or(u64::MAX, |since| LATE_ORIGIN_MILLIS + since)
     }
 
     fn suspended(&self) -> Duration {

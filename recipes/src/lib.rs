@@ -1,5 +1,5 @@
 //! Coordination recipes over any etcd v3 store: locks, elections, synchronisers, membership, service
-//! registry and load balancing, settings, task progress.
+//! registry and load balancing, settings, queues, task progress.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -33,6 +33,7 @@
 //! | numbers | [`AtomicCounter`], [`Adder`], [`IdBlocks`], [`RateLimiter`] |
 //! | several keys, no lock | [`Stm`], [`Txn`] |
 //! | settings that change while programs run | [`Config`], [`ConfigGroup`] |
+//! | work to be done by whoever is free | [`queue`] |
 //! | how far it is | [`progress`] |
 //! | recipes of one's own | [`kit`], and the stores to test them with in [`store`] |
 //!
@@ -64,6 +65,11 @@
 //! | a member's share of partitions | leaves; what it did not take is given back, what it took is revoked |
 //! | a registration, or a `register()` future | deregistered |
 //! | a kept key, or a `keep()` future | removed |
+//! | a `pop()` future | a claim that is on its way is undone, and the attempt does not count |
+//! | a delivery | given back at once |
+//! | an `ack()`, `nack()` future | goes on unobserved |
+//! | a `push()` future | an unknown outcome, as an `add()` |
+//! | a consumer | takes nothing any more; its deliveries go on |
 //! | a reporter without `finish` | the task is reported as abandoned |
 //! | a pick | the instance is not outstanding any more |
 //! | a following of settings | the watch is closed, the acknowledgement removed; a snapshot file stays |
@@ -88,6 +94,7 @@
 //! | `member`, `assign`, `service`, `progress` | one key a member, a contender for a partition, an instance, a task |
 //! | `config` | `live/…` what is published and gray releases, `history/…`, `ack/…` what instances run |
 //! | `barrier`, `double-barrier`, `cyclic-barrier`, `latch` | holds and members, and a register of the state |
+//! | `queue` | `head` and `segment/…`, the items; `try/…`, who has them; `delayed/…`, `dead/…` |
 //! | `counter`, `adder`, `ids`, `rate` | the number; cells; the last id; grants and the rule |
 //!
 //! `quorate/epoch` is the store's epoch, which every fence compares. Kept keys, and whatever is written
@@ -115,6 +122,7 @@ pub mod lock;
 pub mod membership;
 pub mod once;
 pub mod progress;
+pub mod queue;
 pub mod rate;
 mod register;
 pub mod registry;
@@ -141,6 +149,7 @@ pub use leased::{KeptKey, KeptState};
 pub use lock::{Fence, Fenced, FencingToken};
 pub use membership::{Group, Members, Membership};
 pub use once::{OnceCell, OnceError};
+pub use queue::Queue;
 pub use rate::RateLimiter;
 pub use session::{Lost, Session, SessionBuilder, SessionState};
 pub use stm::{Stm, Transaction};

@@ -35,6 +35,8 @@ pub struct Txn {
     fences: Vec<Fence>,
     compares: Vec<Compare>,
     success: Vec<RequestOp>,
+    /// Done after those, by the recipe whose guards these are: to their own keys too.
+    own: Vec<RequestOp>,
     failure: Vec<RequestOp>,
     error: Option<Error>,
 }
@@ -46,9 +48,16 @@ impl Txn {
             fences: Vec::new(),
             compares: Vec::new(),
             success: Vec::new(),
+            own: Vec::new(),
             failure: Vec::new(),
             error: None,
         }
+    }
+
+    /// Does these besides, whatever keys they are of.
+    pub(crate) fn own(mut self, operations: impl IntoIterator<Item = RequestOp>) -> Self {
+        self.own.extend(operations);
+        self
     }
 
     /// Commits only while this guard is held.
@@ -234,7 +243,8 @@ impl Txn {
             .chain(self.failure.iter().cloned())
             .collect();
         let most = self.client.store().capabilities().max_txn_ops;
-        let used = compare.len().max(failure.len()).max(self.success.len()) + added;
+        let operations = self.success.len() + self.own.len();
+        let used = compare.len().max(failure.len()).max(operations) + added;
         if used > most {
             return Err(Error::Invalid(format!(
                 "a transaction of {used} compares or operations, those of guards and lanes included; the store takes {most}"
@@ -242,7 +252,7 @@ impl Txn {
         }
         Ok(TxnRequest {
             compare: compare.into_iter().map(Into::into).collect(),
-            success: self.success.clone(),
+            success: self.success.iter().chain(&self.own).cloned().collect(),
             failure,
         })
     }

@@ -155,6 +155,16 @@ impl Hold {
         self.leaving.store(leaving, Ordering::Release);
     }
 
+    /// Ends what [`Hold::when_released`], or the claim, has asked for.
+    pub(crate) fn nothing_when_released(&mut self) {
+        self.owned.nothing_when_released();
+    }
+
+    /// Whether the store has refused something because the hold is over.
+    pub(crate) fn is_void(&self) -> bool {
+        self.fence.unsettled().is_void()
+    }
+
     /// Has `op` done in the transaction that gives the hold up.
     pub(crate) fn when_released(&mut self, op: RequestOp) {
         self.owned.when_released(op);

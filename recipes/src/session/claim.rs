@@ -209,6 +209,11 @@ impl Owned {
         self.last.push(op);
     }
 
+    /// Ends what [`Claim::when_released`] and [`Owned::when_released`] have asked for.
+    pub(crate) fn nothing_when_released(&mut self) {
+        self.last.clear();
+    }
+
     /// Has `op` done as well in that transaction when it is sent because of a panic: in the thread that
     /// drops the keys, or in one that has set [`Owned::panicked`].
     pub(crate) fn when_panicked(&mut self, op: RequestOp) {

@@ -239,6 +239,15 @@ pub fn kvs(responses: &[pb::ResponseOp], index: usize) -> &[KeyValue] {
     }
 }
 
+/// How many keys operation `index` of a transaction found, beyond its limit too; 0 if it was not a read.
+#[must_use]
+pub fn count(responses: &[pb::ResponseOp], index: usize) -> u64 {
+    match responses.get(index).and_then(|op| op.response.as_ref()) {
+        Some(Response::ResponseRange(range)) => u64::try_from(range.count).unwrap_or(0),
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::bodies::{
     assign, balance, barriers, config, counters, deadlocks, elections, latches, leased, lock_forms,
-    membership, once, progress, rates, registry, rw_locks, semaphores, session, successions,
-    transactions,
+    membership, once, progress, queues, rates, registry, rw_locks, semaphores, session,
+    successions, transactions,
 };
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
@@ -126,6 +126,10 @@ on_every_store! {
     progress::attempts_follow_one_another,
     progress::zombies_are_refused,
     progress::stalls_and_deaths,
+    queues::items_are_done_once,
+    queues::who_is_gone_ends_nothing,
+    queues::orders_by_key_are_exact,
+    queues::items_come_back,
     counters::additions_are_exact,
     counters::numbers_are_set_and_compared,
     counters::additions_survive_lost_answers,

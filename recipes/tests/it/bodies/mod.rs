@@ -21,6 +21,7 @@ pub mod locks;
 pub mod membership;
 pub mod once;
 pub mod progress;
+pub mod queues;
 pub mod rates;
 pub mod registry;
 pub mod rw_locks;

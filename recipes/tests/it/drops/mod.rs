@@ -188,5 +188,6 @@ mod members;
 mod once;
 #[macro_use]
 mod outcomes;
+mod queues;
 mod requests;
 mod writes;

@@ -12,6 +12,7 @@ mod members;
 mod mutants;
 mod onces;
 mod permits;
+mod queues;
 mod restored;
 mod taken_over;
 mod waits;
@@ -77,6 +78,8 @@ gates! {
     assign,
     leased,
     config,
+    queue,
+    ordered_queue,
 }
 
 #[test]

@@ -1,0 +1,385 @@
+//! Taking items: an item is chosen from what is known of the front, claimed in the store, and handed out as a
+//! delivery.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use futures::{Stream, stream};
+use quorate_proto::etcdserverpb::TxnRequest;
+use serde::de::DeserializeOwned;
+
+use super::delay;
+use super::delivery::{Delivery, Taken, used_up};
+use super::follow::{Front, Reserved};
+use super::record::{AttemptsRecord, DeadRecord, ItemRecord, Layout, Order, Settings};
+use super::window::{Candidate, Turn};
+use crate::error::{Error, Result};
+use crate::keys::{KeyRange, Revision};
+use crate::kit::{Claim, Claimed, Owned, fresh_key};
+use crate::lock::{ContenderRecord, Hold};
+use crate::session::Session;
+use crate::store::ops::{self, Compare};
+use crate::value::{Json, Value, from_json};
+
+/// Takes items of a [`Queue`](super::Queue), for as long as it and its session live. May be asked by several
+/// tasks at a time. Dropping it ends no delivery.
+///
+/// Costs: it follows the front of the queue, which is about one segment of items, with what is said about
+/// their taking; an item that comes wakes all consumers, one of which claims it with one transaction. If that
+/// one is busy others do, 20 to 200 ms later. So a take costs the same with ten items and with a million.
+pub struct Consumer<T> {
+    layout: Layout,
+    order: Order,
+    max_attempts: Option<u32>,
+    front: Front,
+    session: Session,
+    _listed: Owned,
+    of: PhantomData<fn() -> T>,
+}
+
+impl<T> Consumer<T> {
+    pub(super) async fn start(
+        layout: Layout,
+        order: Order,
+        max_attempts: Option<u32>,
+        session: &Session,
+    ) -> Result<Self> {
+        session.belongs_to(&layout.client)?;
+        agree(&layout, order, session).await?;
+        let consumers = layout.consumers();
+        let key = fresh_key(session, &consumers);
+        let name = consumers.suffix(key.as_bytes());
+        let front = Front::follow(&layout, order, name.expect("a consumer's key lies there"));
+        let record = Value::from(Json(ContenderRecord::of(session, ""))).into_bytes(&key)?;
+        let claim = Claim::of(key, record);
+        let claimed = session
+            .actor()
+            .run(|actor| async move { actor.claim(claim).await });
+        let Claimed::Made { owned, .. } = claimed.await? else {
+            // The key has a fresh nonce, and the claim no condition.
+            return Err(Error::Conflict);
+        };
+        delay::start(&layout, session, front.tasks());
+        Ok(Self {
+            layout,
+            order,
+            max_attempts,
+            front,
+            session: session.clone(),
+            _listed: owned,
+            of: PhantomData,
+        })
+    }
+
+    /// The session that items are taken under.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+}
+
+impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
+    /// Takes the next item, and waits for one while there is none.
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`] at once when the session is lost; the store's final refusals. Trouble with the
+    /// store is waited out.
+    ///
+    /// # Cancel safety
+    /// No item is lost when the future is dropped: one that was on its way goes back, and the attempt does
+    /// not count.
+    pub async fn pop(&self) -> Result<Delivery<T>> {
+        tokio::select! {
+            biased;
+            reason = self.session.lost() => Err(Error::SessionLost(reason)),
+            taken = self.pop_while_live() => taken,
+        }
+    }
+
+    async fn pop_while_live(&self) -> Result<Delivery<T>> {
+        let mut news = self.front.news();
+        loop {
+            news.borrow_and_update().check()?;
+            let until = match self.front.choose(Turn::Ranked) {
+                Ok(candidate) => match self.take(candidate).await? {
+                    Some(delivery) => return Ok(delivery),
+                    None => continue,
+                },
+                Err(until) => until,
+            };
+            let client = self.session.client();
+            match until {
+                Some(until) => {
+                    let _in_time = client.before(until, news.changed()).await;
+                }
+                None => drop(news.changed().await),
+            }
+        }
+    }
+
+    /// Takes an item that is there now; `None` when the store has none that is free. Reads the front of the
+    /// queue again before it says so.
+    ///
+    /// # Errors
+    /// As [`Consumer::pop`].
+    ///
+    /// # Cancel safety
+    /// As [`Consumer::pop`].
+    pub async fn try_pop(&self) -> Result<Option<Delivery<T>>> {
+        tokio::select! {
+            biased;
+            reason = self.session.lost() => Err(Error::SessionLost(reason)),
+            taken = self.try_pop_while_live() => taken,
+        }
+    }
+
+    async fn try_pop_while_live(&self) -> Result<Option<Delivery<T>>> {
+        for looked in [false, true] {
+            if looked {
+                self.front.sync().await?;
+            }
+            while let Ok(candidate) = self.front.choose(Turn::Anybody) {
+                if let Some(delivery) = self.take(candidate).await? {
+                    return Ok(Some(delivery));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The items as they are taken, which ends after the first error.
+    pub fn stream(&self) -> impl Stream<Item = Result<Delivery<T>>> + Send {
+        stream::unfold(Some(self), |consumer| async move {
+            let consumer = consumer?;
+            match consumer.pop().await {
+                Ok(delivery) => Some((Ok(delivery), Some(consumer))),
+                Err(error) => Some((Err(error), None)),
+            }
+        })
+    }
+
+    /// Has `work` done for each item, for at most `most` at a time (at least one), until taking fails. What
+    /// `work` does not acknowledge goes back when it drops the delivery.
+    ///
+    /// # Errors
+    /// As [`Consumer::pop`], once the work in progress is done.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the work in progress.
+    pub async fn for_each_concurrent<F, Fut>(&self, most: usize, mut work: F) -> Result<()>
+    where
+        F: FnMut(Delivery<T>) -> Fut,
+        Fut: Future<Output = ()>,
+    {
+        let mut working = FuturesUnordered::new();
+        loop {
+            if working.len() >= most.max(1) {
+                working.next().await;
+                continue;
+            }
+            let taken = tokio::select! {
+                biased;
+                Some(()) = working.next() => continue,
+                taken = self.pop() => taken,
+            };
+            match taken {
+                Ok(delivery) => working.push(work(delivery)),
+                Err(error) => {
+                    while working.next().await.is_some() {}
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Claims an item; `None` when it is not to be had, which is known then.
+    async fn take(&self, candidate: Candidate) -> Result<Option<Delivery<T>>> {
+        let reserved = self.front.reserved(&candidate);
+        let attempts = candidate.about.attempts.saturating_add(candidate.attempts);
+        if self.max_attempts.is_some_and(|most| attempts >= most) {
+            self.bury(&candidate, attempts, used_up(attempts), &reserved)
+                .await?;
+            return Ok(None);
+        }
+        let Some(owned) = self.claim(&candidate, &reserved).await? else {
+            return Ok(None);
+        };
+        let key = self.layout.log.key(&candidate.position.id());
+        let contenders = vec![KeyRange::one(owned.key())];
+        let hold = Hold::new(self.session.clone(), owned, contenders);
+        let taken = Taken {
+            layout: self.layout.clone(),
+            order: self.order,
+            position: candidate.position,
+            item: candidate.value,
+            about: candidate.about,
+            attempts: candidate.attempts.saturating_add(1),
+            max_attempts: self.max_attempts,
+            reserved,
+        };
+        match ItemRecord::<T>::read(&key, &taken.item) {
+            Ok(record) => Ok(Some(Delivery::new(record.value, hold, taken))),
+            Err(error) => {
+                tracing::warn!(%key, %error, "an unreadable item becomes a dead letter");
+                let why = format!("it cannot be read: {error}");
+                let delivery = Delivery::new((), hold, taken);
+                match delivery.bury(why).await {
+                    Err(Error::Fenced { .. }) | Ok(()) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    async fn claim(&self, candidate: &Candidate, reserved: &Reserved) -> Result<Option<Owned>> {
+        let id = candidate.position.id();
+        let (item, claim, attempts) = (
+            self.layout.log.key(&id),
+            self.layout.claim(&id),
+            self.layout.attempts(&id),
+        );
+        let record = ContenderRecord::of(&self.session, "");
+        let record = record.with_nonce(self.session.client().nonce());
+        let mut wanted = Claim::of(claim.clone(), Value::from(Json(record)).into_bytes(&claim)?);
+        wanted.when = vec![
+            Compare::create_revision(&item, candidate.position.created()),
+            Compare::mod_revision(&attempts, candidate.attempts_at),
+        ];
+        let count = |count| AttemptsRecord::new(count, None).write(&attempts);
+        let counted = count(candidate.attempts.saturating_add(1))?;
+        wanted.also = vec![ops::put(&attempts, counted, None)];
+        // Until it is in the user's hands, the attempt is none.
+        wanted.when_released = vec![match candidate.attempts_at {
+            Revision(0) => ops::delete(KeyRange::one(&attempts)),
+            _ => ops::put(&attempts, count(candidate.attempts)?, None),
+        }];
+        wanted.otherwise = vec![ops::read(ops::get(&item)), ops::read(ops::get(&attempts))];
+        let claimed = self
+            .session
+            .actor()
+            .run(|actor| async move { actor.claim(wanted).await });
+        match claimed.await? {
+            Claimed::Made {
+                owned, revision, ..
+            } => {
+                reserved.claimed_at(revision);
+                Ok(Some(owned))
+            }
+            Claimed::Refused {
+                existing,
+                responses,
+                ..
+            } => {
+                if let Some(kv) = existing.first() {
+                    reserved.claimed_at(Revision(kv.create_revision));
+                }
+                let created = candidate.position.created();
+                let there = ops::kvs(&responses, 0).first();
+                match there.filter(|kv| kv.create_revision == created.0) {
+                    Some(_) => reserved.attempts(ops::kvs(&responses, 1).first()),
+                    None => reserved.went(),
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Makes a dead letter of an item that nobody has.
+    async fn bury(
+        &self,
+        candidate: &Candidate,
+        attempts: u32,
+        why: String,
+        reserved: &Reserved,
+    ) -> Result<()> {
+        let id = candidate.position.id();
+        let dead = self.layout.dead_letter(&id);
+        let record = DeadRecord::write(&dead, &candidate.value, attempts, why)?;
+        let unique = candidate.about.unique.as_deref();
+        let unique = unique.map(|name| ops::delete(KeyRange::one(self.layout.unique(name))));
+        let request = TxnRequest {
+            compare: vec![
+                Compare::create_revision(self.layout.log.key(&id), candidate.position.created())
+                    .into(),
+                Compare::absent(self.layout.claim(&id)).into(),
+                Compare::mod_revision(self.layout.attempts(&id), candidate.attempts_at).into(),
+            ],
+            success: [
+                ops::delete(KeyRange::one(self.layout.log.key(&id))),
+                ops::delete(self.layout.tries_of(&id)),
+                ops::put(dead, record, None),
+            ]
+            .into_iter()
+            .chain(unique)
+            .collect(),
+            failure: [
+                ops::get(self.layout.log.key(&id)),
+                ops::get(self.layout.claim(&id)),
+                ops::get(self.layout.attempts(&id)),
+            ]
+            .map(ops::read)
+            .into(),
+        };
+        // A copy that comes late finds the item gone.
+        let answer = self
+            .session
+            .actor()
+            .run(|actor| async move { Ok(actor.repeat(request).await?.0) });
+        let answer = answer.await?;
+        let found = |index| ops::kvs(&answer.responses, index).first();
+        if answer.succeeded {
+            tracing::info!(item = %id, attempts, "an item became a dead letter");
+        }
+        match found(0) {
+            Some(_) if !answer.succeeded => {
+                if let Some(claim) = found(1) {
+                    reserved.claimed_at(Revision(claim.create_revision));
+                }
+                reserved.attempts(found(2));
+            }
+            _ => reserved.went(),
+        }
+        Ok(())
+    }
+}
+
+/// Makes sure that all consumers give items out in the same order.
+async fn agree(layout: &Layout, order: Order, session: &Session) -> Result<()> {
+    let key = layout.settings();
+    let request = TxnRequest {
+        compare: vec![Compare::absent(&key).into()],
+        success: vec![ops::put(
+            &key,
+            Value::from(Json(Settings::new(order))).into_bytes(&key)?,
+            None,
+        )],
+        failure: vec![ops::read(ops::get(&key))],
+    };
+    // Only made once, so a late copy finds it there.
+    let answer = session
+        .actor()
+        .run(|actor| async move { Ok(actor.repeat(request).await?.0) });
+    let answer = answer.await?;
+    let Some(kv) = ops::kvs(&answer.responses, 0).first() else {
+        return Ok(());
+    };
+    let stored: Settings = from_json(&kv.key, &kv.value)?;
+    if stored.order == order {
+        return Ok(());
+    }
+    Err(Error::Mismatch {
+        key,
+        wanted: order.to_string(),
+        stored: stored.order.to_string(),
+    })
+}
+
+impl<T> fmt::Debug for Consumer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer")
+            .field("layout", &self.layout)
+            .field("order", &self.order)
+            .finish_non_exhaustive()
+    }
+}

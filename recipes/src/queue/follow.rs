@@ -1,0 +1,495 @@
+//! Keeps a consumer's [`Window`] up to date: follows the head of the log, the segments at its front, who takes
+//! what, and who else takes. One task a consumer.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+
+use futures::StreamExt;
+use futures::future::poll_fn;
+use futures::stream::BoxStream;
+use quorate_proto::mvccpb::KeyValue;
+use tokio::sync::watch;
+
+use super::record::{About, AttemptsRecord, Layout, Order, Tried};
+use super::window::{Candidate, Choice, Turn, Window};
+use crate::clock::Instant;
+use crate::error::{Error, Result};
+use crate::keys::{Key, KeyRange, Revision};
+use crate::kit::{Head, ItemId};
+use crate::tasks::Tasks;
+use crate::value::from_json;
+use crate::watch::{Batch, Change, Origin};
+
+/// The front of a queue as one consumer sees it. Dropping it stops following.
+pub(super) struct Front {
+    shared: Arc<Shared>,
+    tasks: Tasks,
+}
+
+/// What the task and those who take share.
+struct Shared {
+    layout: Layout,
+    window: Mutex<Window>,
+    news: watch::Sender<News>,
+    /// The last look that was asked for.
+    wanted: watch::Sender<u64>,
+}
+
+/// What the task has come to.
+#[derive(Debug, Clone, Default)]
+pub(super) struct News {
+    /// The last look that is done.
+    synced: u64,
+    /// Why it has ended.
+    failed: Option<Error>,
+}
+
+/// An item that is being taken, or taken: nobody else in this consumer chooses it. Dropping it ends that.
+pub(super) struct Reserved {
+    shared: Arc<Shared>,
+    id: ItemId,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.shared.window().unreserve(&self.id);
+        self.shared.tell();
+    }
+}
+
+impl Reserved {
+    /// The store says that the item is not there any more.
+    pub(super) fn went(&self) {
+        self.shared.window().went(&self.id);
+    }
+
+    /// The store said at this revision that somebody has the item.
+    pub(super) fn claimed_at(&self, revision: Revision) {
+        let mut window = self.shared.window();
+        window.claimed_at(self.id.clone(), revision);
+    }
+
+    /// The store says how often the item was taken.
+    pub(super) fn attempts(&self, kv: Option<&KeyValue>) {
+        let now = self.shared.now();
+        let mut window = self.shared.window();
+        match kv {
+            Some(kv) => self.shared.attempted(&mut window, self.id.clone(), kv, now),
+            None => window.not_attempted(&self.id),
+        }
+    }
+}
+
+impl Shared {
+    fn window(&self) -> MutexGuard<'_, Window> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Instant {
+        self.layout.client.now()
+    }
+
+    /// Wakes those who wait for something to take.
+    fn tell(&self) {
+        self.news.send_modify(|_| {});
+    }
+
+    fn attempted(&self, window: &mut Window, id: ItemId, kv: &KeyValue, now: Instant) {
+        let record: Result<AttemptsRecord> = from_json(&kv.key, &kv.value);
+        let record = record.unwrap_or_else(|error| {
+            tracing::warn!(%error, "an unreadable count of attempts is taken for none");
+            AttemptsRecord::new(0, None)
+        });
+        window.attempted(id, Revision(kv.mod_revision), record, now);
+    }
+}
+
+impl Front {
+    /// Follows the front for a consumer with this name.
+    pub(super) fn follow(layout: &Layout, order: Order, me: &str) -> Self {
+        let shared = Arc::new(Shared {
+            layout: layout.clone(),
+            window: Mutex::new(Window::new(order, me.as_bytes())),
+            news: watch::Sender::new(News::default()),
+            wanted: watch::Sender::new(1),
+        });
+        let tasks = Tasks::current();
+        let follower = Follower::new(Arc::clone(&shared));
+        tasks.spawn("queue", follower.run());
+        Self { shared, tasks }
+    }
+
+    /// The tasks that end with it.
+    pub(super) fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    /// Something to take, kept for the one who asks.
+    pub(super) fn choose(&self, turn: Turn) -> Result<Candidate, Option<Instant>> {
+        let now = self.shared.now();
+        let mut window = self.shared.window();
+        match window.choose(turn, now) {
+            Choice::Take(candidate) => {
+                window.reserve(candidate.position.id());
+                Ok(*candidate)
+            }
+            Choice::Wait(until) => Err(until),
+        }
+    }
+
+    /// The keeper of what [`Front::choose`] gave.
+    pub(super) fn reserved(&self, candidate: &Candidate) -> Reserved {
+        Reserved {
+            shared: Arc::clone(&self.shared),
+            id: candidate.position.id(),
+        }
+    }
+
+    /// Tells of everything that may change what there is to take.
+    pub(super) fn news(&self) -> watch::Receiver<News> {
+        self.shared.news.subscribe()
+    }
+
+    /// Waits until everything that the store has now is known.
+    ///
+    /// # Errors
+    /// As [`News::check`].
+    pub(super) async fn sync(&self) -> Result<()> {
+        let mut look = 0;
+        self.shared.wanted.send_modify(|wanted| {
+            *wanted += 1;
+            look = *wanted;
+        });
+        let mut news = self.news();
+        let done = news.wait_for(|news| news.synced >= look || news.failed.is_some());
+        let done = done.await.map_err(|_| Error::Closed)?;
+        done.check()
+    }
+}
+
+impl News {
+    /// Fails once the queue is not followed any more.
+    ///
+    /// # Errors
+    /// The store's final refusal; [`Error::Codec`] for a head that cannot be read.
+    pub(super) fn check(&self) -> Result<()> {
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.tasks.cancel();
+    }
+}
+
+/// Where news comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Head,
+    Tries,
+    Consumers,
+    Segment(u64),
+}
+
+struct Follower {
+    shared: Arc<Shared>,
+    streams: Vec<(Source, BoxStream<'static, Result<Batch>>)>,
+    /// Those whose first listing has not come yet.
+    unlisted: HashSet<u64>,
+    head: Option<Head>,
+    /// Whether each segment was, or is being, listed after it was closed: then no item of it is missing.
+    segments: BTreeMap<u64, bool>,
+    look: Look,
+}
+
+/// A look at everything that the store has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Done,
+    /// The head is being read.
+    Head(u64),
+    /// What is open at the head is being read; and whether the tries have been.
+    Rest(u64, bool),
+}
+
+impl Follower {
+    fn new(shared: Arc<Shared>) -> Self {
+        let mut follower = Self {
+            shared,
+            streams: Vec::new(),
+            unlisted: HashSet::new(),
+            head: None,
+            segments: BTreeMap::new(),
+            look: Look::Done,
+        };
+        follower.open(Source::Consumers);
+        follower
+    }
+
+    async fn run(mut self) {
+        let mut wanted = self.shared.wanted.subscribe();
+        wanted.mark_changed();
+        let error = loop {
+            let taken = tokio::select! {
+                biased;
+                changed = wanted.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.look = Look::Head(*wanted.borrow_and_update());
+                    self.open(Source::Head);
+                    Ok(())
+                }
+                (source, batch) = self.next() => batch.and_then(|batch| self.take(source, batch)),
+            };
+            let settled = match taken {
+                Ok(()) => self.settle().await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = settled {
+                break error;
+            }
+            self.shared.tell();
+        };
+        tracing::warn!(%error, "a queue is not followed any more");
+        self.shared
+            .news
+            .send_modify(|news| news.failed = Some(error));
+    }
+
+    /// The next batch of any source, those opened first before the others.
+    async fn next(&mut self) -> (Source, Result<Batch>) {
+        poll_fn(|context| {
+            for (source, stream) in &mut self.streams {
+                if let Poll::Ready(batch) = stream.poll_next_unpin(context) {
+                    let ended = || Err(Error::Closed);
+                    return Poll::Ready((*source, batch.unwrap_or_else(ended)));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Follows a source from a new listing on.
+    fn open(&mut self, source: Source) {
+        let layout = &self.shared.layout;
+        let range = match source {
+            Source::Head => KeyRange::one(layout.log.head_key()),
+            Source::Tries => layout.tries().range(),
+            Source::Consumers => layout.consumers().range(),
+            Source::Segment(segment) => layout.log.segment(segment),
+        };
+        let stream = layout.client.watch(range).into_stream().boxed();
+        self.close(source);
+        self.streams.push((source, stream));
+        if let Source::Segment(segment) = source {
+            self.unlisted.insert(segment);
+            let closed = self.head.is_some_and(|head| segment < head.segment);
+            self.segments.insert(segment, closed);
+        }
+    }
+
+    fn close(&mut self, source: Source) {
+        self.streams.retain(|(known, _)| *known != source);
+    }
+
+    fn take(&mut self, source: Source, batch: Batch) -> Result<()> {
+        let listing = batch.origin == Origin::Listing;
+        match source {
+            Source::Head => self.take_head(batch)?,
+            Source::Consumers => self.take_consumers(batch),
+            Source::Tries => {
+                self.take_tries(batch);
+                if let Look::Rest(_, tries) = &mut self.look {
+                    *tries |= listing;
+                }
+            }
+            Source::Segment(segment) => {
+                self.take_items(segment, batch);
+                if listing {
+                    self.unlisted.remove(&segment);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_head(&mut self, batch: Batch) -> Result<()> {
+        let log = &self.shared.layout.log;
+        let mut head = self.head;
+        if batch.origin == Origin::Listing {
+            head = Some(log.head_of(None)?);
+        }
+        for change in batch.changes {
+            head = Some(match change {
+                Change::Put { kv, .. } => log.head_of(Some(&kv))?,
+                Change::Delete { .. } => log.head_of(None)?,
+            });
+        }
+        self.head = head;
+        if let (Look::Head(look), Origin::Listing) = (self.look, batch.origin) {
+            self.look = Look::Rest(look, false);
+            self.open(Source::Tries);
+            let open: Vec<u64> = self.not_complete().collect();
+            open.into_iter()
+                .for_each(|segment| self.open(Source::Segment(segment)));
+        }
+        Ok(())
+    }
+
+    fn take_consumers(&self, batch: Batch) {
+        let consumers = self.shared.layout.consumers();
+        let name = |key: &[u8]| consumers.suffix(key).map(|name| name.to_owned().into());
+        let mut window = self.shared.window();
+        if batch.origin == Origin::Listing {
+            window.left_alone();
+        }
+        for change in batch.changes {
+            match change {
+                Change::Put { kv, .. } => {
+                    if let Some(name) = name(&kv.key) {
+                        window.joined(name);
+                    }
+                }
+                Change::Delete { key, .. } => {
+                    if let Some(name) = consumers.suffix(key.as_bytes()) {
+                        window.left(name.as_bytes());
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_tries(&self, batch: Batch) {
+        let (layout, now) = (&self.shared.layout, self.shared.now());
+        let mut window = self.shared.window();
+        if batch.origin == Origin::Listing {
+            window.forget_tries();
+        }
+        for change in batch.changes {
+            match change {
+                Change::Put { kv, .. } => match layout.tried(&kv.key) {
+                    Some((id, Tried::Claim)) => window.claimed(id),
+                    Some((id, Tried::Attempts)) => {
+                        self.shared.attempted(&mut window, id, &kv, now);
+                    }
+                    None => {}
+                },
+                Change::Delete { key, .. } => match layout.tried(key.as_bytes()) {
+                    Some((id, Tried::Claim)) => window.unclaimed(&id, now),
+                    Some((id, Tried::Attempts)) => window.not_attempted(&id),
+                    None => {}
+                },
+            }
+        }
+        window.tries_until(batch.revision);
+    }
+
+    fn take_items(&self, segment: u64, batch: Batch) {
+        let (log, now) = (&self.shared.layout.log, self.shared.now());
+        let mut window = self.shared.window();
+        if batch.origin == Origin::Listing {
+            let there = batch.changes.iter().filter_map(|change| match change {
+                Change::Put { kv, .. } => log.item(&kv.key),
+                Change::Delete { .. } => None,
+            });
+            window.only(segment, &there.collect());
+        }
+        for change in batch.changes {
+            match change {
+                Change::Put { kv, .. } => {
+                    if let Some(position) = log.position(&kv) {
+                        let about = About::read(&Key::from(kv.key), &kv.value);
+                        // It is given out, found to be unreadable there, and put aside.
+                        let about = about.unwrap_or_else(|_| About::unknown());
+                        window.came(position, kv.value, about, now);
+                    }
+                }
+                Change::Delete { key, .. } => {
+                    if let Some(id) = log.item(key.as_bytes()) {
+                        window.went(&id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Segments that may have got items since they were listed.
+    fn not_complete(&self) -> impl Iterator<Item = u64> {
+        let open = self.segments.iter().filter(|(_, complete)| !**complete);
+        open.map(|(segment, _)| *segment)
+    }
+
+    /// Moves the front on: away from segments that are done, into the next one when little is left.
+    async fn settle(&mut self) -> Result<()> {
+        let Some(head) = self.head else { return Ok(()) };
+        // What was listed before its segment was closed may lack the last items of it.
+        let closed: Vec<u64> = self
+            .not_complete()
+            .filter(|segment| *segment < head.segment && !self.unlisted.contains(segment))
+            .collect();
+        for segment in closed {
+            self.open(Source::Segment(segment));
+        }
+        let done: Vec<u64> = self
+            .segments
+            .iter()
+            .filter(|(segment, complete)| {
+                **complete
+                    && !self.unlisted.contains(segment)
+                    && self.shared.window().is_empty(**segment)
+            })
+            .map(|(segment, _)| *segment)
+            .collect();
+        let mut last = self.segments.keys().next_back().copied();
+        for segment in done {
+            self.segments.remove(&segment);
+            self.close(Source::Segment(segment));
+        }
+        // Only from where nothing is missing, so that no item comes to be known after one behind it.
+        let whole = self.unlisted.is_empty() && self.segments.values().all(|complete| *complete);
+        let wants_more = whole
+            && match last {
+                Some(last) => last < head.segment && self.has_little_left(),
+                None => true,
+            };
+        if wants_more {
+            let from = last.map_or(0, |last| last + 1);
+            let next = self.shared.layout.log.first_with_items(from).await?;
+            let next = next.unwrap_or(head.segment).max(from);
+            self.open(Source::Segment(next));
+            last = Some(next);
+        }
+        if let Look::Rest(look, true) = self.look
+            && self.unlisted.is_empty()
+            && last.is_some()
+        {
+            self.look = Look::Done;
+            self.shared.news.send_modify(|news| news.synced = look);
+        }
+        Ok(())
+    }
+
+    fn has_little_left(&self) -> bool {
+        let enough = self.shared.layout.log.segment_items() / 2 + 1;
+        self.shared.window().free() < enough
+    }
+}
+
+impl fmt::Debug for Front {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Front").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Reserved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reserved")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,285 @@
+//! How a queue lies in the store: its keys, and what is written under them.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Serialize};
+
+use crate::client::Client;
+use crate::clock;
+use crate::error::Result;
+use crate::keys::{Key, KeyRange, KeySpace};
+use crate::kit::{ItemId, SegmentedLog};
+use crate::value::{Json, V1, Value, from_json};
+
+/// The keys of one queue.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    pub(super) client: Client,
+    space: KeySpace,
+    pub(super) log: SegmentedLog,
+}
+
+impl Layout {
+    pub(super) fn new(client: Client, name: &str) -> Self {
+        let space = KeySpace::of("queue", name);
+        let log = SegmentedLog::new(client.clone(), space.clone());
+        Self { client, space, log }
+    }
+
+    /// What the queue's consumers have agreed on.
+    pub(super) fn settings(&self) -> Key {
+        self.space.key("settings")
+    }
+
+    /// Who takes items.
+    pub(super) fn consumers(&self) -> KeySpace {
+        self.space.child("consumer")
+    }
+
+    /// Everything that is kept about the taking of items.
+    pub(super) fn tries(&self) -> KeySpace {
+        self.space.child("try")
+    }
+
+    /// What is kept about the taking of one item.
+    pub(super) fn tries_of(&self, id: &ItemId) -> KeyRange {
+        KeyRange::prefix(self.tries().key(&format!("{id}/")).into_bytes())
+    }
+
+    /// Whoever has the item; leased.
+    pub(super) fn claim(&self, id: &ItemId) -> Key {
+        self.tries().key(&format!("{id}/claim"))
+    }
+
+    /// How often the item was taken.
+    pub(super) fn attempts(&self, id: &ItemId) -> Key {
+        self.tries().key(&format!("{id}/attempts"))
+    }
+
+    /// The item that a key about the taking of items is about, and what the key says of it.
+    pub(super) fn tried(&self, key: &[u8]) -> Option<(ItemId, Tried)> {
+        let (id, kind) = self
+            .tries()
+            .suffix(key)?
+            .rsplit_once('/')
+            .map(|(id, kind)| {
+                let kind = match kind {
+                    "claim" => Some(Tried::Claim),
+                    "attempts" => Some(Tried::Attempts),
+                    _ => None,
+                };
+                (id.parse().ok(), kind)
+            })?;
+        Some((id?, kind?))
+    }
+
+    /// Who sees to items whose time has come.
+    pub(super) fn movers(&self) -> KeySpace {
+        self.space.child("mover")
+    }
+
+    pub(super) fn dead_letters(&self) -> KeySpace {
+        self.space.child("dead")
+    }
+
+    pub(super) fn dead_letter(&self, id: &ItemId) -> Key {
+        self.dead_letters().key(&id.to_string())
+    }
+
+    pub(super) fn delayed(&self) -> KeySpace {
+        self.space.child("delayed")
+    }
+
+    /// The key of an item that is to enter the queue at `due_ms`; those due first come first.
+    pub(super) fn delayed_item(&self, due_ms: u64, nonce: &str) -> Key {
+        self.delayed().key(&format!("{due_ms:016x}/{nonce}"))
+    }
+
+    /// When the item of this key is due.
+    pub(super) fn due_ms(&self, key: &[u8]) -> Option<u64> {
+        let delayed = self.delayed();
+        let (due, _) = delayed.suffix(key)?.split_once('/')?;
+        u64::from_str_radix(due, 16).ok()
+    }
+
+    /// Says that an item of this name is in the queue.
+    pub(super) fn unique(&self, name: &str) -> Key {
+        self.space.child("unique").child(name).itself()
+    }
+}
+
+/// What a key about the taking of an item says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tried {
+    Claim,
+    Attempts,
+}
+
+/// The value of an item's key.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ItemRecord<T> {
+    v: V1,
+    #[serde(flatten)]
+    pub(super) about: About,
+    pub(super) value: T,
+}
+
+/// What an item says besides its value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct About {
+    /// When it was pushed, by the pusher's wall clock.
+    pub(super) since_ms: u64,
+    /// Items of the same key are taken one after the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<String>,
+    /// The name that no other item of the queue has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) unique: Option<String>,
+    /// How often it was taken before it came to this place.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) attempts: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+impl About {
+    pub(super) fn now() -> Self {
+        Self {
+            since_ms: clock::wall_millis(),
+            key: None,
+            unique: None,
+            attempts: 0,
+        }
+    }
+
+    /// Of an item that cannot be read.
+    pub(super) fn unknown() -> Self {
+        Self {
+            since_ms: 0,
+            key: None,
+            unique: None,
+            attempts: 0,
+        }
+    }
+
+    /// What an item says, whatever its value is.
+    pub(super) fn read(key: &Key, item: &Bytes) -> Result<Self> {
+        let record: ItemRecord<IgnoredAny> = from_json(key.as_bytes(), item)?;
+        Ok(record.about)
+    }
+}
+
+impl<T: Serialize> ItemRecord<T> {
+    pub(super) fn new(about: About, value: T) -> Self {
+        let v = V1;
+        Self { v, about, value }
+    }
+
+    pub(super) fn write(self, key: &Key) -> Result<Bytes> {
+        Value::from(Json(self)).into_bytes(key)
+    }
+}
+
+impl<T: DeserializeOwned> ItemRecord<T> {
+    pub(super) fn read(key: &Key, item: &Bytes) -> Result<Self> {
+        from_json(key.as_bytes(), item)
+    }
+}
+
+/// The same item with other things said about it, its value as it was.
+pub(super) fn rewritten(key: &Key, item: &Bytes, about: About) -> Result<Bytes> {
+    let record: ItemRecord<serde_json::Value> = ItemRecord::read(key, item)?;
+    ItemRecord::new(about, record.value).write(key)
+}
+
+/// The value of an item's `attempts`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct AttemptsRecord {
+    v: V1,
+    /// How often the item was taken at this place.
+    pub(super) count: u32,
+    /// How long it is to be left alone from when this was written, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) pause_ms: Option<u64>,
+}
+
+impl AttemptsRecord {
+    pub(super) fn new(count: u32, pause_ms: Option<u64>) -> Self {
+        let v = V1;
+        Self { v, count, pause_ms }
+    }
+
+    pub(super) fn write(self, key: &Key) -> Result<Bytes> {
+        Value::from(Json(self)).into_bytes(key)
+    }
+}
+
+/// The value of a dead letter's key.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct DeadRecord<T> {
+    v: V1,
+    /// When it was put there, by the wall clock of who did.
+    pub(super) since_ms: u64,
+    /// How often it had been taken.
+    pub(super) attempts: u32,
+    pub(super) reason: String,
+    /// The item's record.
+    pub(super) item: T,
+}
+
+impl DeadRecord<serde_json::Value> {
+    /// The dead letter that `item` becomes now. What is not JSON is kept as a text.
+    pub(super) fn write(key: &Key, item: &Bytes, attempts: u32, reason: String) -> Result<Bytes> {
+        let item = serde_json::from_slice(item).unwrap_or_else(|_| {
+            serde_json::Value::String(String::from_utf8_lossy(item).into_owned())
+        });
+        let record = Self {
+            v: V1,
+            since_ms: clock::wall_millis(),
+            attempts,
+            reason,
+            item,
+        };
+        Value::from(Json(record)).into_bytes(key)
+    }
+}
+
+/// In which order items are given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Order {
+    /// Several at a time, about in the order in which they were pushed.
+    Parallel,
+    /// One after the other among those of the same key, exactly in that order.
+    Keyed,
+    /// One after the other, exactly in that order.
+    Strict,
+}
+
+/// The value of `settings`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Settings {
+    v: V1,
+    pub(super) order: Order,
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Parallel => "a queue without an exact order",
+            Self::Keyed => "a queue in order by key",
+            Self::Strict => "a queue in strict order",
+        })
+    }
+}
+
+impl Settings {
+    pub(super) fn new(order: Order) -> Self {
+        Self { v: V1, order }
+    }
+}

@@ -1,0 +1,370 @@
+//! What one consumer knows of the front of its queue, and which item it takes next. Without any call of the
+//! store, so that it can be looked at from all sides.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{Hash, Hasher};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::record::{About, AttemptsRecord, Order};
+use crate::clock::Instant;
+use crate::keys::Revision;
+use crate::kit::{ItemId, Position};
+
+/// What the second and third in rank wait after an item has appeared; the next four wait twice that, and so
+/// on.
+const RANK_DELAY: Duration = Duration::from_millis(20);
+
+/// The longest wait of any rank.
+const RANK_DELAY_MAX: Duration = Duration::from_millis(200);
+
+/// Most items that one choice looks at.
+const LOOK_MAX: usize = 64;
+
+/// How long an item that was let go of is left alone: an item that is done goes at the same revision as its
+/// claim, but the news of that comes by another way.
+const SETTLING: Duration = Duration::from_millis(20);
+
+/// The front of a queue.
+#[derive(Debug)]
+pub(super) struct Window {
+    order: Order,
+    me: u64,
+    /// Of the other consumers.
+    others: HashMap<Bytes, u64>,
+    items: BTreeMap<Position, Item>,
+    places: HashMap<ItemId, Position>,
+    tries: HashMap<ItemId, Tries>,
+    /// The revision up to which news of claims and attempts has been taken in.
+    tries_at: Revision,
+    /// Being taken here, or taken.
+    ours: HashSet<ItemId>,
+}
+
+#[derive(Debug)]
+struct Item {
+    value: Bytes,
+    about: About,
+    /// When it was first seen, or seen to be given up.
+    since: Instant,
+}
+
+/// What is known of the taking of one item.
+#[derive(Debug, Clone, Default)]
+struct Tries {
+    claimed: bool,
+    attempts: u32,
+    /// The mod revision of the key that counts; 0: there is none.
+    attempts_at: Revision,
+    /// To be left alone until then.
+    paused: Option<Instant>,
+}
+
+/// An item that can be taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub(super) position: Position,
+    pub(super) value: Bytes,
+    pub(super) about: About,
+    /// How often it was taken at this place.
+    pub(super) attempts: u32,
+    /// The mod revision of the key that says so; 0: there is none.
+    pub(super) attempts_at: Revision,
+}
+
+/// What can be taken now.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    Take(Box<Candidate>),
+    /// Nothing now; from this moment on perhaps something, if there is one.
+    Wait(Option<Instant>),
+}
+
+/// Whose turn an item is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// One consumer's first, then that of a few more, so that not all try at once.
+    Ranked,
+    /// Everybody's.
+    Anybody,
+}
+
+impl Window {
+    /// Of a consumer with this name, which no other has.
+    pub(super) fn new(order: Order, me: &[u8]) -> Self {
+        Self {
+            order,
+            me: number_of(me),
+            others: HashMap::new(),
+            items: BTreeMap::new(),
+            places: HashMap::new(),
+            tries: HashMap::new(),
+            tries_at: Revision(0),
+            ours: HashSet::new(),
+        }
+    }
+
+    /// Another consumer has come.
+    pub(super) fn joined(&mut self, name: Bytes) {
+        let number = number_of(&name);
+        if number != self.me {
+            self.others.insert(name, number);
+        }
+    }
+
+    /// Another consumer has gone.
+    pub(super) fn left(&mut self, name: &[u8]) {
+        self.others.remove(name);
+    }
+
+    /// No other consumer is known.
+    pub(super) fn left_alone(&mut self) {
+        self.others.clear();
+    }
+
+    /// An item is in the queue.
+    pub(super) fn came(&mut self, position: Position, value: Bytes, about: About, now: Instant) {
+        self.places.insert(position.id(), position.clone());
+        // Known already, it is the same: items are never written again.
+        self.items.entry(position).or_insert(Item {
+            value,
+            about,
+            since: now,
+        });
+    }
+
+    /// An item is no longer in the queue.
+    pub(super) fn went(&mut self, id: &ItemId) {
+        if let Some(position) = self.places.remove(id) {
+            self.items.remove(&position);
+        }
+    }
+
+    /// Exactly these items of a segment are there.
+    pub(super) fn only(&mut self, segment: u64, there: &HashSet<ItemId>) {
+        let gone: Vec<ItemId> = self
+            .of_segment(segment)
+            .map(Position::id)
+            .filter(|id| !there.contains(id))
+            .collect();
+        gone.iter().for_each(|id| self.went(id));
+    }
+
+    fn of_segment(&self, segment: u64) -> impl Iterator<Item = &Position> {
+        // Positions are ordered by segment first.
+        let all = self.items.keys();
+        all.skip_while(move |position| position.segment() < segment)
+            .take_while(move |position| position.segment() == segment)
+    }
+
+    /// Whether a segment has no item.
+    pub(super) fn is_empty(&self, segment: u64) -> bool {
+        self.of_segment(segment).next().is_none()
+    }
+
+    /// How many items nobody has, as far as is known.
+    pub(super) fn free(&self) -> usize {
+        let taken = |position: &&Position| {
+            let tries = self.tries.get(&position.id());
+            !tries.is_some_and(|tries| tries.claimed)
+        };
+        self.items.keys().filter(taken).count()
+    }
+
+    /// Nothing is known of claims and attempts any more: all there are follow.
+    pub(super) fn forget_tries(&mut self) {
+        self.tries.clear();
+    }
+
+    /// News of claims and attempts up to this revision has been taken in.
+    pub(super) fn tries_until(&mut self, revision: Revision) {
+        self.tries_at = revision;
+    }
+
+    /// An item is taken.
+    pub(super) fn claimed(&mut self, id: ItemId) {
+        self.tries.entry(id).or_default().claimed = true;
+    }
+
+    /// As [`Window::claimed`], told at this revision and not by the news, which may be ahead of it.
+    pub(super) fn claimed_at(&mut self, id: ItemId, revision: Revision) {
+        if revision > self.tries_at {
+            self.claimed(id);
+        }
+    }
+
+    /// An item is given up, or done.
+    pub(super) fn unclaimed(&mut self, id: &ItemId, now: Instant) {
+        if let Some(tries) = self.tries.get_mut(id) {
+            tries.claimed = false;
+        }
+        let item = self
+            .places
+            .get(id)
+            .and_then(|place| self.items.get_mut(place));
+        if let Some(item) = item {
+            item.since = now + SETTLING;
+        }
+        self.tidy(id);
+    }
+
+    /// How often an item was taken: what the key says that counts, written at this revision.
+    pub(super) fn attempted(
+        &mut self,
+        id: ItemId,
+        at: Revision,
+        record: AttemptsRecord,
+        now: Instant,
+    ) {
+        let tries = self.tries.entry(id).or_default();
+        if at < tries.attempts_at {
+            return;
+        }
+        tries.attempts = record.count;
+        tries.attempts_at = at;
+        let pause = record.pause_ms.map(Duration::from_millis);
+        tries.paused = pause.map(|pause| now + pause);
+    }
+
+    /// The key that counts an item's attempts is not there.
+    pub(super) fn not_attempted(&mut self, id: &ItemId) {
+        if let Some(tries) = self.tries.get_mut(id) {
+            tries.attempts = 0;
+            tries.attempts_at = Revision(0);
+            tries.paused = None;
+        }
+        self.tidy(id);
+    }
+
+    fn tidy(&mut self, id: &ItemId) {
+        let idle = |tries: &Tries| !tries.claimed && tries.attempts_at == Revision(0);
+        if self.tries.get(id).is_some_and(idle) {
+            self.tries.remove(id);
+        }
+    }
+
+    /// An item is being taken here, or has been: it is not chosen.
+    pub(super) fn reserve(&mut self, id: ItemId) {
+        self.ours.insert(id);
+    }
+
+    /// Ends a [`Window::reserve`].
+    pub(super) fn unreserve(&mut self, id: &ItemId) {
+        self.ours.remove(id);
+    }
+
+    /// What to take now.
+    pub(super) fn choose(&self, turn: Turn, now: Instant) -> Choice {
+        // Beyond that many, the other consumers find enough that is theirs.
+        let look = (2 * (self.others.len() + 1)).min(LOOK_MAX);
+        let mut looked = 0;
+        let mut best: Option<(usize, &Position)> = None;
+        let mut next: Option<Instant> = None;
+        let mut blocked: HashSet<Option<&str>> = HashSet::new();
+        for (position, item) in &self.items {
+            let free = self.free_at(position, item);
+            if !self.is_first(item, &mut blocked) {
+                if self.order == Order::Strict {
+                    break;
+                }
+                continue;
+            }
+            let Some(free) = free else { continue };
+            let rank = match turn {
+                Turn::Ranked => self.rank(position),
+                Turn::Anybody => 0,
+            };
+            let from = match turn {
+                Turn::Ranked => free + delay(rank),
+                // What is settling may be free.
+                Turn::Anybody => free.min(self.paused(position).unwrap_or(now)),
+            };
+            if from > now {
+                next = Some(next.map_or(from, |next| next.min(from)));
+            } else if best.is_none_or(|(lowest, _)| rank < lowest) {
+                best = Some((rank, position));
+            }
+            looked += 1;
+            if looked == look || best.is_some_and(|(rank, _)| rank == 0) {
+                break;
+            }
+        }
+        match best {
+            Some((_, position)) => Choice::Take(Box::new(self.candidate(position))),
+            None => Choice::Wait(next),
+        }
+    }
+
+    /// Whether no item before is to be done first. Called for each in its turn.
+    fn is_first<'a>(&self, item: &'a Item, blocked: &mut HashSet<Option<&'a str>>) -> bool {
+        let key = match self.order {
+            Order::Parallel => return true,
+            Order::Strict => None,
+            Order::Keyed => match &item.about.key {
+                None => return true,
+                key => key.as_deref(),
+            },
+        };
+        blocked.insert(key)
+    }
+
+    /// From when on an item can be taken; `None`: somebody has it.
+    fn free_at(&self, position: &Position, item: &Item) -> Option<Instant> {
+        let id = position.id();
+        if self.ours.contains(&id) || self.tries.get(&id).is_some_and(|tries| tries.claimed) {
+            return None;
+        }
+        let paused = self.paused(position).unwrap_or(item.since);
+        Some(item.since.max(paused))
+    }
+
+    fn paused(&self, position: &Position) -> Option<Instant> {
+        self.tries.get(&position.id())?.paused
+    }
+
+    fn candidate(&self, position: &Position) -> Candidate {
+        let item = &self.items[position];
+        let tries = self.tries.get(&position.id());
+        Candidate {
+            position: position.clone(),
+            value: item.value.clone(),
+            about: item.about.clone(),
+            attempts: tries.map_or(0, |tries| tries.attempts),
+            attempts_at: tries.map_or(Revision(0), |tries| tries.attempts_at),
+        }
+    }
+
+    /// How many consumers come before this one for an item, by rendezvous hashing (Thaler and Ravishankar,
+    /// 1998): everybody finds the same without a word.
+    fn rank(&self, position: &Position) -> usize {
+        let item = number_of(position.id().to_string().as_bytes());
+        let mine = weight(self.me, item);
+        let before = |other: &&u64| weight(**other, item) > mine;
+        self.others.values().filter(before).count()
+    }
+}
+
+fn number_of(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn weight(consumer: u64, item: u64) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (consumer, item).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What a rank waits.
+fn delay(rank: usize) -> Duration {
+    let group = (rank + 1).ilog2();
+    match group {
+        0 => Duration::ZERO,
+        group => RANK_DELAY
+            .saturating_mul(1_u32.checked_shl(group - 1).unwrap_or(u32::MAX))
+            .min(RANK_DELAY_MAX),
+    }
+}

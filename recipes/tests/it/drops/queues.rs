@@ -1,0 +1,150 @@
+//! Queues: pushes, takes and ends of items, dropped everywhere.
+
+use std::time::Duration;
+
+use quorate_recipes::queue::{Delivery, Nack, Queue};
+use quorate_recipes::{Client, Session};
+
+use super::{Outcome, QUIET, World, at_every_call, in_time};
+
+const DURABLE: [&str; 2] = ["quorate/queue/x/head", "quorate/queue/x/settings"];
+
+fn queue(client: &Client) -> Queue<u32> {
+    client.queue("x").with_segment_items(2)
+}
+
+async fn take(client: &Client, session: &Session) -> Result<Delivery<u32>, quorate_recipes::Error> {
+    queue(client).consumer(session).await?.pop().await
+}
+
+/// Does what there is in the queue, and counts how often each item was done.
+async fn drain(client: &Client, session: &Session) -> Outcome {
+    let consumer = queue(client).consumer(session).await?;
+    loop {
+        let status = queue(client).status().await?;
+        if (status.items, status.delayed) == (0, 0) {
+            return Ok(());
+        }
+        let popped = tokio::time::timeout(Duration::from_secs(5), consumer.pop()).await;
+        if let Ok(delivery) = popped {
+            let delivery = delivery?;
+            let txn = client.txn().put(format!("done/{}", delivery.value()), "");
+            delivery.ack_with(txn).await?;
+        }
+    }
+}
+
+/// Drops `work` at each of its calls, with items 1 to 3 in the queue, then has somebody else do what is left.
+/// Each of those is done once, or put aside; so is one more if `work` pushes one, or not at all if it was
+/// dropped.
+async fn dropped_everywhere(
+    work: impl AsyncFn(&Client, &Session) -> Outcome,
+    pushes: bool,
+    least_calls: usize,
+) {
+    let visited = at_every_call(async |at| {
+        let world = World::new().await;
+        let (client, session) = &world.other;
+        queue(client).push_all(session, &[1, 2, 3]).await.unwrap();
+        let user = work(&world.user.0, &world.user.1);
+        let stopped = world.stop(at, user).await;
+        let (reached, finished) = (stopped.held.is_reached(), stopped.finished);
+        stopped.held.release();
+        in_time(at, "the other one", drain(client, session)).await;
+        tokio::time::sleep(QUIET).await;
+        in_time(at, "the other one", drain(client, session)).await;
+        let dead = queue(client).dead_letters(9).await.unwrap();
+        for letter in &dead {
+            assert!(queue(client).discard(&letter.id).await.unwrap());
+        }
+        let mut ends = dead.len();
+        for number in 1..=9 {
+            let done = client.get(format!("done/{number}")).await.unwrap();
+            ends += usize::from(done.is_some());
+            // Once, or not at all.
+            assert!(
+                done.is_none_or(|done| done.version == 1),
+                "{at}: item {number}"
+            );
+        }
+        let expected = match (pushes, finished) {
+            (false, _) => 3..=3,
+            (true, false) => 3..=4,
+            (true, true) => 4..=4,
+        };
+        assert!(expected.contains(&ends), "{at}: {ends}");
+        tokio::time::sleep(QUIET).await;
+        assert_eq!(world.left(&DURABLE), [""; 0], "{at}");
+        reached
+    })
+    .await;
+    assert!(visited >= 4 * least_calls, "{visited} calls only");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_taken_and_done() {
+    let work = async |client: &Client, session: &Session| {
+        let delivery = take(client, session).await?;
+        let txn = client.txn().put(format!("done/{}", delivery.value()), "");
+        delivery.ack_with(txn).await.map(drop).map_err(Into::into)
+    };
+    dropped_everywhere(work, false, 6).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_taken_and_given_back() {
+    for how in [
+        Nack::Now,
+        Nack::After(Duration::from_secs(1)),
+        Nack::Dead("no".to_owned()),
+    ] {
+        let work = async |client: &Client, session: &Session| {
+            take(client, session).await?.nack(how.clone()).await
+        };
+        dropped_everywhere(work, false, 6).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_pushed() {
+    let push =
+        async |client: &Client, session: &Session| queue(client).push(session, &4).await.map(drop);
+    dropped_everywhere(push, true, 2).await;
+    let unique = async |client: &Client, session: &Session| {
+        let pushed = queue(client).push_unique(session, "four", &4).await;
+        pushed.map(|id| assert!(id.is_some()))
+    };
+    dropped_everywhere(unique, true, 2).await;
+    let later = async |client: &Client, session: &Session| {
+        let pause = Duration::from_millis(10);
+        queue(client).push_after(session, pause, &4).await.map(drop)
+    };
+    dropped_everywhere(later, true, 2).await;
+}
+
+/// Put aside, and put back by one who goes.
+#[tokio::test(start_paused = true)]
+async fn an_item_put_back() {
+    let visited = at_every_call(async |at| {
+        let world = World::new().await;
+        let (client, session) = &world.other;
+        queue(client).push(session, &1).await.unwrap();
+        let delivery = take(client, session).await.unwrap();
+        let id = delivery.id();
+        delivery.nack(Nack::Dead(String::new())).await.unwrap();
+        let user = async {
+            let back = queue(&world.user.0).redrive(&world.user.1, &id).await?;
+            assert!(back.is_some());
+            Ok(())
+        };
+        let stopped = world.stop(at, user).await;
+        let reached = stopped.held.is_reached();
+        stopped.held.release();
+        tokio::time::sleep(QUIET).await;
+        let status = queue(client).status().await.unwrap();
+        assert_eq!(status.items + status.dead, 1, "{at}: at one place");
+        reached
+    })
+    .await;
+    assert!(visited >= 4 * 2, "{visited} calls only");
+}

@@ -1,0 +1,185 @@
+//! What a history says about the items of a queue: each is at exactly one place at every revision, and ends by
+//! the hand that has it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use quorate_proto::mvccpb::event::EventType;
+use quorate_proto::mvccpb::{Event, KeyValue};
+use quorate_recipes::keys::Revision;
+use quorate_recipes::store::Commit;
+use serde_json::Value;
+
+use super::{ATTEMPTS_MAX, effect};
+use crate::history::{History, key_of};
+
+/// How many different keys the items of an ordered queue have.
+pub(super) const KEYS: i64 = 3;
+
+const PREFIX: &str = "quorate/queue/q/";
+
+/// The items, as they went through a history.
+#[derive(Debug, Default)]
+pub struct Items {
+    /// Every item that came to be, each time that it came out of nowhere.
+    pub pushed: Vec<i64>,
+    /// When each was done.
+    pub done: BTreeMap<i64, Revision>,
+    /// The number of the item that each key has now.
+    numbers: BTreeMap<String, i64>,
+    /// The keys that have each item now.
+    places: BTreeMap<i64, BTreeSet<String>>,
+    /// Items in the queue by where they stand: segment, revision, name.
+    line: BTreeMap<(String, i64, String), i64>,
+    /// The lease of whoever has an item, by the item's id.
+    claims: BTreeMap<String, i64>,
+    /// How often each item had been taken when it came to its place, by its id.
+    carried: BTreeMap<String, u64>,
+}
+
+impl Items {
+    /// Goes through a history.
+    ///
+    /// # Errors
+    /// What is broken in it.
+    pub fn of(history: &History, keyed: bool) -> Result<Self, String> {
+        let mut items = Self::default();
+        for commit in &history.commits {
+            let told = |broken: String| format!("at revision {}: {broken}", commit.revision);
+            items.take(commit, keyed).map_err(told)?;
+        }
+        Ok(items)
+    }
+
+    fn take(&mut self, commit: &Commit, keyed: bool) -> Result<(), String> {
+        let claims = self.claims.clone();
+        let mut touched = BTreeSet::new();
+        // An item that is done says who did it; the claim went with it.
+        let mut gone = BTreeMap::new();
+        for change in &commit.changes {
+            let key = key_of(change);
+            if change.r#type() == EventType::Delete
+                && let Some(number) = self.numbers.remove(&key)
+            {
+                touched.insert(number);
+                self.places.entry(number).or_default().remove(&key);
+                if let Some(id) = key.strip_prefix(&format!("{PREFIX}segment/")) {
+                    gone.insert(number, id.to_owned());
+                    self.line
+                        .retain(|(segment, _, name), _| format!("{segment}/{name}") != id);
+                }
+            }
+        }
+        for change in &commit.changes {
+            if let (EventType::Put, Some(kv)) = (change.r#type(), &change.kv)
+                && let Some((number, carried)) = item_of(change, kv)
+            {
+                let key = key_of(change);
+                touched.insert(number);
+                if !self.places.contains_key(&number) {
+                    self.pushed.push(number);
+                }
+                self.places.entry(number).or_default().insert(key.clone());
+                self.numbers.insert(key.clone(), number);
+                if let Some(id) = key.strip_prefix(&format!("{PREFIX}segment/")) {
+                    let (segment, name) = id.split_once('/').unwrap_or((id, ""));
+                    let place = (segment.to_owned(), kv.create_revision, name.to_owned());
+                    self.line.insert(place, number);
+                    self.carried.insert(id.to_owned(), carried);
+                }
+            }
+        }
+        for change in &commit.changes {
+            self.tried(change, keyed)?;
+            let Some(kv) = change.kv.as_ref() else {
+                continue;
+            };
+            let done = key_of(change)
+                .strip_prefix("effect/")
+                .and_then(|n| n.parse().ok());
+            if let Some(number) = done {
+                let lease = String::from_utf8_lossy(&kv.value).into_owned();
+                let had = gone.get(&number).and_then(|id| claims.get(id));
+                if had.map(|lease| format!("{lease:x}")) != Some(lease.clone()) {
+                    return Err(format!(
+                        "lease {lease} ended item {number}, which {had:x?} had"
+                    ));
+                }
+                self.done.insert(number, commit.revision);
+                self.places
+                    .entry(number)
+                    .or_default()
+                    .insert(effect(number));
+                touched.insert(number);
+            }
+        }
+        for number in touched {
+            let places = &self.places[&number];
+            if places.len() != 1 {
+                return Err(format!("item {number} is at {places:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what is said about the taking of items.
+    fn tried(&mut self, change: &Event, keyed: bool) -> Result<(), String> {
+        let key = key_of(change);
+        let tried = key.strip_prefix(&format!("{PREFIX}try/"));
+        let Some((id, kind)) = tried.and_then(|rest| rest.rsplit_once('/')) else {
+            return Ok(());
+        };
+        let Some(kv) = change
+            .kv
+            .as_ref()
+            .filter(|_| change.r#type() == EventType::Put)
+        else {
+            if kind == "claim" {
+                self.claims.remove(id);
+            }
+            return Ok(());
+        };
+        if kind == "attempts" {
+            let record: Value = serde_json::from_slice(&kv.value).unwrap_or_default();
+            let count = record["count"].as_u64().unwrap_or(u64::MAX);
+            let all = self
+                .carried
+                .get(id)
+                .copied()
+                .unwrap_or(0)
+                .saturating_add(count);
+            if all > u64::from(ATTEMPTS_MAX) {
+                return Err(format!("item {id} is taken for the {all}th time"));
+            }
+            return Ok(());
+        }
+        if self.claims.insert(id.to_owned(), kv.lease).is_some() {
+            return Err(format!("item {id} is claimed twice"));
+        }
+        let mut line = self.line.iter();
+        let place = line.find(|((segment, _, name), _)| format!("{segment}/{name}") == id);
+        let Some((place, number)) = place else {
+            return Err(format!("{id} is claimed, which is not there"));
+        };
+        let before = self.line.range(..place.clone());
+        let first = before
+            .into_iter()
+            .find(|(_, other)| *other % KEYS == number % KEYS);
+        match first {
+            Some((_, other)) if keyed => Err(format!("item {number} is taken before item {other}")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The number of the item that a change wrote to one of the queue's places, and how often it had been taken.
+fn item_of(change: &Event, kv: &KeyValue) -> Option<(i64, u64)> {
+    let key = key_of(change);
+    let rest = key.strip_prefix(PREFIX)?;
+    let record: Value = serde_json::from_slice(&kv.value).ok()?;
+    let (item, attempts) = match rest.split_once('/')?.0 {
+        "segment" | "delayed" => (&record, record["attempts"].as_u64()),
+        "dead" => (&record["item"], None),
+        _ => return None,
+    };
+    Some((item["value"].as_i64()?, attempts.unwrap_or(0)))
+}
