@@ -2,11 +2,12 @@
 //! and leaderships are all a [`Hold`] with a name.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use quorate_proto::etcdserverpb::{RequestOp, TxnRequest};
+use tokio::sync::watch;
 
 use super::fence::Unsettled;
 use super::request::{Asked, ReleaseRequested};
@@ -34,7 +35,7 @@ pub struct Hold {
     fence: Fence,
     ending: Ending,
     /// Whether the keys are about to go because the hold is given up.
-    leaving: Arc<AtomicBool>,
+    leaving: watch::Sender<bool>,
     watched: Once,
     asked: Asked,
     session: Session,
@@ -79,7 +80,7 @@ impl Hold {
             owned,
             fence,
             ending: Ending(Settled::new()),
-            leaving: Arc::default(),
+            leaving: watch::Sender::new(false),
             watched: Once::new(),
             asked: Asked::default(),
             session,
@@ -105,7 +106,6 @@ impl Hold {
 
     /// Takes the hold's keys out, to go on with others in their place: see [`Hold::goes_on`].
     pub(crate) fn into_parts(self) -> (Owned, Continued) {
-        self.leaves(true);
         let continued = Continued {
             session: self.session,
             contenders: self.fence.contenders,
@@ -142,8 +142,7 @@ impl Hold {
             // A request that stands is told to the next one too.
             self.asked = Asked::default();
             // For those who waited for its loss it is over.
-            self.leaves(true);
-            self.leaving = Arc::default();
+            self.leaving = watch::Sender::new(false);
             self.watched = Once::new();
             self.ending = Ending(Settled::new());
         }
@@ -152,7 +151,7 @@ impl Hold {
 
     /// Says that the keys go, or after all do not go, because the hold is given up.
     pub(crate) fn leaves(&self, leaving: bool) {
-        self.leaving.store(leaving, Ordering::Release);
+        self.leaving.send_replace(leaving);
     }
 
     /// Ends what [`Hold::when_released`], or the claim, has asked for.
@@ -222,15 +221,18 @@ impl Hold {
     fn watch_key(&self) {
         let actor = self.session.actor().clone();
         let keys = self.owned.keys();
-        let (ending, leaving) = (self.ending.0.clone(), Arc::clone(&self.leaving));
+        let (ending, mut leaving) = (self.ending.0.clone(), self.leaving.subscribe());
+        let mut exchanged = self.leaving.subscribe();
         let unsettled = self.fence.unsettled.clone();
         self.session.actor().spawn("key watch", async move {
             tokio::select! {
                 biased;
+                // The keys are held under another watch by now, or by nobody.
+                () = async { while exchanged.changed().await.is_ok() {} } => {}
                 () = until_replaced(&actor, &keys) => {
-                    // Given up, it ends as that. With the lease gone, it is the session that is lost, and
-                    // says so itself.
-                    if !leaving.load(Ordering::Acquire) {
+                    // Given up, it ends as that, unless it turns out that it was not. With the lease gone, it
+                    // is the session that is lost, and says so itself.
+                    if leaving.wait_for(|leaving| !leaving).await.is_ok() {
                         unsettled.refused();
                         if !matches!(actor.verify().await, Err(Error::SessionLost(_))) {
                             ending.settle(LostReason::Removed);

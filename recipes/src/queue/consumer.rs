@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::pin::pin;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use futures::{Stream, stream};
@@ -19,6 +20,7 @@ use crate::keys::{KeyRange, Revision};
 use crate::kit::{Claim, Claimed, Owned, fresh_key};
 use crate::lock::{ContenderRecord, Hold};
 use crate::session::Session;
+use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
 use crate::value::{Json, Value, from_json};
 
@@ -178,10 +180,14 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
                 working.next().await;
                 continue;
             }
-            let taken = tokio::select! {
-                biased;
-                Some(()) = working.next() => continue,
-                taken = self.pop() => taken,
+            // Goes on while work ends: a claim that is on its way is not taken back for that.
+            let mut pop = pin!(self.pop());
+            let taken = loop {
+                tokio::select! {
+                    biased;
+                    taken = &mut pop => break taken,
+                    Some(()) = working.next() => {}
+                }
             };
             match taken {
                 Ok(delivery) => working.push(work(delivery)),
@@ -198,8 +204,15 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
         let reserved = self.front.reserved(&candidate);
         let attempts = candidate.about.attempts.saturating_add(candidate.attempts);
         if self.max_attempts.is_some_and(|most| attempts >= most) {
-            self.bury(&candidate, attempts, used_up(attempts), &reserved)
-                .await?;
+            let buried = self.bury(&candidate, attempts, used_up(attempts), &reserved);
+            match buried.await {
+                Err(Error::Store(StoreError::Invalid(why))) => {
+                    let item = candidate.position.id();
+                    tracing::error!(%item, %why, "an item that cannot be put aside is left alone");
+                    reserved.leave_alone();
+                }
+                buried => buried?,
+            }
             return Ok(None);
         }
         let Some(owned) = self.claim(&candidate, &reserved).await? else {

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 
 use super::Queue;
 use super::record::{About, DeadRecord, ItemRecord};
@@ -50,8 +51,8 @@ impl<T: DeserializeOwned> Queue<T> {
         });
         letters
             .map(|(id, kv)| {
-                let record: DeadRecord<serde_json::Value> = from_json(&kv.key, &kv.value)?;
-                let item = serde_json::from_value::<ItemRecord<T>>(record.item);
+                let record: DeadRecord<Box<RawValue>> = from_json(&kv.key, &kv.value)?;
+                let item = serde_json::from_str::<ItemRecord<T>>(record.item.get());
                 Ok(DeadLetter {
                     id,
                     value: item
@@ -85,8 +86,8 @@ impl<T> Queue<T> {
         let Some(kv) = layout.client.get(&key).await? else {
             return Ok(None);
         };
-        let record: DeadRecord<serde_json::Value> = from_json(&kv.key, &kv.value)?;
-        let item = serde_json::from_value::<ItemRecord<serde_json::Value>>(record.item);
+        let record: DeadRecord<Box<RawValue>> = from_json(&kv.key, &kv.value)?;
+        let item = serde_json::from_str::<ItemRecord<Box<RawValue>>>(record.item.get());
         let item = item.map_err(|error| unreadable(&key, &error))?;
         let about = About {
             attempts: 0,

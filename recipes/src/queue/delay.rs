@@ -15,6 +15,7 @@ use crate::keys::{Key, KeyRange, Revision};
 use crate::kit::{Append, Contender, Line};
 use crate::lock::ContenderRecord;
 use crate::session::{Effect, Session};
+use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
 use crate::tasks::Tasks;
 use crate::value::Json;
@@ -22,6 +23,9 @@ use crate::wait::{self, Backoff};
 
 /// How many of those that are due first are looked at.
 const PAGE: i64 = 64;
+
+/// The pause before the next ones are looked at.
+const PAGE_PAUSE: Duration = Duration::from_millis(1);
 
 /// Contends for seeing to delayed items, and does it, until the session is lost or the tasks are cancelled.
 pub(super) fn start(layout: &Layout, session: &Session, tasks: &Tasks) {
@@ -104,10 +108,16 @@ impl Mover {
             if due > client.now() {
                 return Ok(Some(due));
             }
-            self.enter(session, kv).await?;
+            match self.enter(session, kv).await {
+                Err(Error::Store(StoreError::Invalid(why))) => {
+                    let key = Key::from(kv.key.clone());
+                    tracing::error!(%key, %why, "an item that cannot enter the queue waits on");
+                }
+                entered => entered?,
+            }
         }
         let full = i64::try_from(page.len()).is_ok_and(|count| count == PAGE);
-        Ok(full.then(|| client.now()))
+        Ok(full.then(|| client.deadline(PAGE_PAUSE)))
     }
 
     fn due_at(&self, kv: &KeyValue) -> Instant {

@@ -17,10 +17,13 @@ use super::window::{Candidate, Choice, Turn, Window};
 use crate::clock::Instant;
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, Revision};
-use crate::kit::{Head, ItemId};
+use crate::kit::{Head, ItemId, Position};
 use crate::tasks::Tasks;
 use crate::value::from_json;
 use crate::watch::{Batch, Change, Origin};
+
+/// Most segments that one consumer knows at a time, however many of their items cannot be taken.
+const SEGMENTS_MAX: usize = 64;
 
 /// The front of a queue as one consumer sees it. Dropping it stops following.
 pub(super) struct Front {
@@ -49,20 +52,29 @@ pub(super) struct News {
 /// An item that is being taken, or taken: nobody else in this consumer chooses it. Dropping it ends that.
 pub(super) struct Reserved {
     shared: Arc<Shared>,
+    position: Position,
     id: ItemId,
+    forever: bool,
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.shared.window().unreserve(&self.id);
-        self.shared.tell();
+        if !self.forever {
+            self.shared.window().unreserve(&self.id);
+            self.shared.tell();
+        }
     }
 }
 
 impl Reserved {
     /// The store says that the item is not there any more.
     pub(super) fn went(&self) {
-        self.shared.window().went(&self.id);
+        self.shared.window().went_from(&self.position);
+    }
+
+    /// Nobody in this consumer is to have it any more.
+    pub(super) fn leave_alone(mut self) {
+        self.forever = true;
     }
 
     /// The store said at this revision that somebody has the item.
@@ -143,7 +155,9 @@ impl Front {
     pub(super) fn reserved(&self, candidate: &Candidate) -> Reserved {
         Reserved {
             shared: Arc::clone(&self.shared),
+            position: candidate.position.clone(),
             id: candidate.position.id(),
+            forever: false,
         }
     }
 
@@ -235,7 +249,8 @@ impl Follower {
         let error = loop {
             let taken = tokio::select! {
                 biased;
-                changed = wanted.changed() => {
+                // One look after the other: who asks meanwhile has the next.
+                changed = wanted.changed(), if self.look == Look::Done => {
                     if changed.is_err() {
                         return;
                     }
@@ -302,6 +317,8 @@ impl Follower {
         match source {
             Source::Head => self.take_head(batch)?,
             Source::Consumers => self.take_consumers(batch),
+            // What came and went meanwhile is not among the differences, and answers may have told of it.
+            Source::Tries if batch.origin == Origin::Resync => self.open(Source::Tries),
             Source::Tries => {
                 self.take_tries(batch);
                 if let Look::Rest(_, tries) = &mut self.look {
@@ -330,6 +347,11 @@ impl Follower {
                 Change::Delete { .. } => log.head_of(None)?,
             });
         }
+        let before = self.head.map_or(Revision(0), |head| head.since);
+        if head.is_some_and(|head| head.since < before) {
+            tracing::warn!(key = %log.head_key(), "the head of a queue went back; beginning again");
+            self.begin_again();
+        }
         self.head = head;
         if let (Look::Head(look), Origin::Listing) = (self.look, batch.origin) {
             self.look = Look::Rest(look, false);
@@ -339,6 +361,15 @@ impl Follower {
                 .for_each(|segment| self.open(Source::Segment(segment)));
         }
         Ok(())
+    }
+
+    /// Knows no segment any more.
+    fn begin_again(&mut self) {
+        self.streams
+            .retain(|(source, _)| !matches!(source, Source::Segment(_)));
+        self.segments.clear();
+        self.unlisted.clear();
+        self.shared.window().forget_items();
     }
 
     fn take_consumers(&self, batch: Batch) {
@@ -368,12 +399,19 @@ impl Follower {
         let (layout, now) = (&self.shared.layout, self.shared.now());
         let mut window = self.shared.window();
         if batch.origin == Origin::Listing {
-            window.forget_tries();
+            let counted = batch.changes.iter().filter_map(|change| match change {
+                Change::Put { kv, .. } => layout.tried(&kv.key),
+                Change::Delete { .. } => None,
+            });
+            let counted = counted.filter(|(_, tried)| *tried == Tried::Attempts);
+            window.tries_listed(batch.revision, &counted.map(|(id, _)| id).collect());
         }
         for change in batch.changes {
             match change {
                 Change::Put { kv, .. } => match layout.tried(&kv.key) {
-                    Some((id, Tried::Claim)) => window.claimed(id),
+                    Some((id, Tried::Claim)) => {
+                        window.claimed(id, Revision(kv.create_revision));
+                    }
                     Some((id, Tried::Attempts)) => {
                         self.shared.attempted(&mut window, id, &kv, now);
                     }
@@ -476,7 +514,8 @@ impl Follower {
 
     fn has_little_left(&self) -> bool {
         let enough = self.shared.layout.log.segment_items() / 2 + 1;
-        self.shared.window().free() < enough
+        let now = self.shared.now();
+        self.segments.len() < SEGMENTS_MAX && self.shared.window().free(now) < enough
     }
 }
 

@@ -34,7 +34,7 @@ use crate::keys::{Key, KeyRange, Revision};
 use crate::kit::{Append, Appended, ItemId};
 use crate::session::{Effect, Session};
 use crate::store::ops::{self, Compare};
-use record::{About, ItemRecord, Layout, Order};
+use record::{About, ITEM_BYTES_SPARE, ItemRecord, Layout, Order};
 
 /// How often an item is taken before it becomes a dead letter, unless told otherwise.
 const ATTEMPTS_MAX: u32 = 5;
@@ -234,8 +234,9 @@ impl<T: Serialize> Queue<T> {
     /// Pushes an item, exactly once although answers get lost.
     ///
     /// # Errors
-    /// [`Error::Codec`]; [`Error::SessionLost`]; [`Error::OutcomeUnknown`] when the session ended with an
-    /// answer still to come; the store's final refusals.
+    /// [`Error::Codec`]; [`Error::Invalid`] for an item that is too large; [`Error::SessionLost`];
+    /// [`Error::OutcomeUnknown`] when the session ended with an answer still to come; the store's final
+    /// refusals.
     ///
     /// # Cancel safety
     /// Dropping the future is an unknown outcome: once or not at all.
@@ -359,7 +360,17 @@ impl<T: Serialize> Queue<T> {
     fn item(&self, value: &T, about: About) -> Result<Bytes> {
         let key = self.key_of.as_ref().map(|key_of| key_of(value));
         let about = About { key, ..about };
-        ItemRecord::new(about, value).write(&self.layout.log.head_key())
+        let item = ItemRecord::new(about, value).write(&self.layout.log.head_key())?;
+        let limit = self.layout.client.store().capabilities().max_request_bytes;
+        let most = limit.saturating_sub(ITEM_BYTES_SPARE);
+        if item.len() > most {
+            // It could be taken, and not be moved.
+            let bytes = item.len();
+            return Err(Error::Invalid(format!(
+                "an item of {bytes} bytes; at most {most}"
+            )));
+        }
+        Ok(item)
     }
 
     async fn append(

@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::client::Client;
 use crate::clock;
@@ -12,6 +13,12 @@ use crate::error::Result;
 use crate::keys::{Key, KeyRange, KeySpace};
 use crate::kit::{ItemId, SegmentedLog};
 use crate::value::{Json, V1, Value, from_json};
+
+/// The longest reason that is kept with a dead letter, in bytes.
+const REASON_BYTES_MAX: usize = 1_024;
+
+/// How much of a request's bytes an item leaves for what is written with it when it is moved.
+pub(super) const ITEM_BYTES_SPARE: usize = 8 * 1_024;
 
 /// The keys of one queue.
 #[derive(Debug, Clone)]
@@ -193,7 +200,7 @@ impl<T: DeserializeOwned> ItemRecord<T> {
 
 /// The same item with other things said about it, its value as it was.
 pub(super) fn rewritten(key: &Key, item: &Bytes, about: About) -> Result<Bytes> {
-    let record: ItemRecord<serde_json::Value> = ItemRecord::read(key, item)?;
+    let record: ItemRecord<Box<RawValue>> = ItemRecord::read(key, item)?;
     ItemRecord::new(about, record.value).write(key)
 }
 
@@ -232,12 +239,20 @@ pub(super) struct DeadRecord<T> {
     pub(super) item: T,
 }
 
-impl DeadRecord<serde_json::Value> {
-    /// The dead letter that `item` becomes now. What is not JSON is kept as a text.
-    pub(super) fn write(key: &Key, item: &Bytes, attempts: u32, reason: String) -> Result<Bytes> {
-        let item = serde_json::from_slice(item).unwrap_or_else(|_| {
-            serde_json::Value::String(String::from_utf8_lossy(item).into_owned())
-        });
+impl DeadRecord<Box<RawValue>> {
+    /// The dead letter that `item` becomes now. What is not JSON is kept as a text. A long reason is cut.
+    pub(super) fn write(
+        key: &Key,
+        item: &Bytes,
+        attempts: u32,
+        mut reason: String,
+    ) -> Result<Bytes> {
+        reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+        let item: Box<RawValue> = match serde_json::from_slice(item) {
+            Ok(item) => item,
+            Err(_) => serde_json::value::to_raw_value(&String::from_utf8_lossy(item))
+                .expect("a text can be written"),
+        };
         let record = Self {
             v: V1,
             since_ms: clock::wall_millis(),

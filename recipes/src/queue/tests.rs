@@ -677,3 +677,186 @@ async fn an_item_wakes_few_who_are_idle() {
     );
     assert!(place.store.capabilities().max_txn_ops > 0);
 }
+
+/// Looks again and again do not begin a pause anew.
+#[tokio::test(start_paused = true)]
+async fn a_pause_ends_however_often_somebody_looks() {
+    let place = Place::new().await;
+    let queue = place.queue().strict();
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    queue.push(&place.session, &1).await.unwrap();
+    let first = soon(consumer.pop()).await.unwrap();
+    first
+        .nack(Nack::After(Duration::from_secs(5)))
+        .await
+        .unwrap();
+    let began = place.client.now();
+    let again = soon(async {
+        loop {
+            if let Some(delivery) = consumer.try_pop().await.unwrap() {
+                break delivery;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    });
+    assert_eq!(again.await.attempt(), 2);
+    let waited = place.client.now() - began;
+    assert!(
+        waited >= Duration::from_secs(4) && waited < Duration::from_secs(7),
+        "{waited:?}"
+    );
+}
+
+/// A claim that an answer told of, and whose end nobody was told: the watch was cut, and its past compacted.
+#[tokio::test(start_paused = true)]
+async fn a_claim_whose_end_was_missed_does_not_stand() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    queue.push(&place.session, &1).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let news = place.faulty.hold(1, Calls::Txn, Stage::Answered);
+    let mut popping = Box::pin(consumer.pop());
+    tokio::select! {
+        biased;
+        popped = &mut popping => panic!("{popped:?}"),
+        () = news.reached() => {}
+    }
+    // Before the answer comes, the watches are cut and cannot be taken up again where they were.
+    place.faulty.cut_watches();
+    news.release();
+    let delivery = soon(popping).await.unwrap();
+    drop(delivery);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    place.store.compact(place.store.revision()).unwrap();
+    let again = soon(consumer.pop()).await.unwrap();
+    assert_eq!(again.attempt(), 2);
+}
+
+/// Keys that are held up do not hold up others.
+#[tokio::test(start_paused = true)]
+async fn items_that_wait_stand_in_nobody_elses_way() {
+    let place = Place::new().await;
+    let queue = place.queue().ordered_by(|n| (n % 10).to_string());
+    let queue = queue.with_segment_items(4);
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    // Many behind the first of key 0, over several segments, and others last.
+    let values: Vec<u32> = (0..30).map(|n| n * 10).chain(1..10).collect();
+    queue.push_all(&place.session, &values[..4]).await.unwrap();
+    queue.push_all(&place.session, &values[4..]).await.unwrap();
+    let hour = Duration::from_secs(3_600);
+    let held = soon(consumer.pop()).await.unwrap();
+    assert_eq!(*held.value(), 0);
+    held.nack(Nack::After(hour)).await.unwrap();
+    for expected in 1..9 {
+        let delivery = soon(consumer.pop()).await.unwrap();
+        assert_eq!(*delivery.value(), expected);
+        delivery.nack(Nack::After(hour)).await.unwrap();
+    }
+    assert_eq!(*soon(consumer.pop()).await.unwrap().value(), 9);
+}
+
+/// Work that ends does not take back what is on its way to be taken.
+#[tokio::test(start_paused = true)]
+async fn work_that_ends_disturbs_no_taking() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let values: Vec<u32> = (0..200).collect();
+    queue.push_all(&place.session, &values).await.unwrap();
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    let attempts = Mutex::new(Vec::new());
+    let work = consumer.for_each_concurrent(20, async |delivery: Delivery<u32>| {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        attempts.lock().unwrap().push(delivery.attempt());
+        delivery.ack().await.unwrap();
+    });
+    let before = place.counting.counts();
+    drop(tokio::time::timeout(Duration::from_secs(60), work).await);
+    assert_eq!(attempts.into_inner().unwrap(), [1; 200]);
+    let used = place.counting.counts() - before;
+    // Two each, and what opens up to 16 lanes.
+    assert!(used.txn <= 2 * 200 + 20, "{used:?}");
+}
+
+/// A late copy puts a key back that this consumer knows from before.
+#[tokio::test(start_paused = true)]
+async fn an_item_that_is_there_anew_is_the_new_one() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    let id = queue.push_at_least_once(&1).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let key = queue.layout.log.key(&id);
+    let item = place.client.get(&key).await.unwrap().unwrap().value;
+    // Unseen: the watches are cut, and the past compacted.
+    place.faulty.cut_watches();
+    place.client.delete(&key).await.unwrap();
+    place.client.put(&key, item).await.unwrap();
+    place.store.compact(place.store.revision()).unwrap();
+    let delivery = soon(consumer.pop()).await.unwrap();
+    delivery.ack().await.unwrap();
+    no_news(consumer.pop()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn values_are_moved_as_they_are() {
+    let place = Place::new().await;
+    let queue = place.client.queue::<(u128, f64)>("q");
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    let value = (u128::MAX - 1, 0.1 + 0.2);
+    queue.push(&place.session, &value).await.unwrap();
+    let put_off = soon(consumer.pop()).await.unwrap();
+    put_off
+        .nack(Nack::After(Duration::from_secs(1)))
+        .await
+        .unwrap();
+    let put_aside = soon(consumer.pop()).await.unwrap();
+    assert_eq!(*put_aside.value(), value);
+    put_aside.nack(Nack::Dead("x".repeat(5_000))).await.unwrap();
+    let dead = queue.dead_letters(1).await.unwrap();
+    assert_eq!(
+        (dead[0].value.clone(), dead[0].reason.len()),
+        (Ok(value), 1_024)
+    );
+    queue
+        .redrive(&place.session, &dead[0].id)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(*soon(consumer.pop()).await.unwrap().value(), value);
+    let text = place.client.queue::<String>("text");
+    let most = place.client.store().capabilities().max_request_bytes;
+    let refused = text.push(&place.session, &"x".repeat(most - 100)).await;
+    assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
+}
+
+/// An end that was refused leaves a claim that can be lost.
+#[tokio::test(start_paused = true)]
+async fn a_loss_is_told_after_a_conflict() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    let id = queue.push(&place.session, &1).await.unwrap();
+    let delivery = soon(consumer.pop()).await.unwrap();
+    let lost = delivery.lost();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let held = place.faulty.hold(1, Calls::Txn, Stage::Answered);
+    let unmet = place.client.txn().when(Compare::present("never"));
+    let mut ending = Box::pin(delivery.ack_with(unmet));
+    tokio::select! {
+        biased;
+        ended = &mut ending => panic!("{ended:?}"),
+        () = held.reached() => {}
+    }
+    assert!(
+        Queue::<u32>::remove(&Client::new(place.store.clone()).queue("q"), &id)
+            .await
+            .unwrap()
+    );
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    held.release();
+    let ended = soon(ending).await;
+    assert!(matches!(ended, Err(AckError::Conflict { .. })), "{ended:?}");
+    assert_eq!(soon(lost).await, LostReason::Removed);
+    drop(ended);
+}

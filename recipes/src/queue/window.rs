@@ -1,15 +1,14 @@
 //! What one consumer knows of the front of its queue, and which item it takes next. Without any call of the
 //! store, so that it can be looked at from all sides.
 
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::record::{About, AttemptsRecord, Order};
 use crate::clock::Instant;
+use crate::hash::{fnv1a, mix};
 use crate::keys::Revision;
 use crate::kit::{ItemId, Position};
 
@@ -54,12 +53,20 @@ struct Item {
 /// What is known of the taking of one item.
 #[derive(Debug, Clone, Default)]
 struct Tries {
-    claimed: bool,
+    /// The revision at which somebody took it, who has it.
+    claimed: Option<Revision>,
     attempts: u32,
     /// The mod revision of the key that counts; 0: there is none.
     attempts_at: Revision,
     /// To be left alone until then.
     paused: Option<Instant>,
+}
+
+impl Tries {
+    /// Whether it says nothing.
+    fn is_idle(&self) -> bool {
+        self.claimed.is_none() && self.attempts_at == Revision(0)
+    }
 }
 
 /// An item that can be taken.
@@ -126,7 +133,11 @@ impl Window {
 
     /// An item is in the queue.
     pub(super) fn came(&mut self, position: Position, value: Bytes, about: About, now: Instant) {
-        self.places.insert(position.id(), position.clone());
+        let before = self.places.insert(position.id(), position.clone());
+        if let Some(before) = before.filter(|before| *before != position) {
+            // A late copy has put it there anew.
+            self.items.remove(&before);
+        }
         // Known already, it is the same: items are never written again.
         self.items.entry(position).or_insert(Item {
             value,
@@ -140,6 +151,21 @@ impl Window {
         if let Some(position) = self.places.remove(id) {
             self.items.remove(&position);
         }
+    }
+
+    /// The item that stood there is no longer in the queue.
+    pub(super) fn went_from(&mut self, position: &Position) {
+        self.items.remove(position);
+        let id = position.id();
+        if self.places.get(&id) == Some(position) {
+            self.places.remove(&id);
+        }
+    }
+
+    /// Nothing is known of items any more.
+    pub(super) fn forget_items(&mut self) {
+        self.items.clear();
+        self.places.clear();
     }
 
     /// Exactly these items of a segment are there.
@@ -164,18 +190,33 @@ impl Window {
         self.of_segment(segment).next().is_none()
     }
 
-    /// How many items nobody has, as far as is known.
-    pub(super) fn free(&self) -> usize {
-        let taken = |position: &&Position| {
+    /// How many items can be taken without waiting for others to be done, as far as is known.
+    pub(super) fn free(&self, now: Instant) -> usize {
+        let mut blocked = HashSet::new();
+        let free = self.items.iter().filter(|(position, item)| {
             let tries = self.tries.get(&position.id());
-            !tries.is_some_and(|tries| tries.claimed)
-        };
-        self.items.keys().filter(taken).count()
+            let taken = tries.is_some_and(|tries| tries.claimed.is_some());
+            let paused = self.paused(position).is_some_and(|until| until > now);
+            // An exact order asks every item before it.
+            self.is_first(item, &mut blocked) && !paused && !taken
+        });
+        free.count()
     }
 
-    /// Nothing is known of claims and attempts any more: all there are follow.
-    pub(super) fn forget_tries(&mut self) {
-        self.tries.clear();
+    /// All claims and counts of attempts at this revision are those that follow; of which items there is a
+    /// count, is told.
+    pub(super) fn tries_listed(&mut self, at: Revision, counted: &HashSet<ItemId>) {
+        for (id, tries) in &mut self.tries {
+            // What an answer told of later times stays.
+            tries.claimed = tries.claimed.filter(|claimed| *claimed > at);
+            if !counted.contains(id) && tries.attempts_at <= at {
+                *tries = Tries {
+                    claimed: tries.claimed,
+                    ..Tries::default()
+                };
+            }
+        }
+        self.tries.retain(|_, tries| !tries.is_idle());
     }
 
     /// News of claims and attempts up to this revision has been taken in.
@@ -183,22 +224,22 @@ impl Window {
         self.tries_at = revision;
     }
 
-    /// An item is taken.
-    pub(super) fn claimed(&mut self, id: ItemId) {
-        self.tries.entry(id).or_default().claimed = true;
+    /// An item is taken, since this revision.
+    pub(super) fn claimed(&mut self, id: ItemId, since: Revision) {
+        self.tries.entry(id).or_default().claimed = Some(since);
     }
 
     /// As [`Window::claimed`], told at this revision and not by the news, which may be ahead of it.
     pub(super) fn claimed_at(&mut self, id: ItemId, revision: Revision) {
         if revision > self.tries_at {
-            self.claimed(id);
+            self.claimed(id, revision);
         }
     }
 
     /// An item is given up, or done.
     pub(super) fn unclaimed(&mut self, id: &ItemId, now: Instant) {
         if let Some(tries) = self.tries.get_mut(id) {
-            tries.claimed = false;
+            tries.claimed = None;
         }
         let item = self
             .places
@@ -219,7 +260,8 @@ impl Window {
         now: Instant,
     ) {
         let tries = self.tries.entry(id).or_default();
-        if at < tries.attempts_at {
+        if at <= tries.attempts_at {
+            // Known: a pause counts from when it was first seen.
             return;
         }
         tries.attempts = record.count;
@@ -239,8 +281,7 @@ impl Window {
     }
 
     fn tidy(&mut self, id: &ItemId) {
-        let idle = |tries: &Tries| !tries.claimed && tries.attempts_at == Revision(0);
-        if self.tries.get(id).is_some_and(idle) {
+        if self.tries.get(id).is_some_and(Tries::is_idle) {
             self.tries.remove(id);
         }
     }
@@ -283,6 +324,10 @@ impl Window {
             };
             if from > now {
                 next = Some(next.map_or(from, |next| next.min(from)));
+                if self.paused(position).is_some_and(|until| until > now) {
+                    // It stands in nobody's way here.
+                    continue;
+                }
             } else if best.is_none_or(|(lowest, _)| rank < lowest) {
                 best = Some((rank, position));
             }
@@ -313,7 +358,12 @@ impl Window {
     /// From when on an item can be taken; `None`: somebody has it.
     fn free_at(&self, position: &Position, item: &Item) -> Option<Instant> {
         let id = position.id();
-        if self.ours.contains(&id) || self.tries.get(&id).is_some_and(|tries| tries.claimed) {
+        if self.ours.contains(&id)
+            || self
+                .tries
+                .get(&id)
+                .is_some_and(|tries| tries.claimed.is_some())
+        {
             return None;
         }
         let paused = self.paused(position).unwrap_or(item.since);
@@ -347,15 +397,11 @@ impl Window {
 }
 
 fn number_of(bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    bytes.hash(&mut hasher);
-    hasher.finish()
+    mix(fnv1a(bytes))
 }
 
 fn weight(consumer: u64, item: u64) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (consumer, item).hash(&mut hasher);
-    hasher.finish()
+    mix(consumer ^ item.rotate_left(32))
 }
 
 /// What a rank waits.

@@ -398,10 +398,13 @@ impl Actor {
                 if settled {
                     return Err(Error::Closed);
                 }
-                // It is not made any more; what an earlier copy may have made is still to be found.
-                request
-                    .compare
-                    .push(Compare::absent(self.session_key()).into());
+                // It is not made any more; what an earlier copy may have made is still to be found. Both of
+                // these never hold at once.
+                request.compare = vec![
+                    Compare::mod_revision(self.session_key(), at).into(),
+                    Compare::absent(self.session_key()).into(),
+                ];
+                request.success.clear();
             }
             match self.attempt(request).await {
                 Ok(answer) => {
