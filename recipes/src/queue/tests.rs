@@ -6,7 +6,7 @@ use futures::future::join_all;
 
 use super::*;
 use crate::error::LostReason;
-use crate::store::faulty::{Calls, Fault, Stage};
+use crate::store::faulty::{Calls, Fault, Held, Stage};
 use crate::store::{Counting, Faulty, MemStore, Store};
 
 struct Place {
@@ -35,6 +35,19 @@ impl Place {
 
     fn queue(&self) -> Queue<u32> {
         self.client.queue("q")
+    }
+
+    /// Cuts all watches of one consumer, and lets none come back before it is released: those of the front, of
+    /// delayed items, and of who sees to them.
+    async fn without_watches(&self) -> Vec<Held> {
+        let watches: Vec<Held> = (1..=6)
+            .map(|nth| self.faulty.hold(nth, Calls::Read, Stage::NotSent))
+            .collect();
+        self.faulty.cut_watches();
+        for watch in &watches {
+            soon(watch.reached()).await;
+        }
+        watches
     }
 
     /// Everything of the queue that is kept, save its head and what consumers have agreed on.
@@ -715,20 +728,11 @@ async fn a_claim_whose_end_was_missed_does_not_stand() {
     let consumer = queue.consumer(&place.session).await.unwrap();
     queue.push(&place.session, &1).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let news = place.faulty.hold(1, Calls::Txn, Stage::Answered);
-    let mut popping = Box::pin(consumer.pop());
-    tokio::select! {
-        biased;
-        popped = &mut popping => panic!("{popped:?}"),
-        () = news.reached() => {}
-    }
-    // Before the answer comes, the watches are cut and cannot be taken up again where they were.
-    place.faulty.cut_watches();
-    news.release();
-    let delivery = soon(popping).await.unwrap();
-    drop(delivery);
-    tokio::time::sleep(Duration::from_millis(5)).await;
+    let watches = place.without_watches().await;
+    drop(soon(consumer.pop()).await.unwrap());
+    tokio::time::sleep(Duration::from_secs(1)).await;
     place.store.compact(place.store.revision()).unwrap();
+    watches.into_iter().for_each(Held::release);
     let again = soon(consumer.pop()).await.unwrap();
     assert_eq!(again.attempt(), 2);
 }
@@ -788,11 +792,13 @@ async fn an_item_that_is_there_anew_is_the_new_one() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let key = queue.layout.log.key(&id);
     let item = place.client.get(&key).await.unwrap().unwrap().value;
-    // Unseen: the watches are cut, and the past compacted.
-    place.faulty.cut_watches();
+    // Unseen: no watch is there, and then the past is compacted.
+    let watches = place.without_watches().await;
     place.client.delete(&key).await.unwrap();
     place.client.put(&key, item).await.unwrap();
     place.store.compact(place.store.revision()).unwrap();
+    watches.into_iter().for_each(Held::release);
+    tokio::time::sleep(Duration::from_secs(5)).await;
     let delivery = soon(consumer.pop()).await.unwrap();
     delivery.ack().await.unwrap();
     no_news(consumer.pop()).await;
