@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use quorate_proto::mvccpb::KeyValue;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
@@ -36,7 +37,7 @@ impl<T: DeserializeOwned> Queue<T> {
     /// The items that were put aside, at most `limit`, those put aside first before the others.
     ///
     /// # Errors
-    /// [`Error::Codec`] for a record of another version; the store's.
+    /// The store's.
     pub async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter<T>>> {
         if limit == 0 {
             return Ok(Vec::new());
@@ -49,11 +50,17 @@ impl<T: DeserializeOwned> Queue<T> {
             let id: ItemId = dead.suffix(&kv.key)?.parse().ok()?;
             Some((id, kv))
         });
-        letters
-            .map(|(id, kv)| {
-                let record: DeadRecord<Box<RawValue>> = from_json(&kv.key, &kv.value)?;
+        Ok(letters.map(|(id, kv)| DeadLetter::of(id, kv)).collect())
+    }
+}
+
+impl<T: DeserializeOwned> DeadLetter<T> {
+    fn of(id: ItemId, kv: &KeyValue) -> Self {
+        let revision = Revision(kv.create_revision);
+        match from_json::<DeadRecord<Box<RawValue>>>(&kv.key, &kv.value) {
+            Ok(record) => {
                 let item = serde_json::from_str::<ItemRecord<T>>(record.item.get());
-                Ok(DeadLetter {
+                Self {
                     id,
                     value: item
                         .map(|item| item.value)
@@ -61,10 +68,19 @@ impl<T: DeserializeOwned> Queue<T> {
                     reason: record.reason,
                     attempts: record.attempts,
                     since_ms: record.since_ms,
-                    revision: Revision(kv.create_revision),
-                })
-            })
-            .collect()
+                    revision,
+                }
+            }
+            // It is shown all the same, so that it can be thrown away.
+            Err(error) => Self {
+                id,
+                value: Err(error.to_string()),
+                reason: String::new(),
+                attempts: 0,
+                since_ms: 0,
+                revision,
+            },
+        }
     }
 }
 

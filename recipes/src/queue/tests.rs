@@ -577,6 +577,14 @@ async fn what_cannot_be_read_is_put_aside() {
             .is_err(),
         "it never was an item"
     );
+    // A record of a later version stands in the way of nothing.
+    let id: ItemId = "00000000000000ff/x.0000".parse().unwrap();
+    let key = place.queue().layout.dead_letter(&id);
+    place.client.put(&key, r#"{"v":2}"#).await.unwrap();
+    let dead = place.queue().dead_letters(9).await.unwrap();
+    assert_eq!((dead.len(), &dead[2].id), (3, &id));
+    assert!(dead[2].value.is_err());
+    assert!(place.queue().discard(&id).await.unwrap());
 }
 
 /// Answers that get lost, and copies that come late, of every write of a taking.
