@@ -26,6 +26,18 @@ macro_rules! got {
     }};
 }
 
+/// What a form gives that does not wait, tried until it does.
+macro_rules! tried {
+    ($attempt:expr) => {
+        loop {
+            if let Some(guard) = $attempt.await? {
+                break guard;
+            }
+            tokio::time::sleep(SHORT / 2).await;
+        }
+    };
+}
+
 dropped_everywhere! {
     mutex, [], async |client: Client, session: Session, hold| {
         let guard = client.mutex("x").lock(&session).await?;
@@ -47,6 +59,54 @@ dropped_everywhere! {
                 None => tokio::time::sleep(Duration::from_millis(500)).await,
             }
         };
+        tokio::time::sleep(hold).await;
+        guard.release().await
+    };
+    mutex_tried, [], async |client: Client, session: Session, hold| {
+        let lock = client.mutex("x");
+        let guard = tried!(lock.try_lock(&session));
+        tokio::time::sleep(hold).await;
+        guard.release().await
+    };
+    exclusive_lock_tried, [], async |client: Client, session: Session, hold| {
+        let lock = client.exclusive("x");
+        let guard = tried!(lock.try_lock(&session));
+        tokio::time::sleep(hold).await;
+        guard.release().await
+    };
+    reader_tried, [], async |client: Client, session: Session, hold| {
+        let lock = client.rw_lock("x");
+        let guard = tried!(lock.try_read(&session));
+        tokio::time::sleep(hold).await;
+        guard.release().await
+    };
+    writer_tried, [], async |client: Client, session: Session, hold| {
+        let lock = client.rw_lock("x");
+        let guard = tried!(lock.try_write(&session));
+        tokio::time::sleep(hold).await;
+        guard.release().await
+    };
+    permit_tried, ["quorate/semaphore/x/limit"], async |client: Client, session: Session, hold| {
+        let semaphore = client.semaphore("x", 1);
+        let permit = tried!(semaphore.try_acquire(&session, NonZeroU32::MIN));
+        tokio::time::sleep(hold).await;
+        permit.release().await
+    };
+    leader_tried, [], async |client: Client, session: Session, hold| {
+        let election = client.election("x");
+        let leadership = tried!(election.try_campaign(&session, 1_u32));
+        tokio::time::sleep(hold).await;
+        leadership.resign().await
+    };
+    shared_mutex_tried, [], async |client: Client, session: Session, hold| {
+        let lock = client.mutex("x").shared(&session);
+        let guard = tried!(lock.try_lock());
+        tokio::time::sleep(hold).await;
+        guard.release().await
+    };
+    combined_mutex_tried, [], async |client: Client, session: Session, hold| {
+        let lock = client.mutex("x").combined(&session);
+        let guard = tried!(lock.try_lock());
         tokio::time::sleep(hold).await;
         guard.release().await
     };
