@@ -4,6 +4,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::pin::pin;
+use std::sync::Arc;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use futures::{Stream, stream};
@@ -31,7 +32,7 @@ use crate::value::{Json, Value, from_json};
 /// their taking; an item that comes wakes all consumers, one of which claims it with one transaction. If that
 /// one is busy others do, 20 to 200 ms later. So a take costs the same with ten items and with a million.
 pub struct Consumer<T> {
-    layout: Layout,
+    layout: Arc<Layout>,
     order: Order,
     max_attempts: Option<u32>,
     front: Front,
@@ -64,7 +65,7 @@ impl<T> Consumer<T> {
         };
         delay::start(&layout, session, front.tasks());
         Ok(Self {
-            layout,
+            layout: Arc::new(layout),
             order,
             max_attempts,
             front,
@@ -218,11 +219,11 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
         let Some(owned) = self.claim(&candidate, &reserved).await? else {
             return Ok(None);
         };
-        let key = self.layout.log.key(&candidate.position.id());
+        let key = self.layout.log.key(candidate.position.id());
         let contenders = vec![KeyRange::one(owned.key())];
         let hold = Hold::new(self.session.clone(), owned, contenders);
         let taken = Taken {
-            layout: self.layout.clone(),
+            layout: Arc::clone(&self.layout),
             order: self.order,
             position: candidate.position,
             item: candidate.value,
@@ -248,9 +249,9 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
     async fn claim(&self, candidate: &Candidate, reserved: &Reserved) -> Result<Option<Owned>> {
         let id = candidate.position.id();
         let (item, claim, attempts) = (
-            self.layout.log.key(&id),
-            self.layout.claim(&id),
-            self.layout.attempts(&id),
+            self.layout.log.key(id),
+            self.layout.claim(id),
+            self.layout.attempts(id),
         );
         let record = ContenderRecord::of(&self.session, "");
         let record = record.with_nonce(self.session.client().nonce());
@@ -307,29 +308,29 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
         reserved: &Reserved,
     ) -> Result<()> {
         let id = candidate.position.id();
-        let dead = self.layout.dead_letter(&id);
+        let dead = self.layout.dead_letter(id);
         let record = DeadRecord::write(&dead, &candidate.value, attempts, why)?;
         let unique = candidate.about.unique.as_deref();
         let unique = unique.map(|name| ops::delete(KeyRange::one(self.layout.unique(name))));
         let request = TxnRequest {
             compare: vec![
-                Compare::create_revision(self.layout.log.key(&id), candidate.position.created())
+                Compare::create_revision(self.layout.log.key(id), candidate.position.created())
                     .into(),
-                Compare::absent(self.layout.claim(&id)).into(),
-                Compare::mod_revision(self.layout.attempts(&id), candidate.attempts_at).into(),
+                Compare::absent(self.layout.claim(id)).into(),
+                Compare::mod_revision(self.layout.attempts(id), candidate.attempts_at).into(),
             ],
             success: [
-                ops::delete(KeyRange::one(self.layout.log.key(&id))),
-                ops::delete(self.layout.tries_of(&id)),
+                ops::delete(KeyRange::one(self.layout.log.key(id))),
+                ops::delete(self.layout.tries_of(id)),
                 ops::put(dead, record, None),
             ]
             .into_iter()
             .chain(unique)
             .collect(),
             failure: [
-                ops::get(self.layout.log.key(&id)),
-                ops::get(self.layout.claim(&id)),
-                ops::get(self.layout.attempts(&id)),
+                ops::get(self.layout.log.key(id)),
+                ops::get(self.layout.claim(id)),
+                ops::get(self.layout.attempts(id)),
             ]
             .map(ops::read)
             .into(),

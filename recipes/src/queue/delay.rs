@@ -2,6 +2,7 @@
 //! its end when that has come. One consumer at a time sees to it.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -47,10 +48,7 @@ impl Mover {
     async fn run(mut self, session: Session) {
         let mut pause = Backoff::between_attempts(&self.layout.client);
         loop {
-            let error = match self.move_while_in_charge(&session).await {
-                Err(error) => error,
-                Ok(()) => continue,
-            };
+            let Err(error) = self.move_while_in_charge(&session).await;
             if matches!(error, Error::SessionLost(_) | Error::Closed) {
                 return;
             }
@@ -59,7 +57,7 @@ impl Mover {
         }
     }
 
-    async fn move_while_in_charge(&mut self, session: &Session) -> Result<()> {
+    async fn move_while_in_charge(&mut self, session: &Session) -> Result<Infallible> {
         let line = Line::of(&self.layout.movers());
         let record = ContenderRecord::of(session, "delayed items");
         let contender = Contender::enter(session, line, Json(record)).await?;
@@ -68,7 +66,7 @@ impl Mover {
         charge.scope(self.see_to_it(session)).await?
     }
 
-    async fn see_to_it(&mut self, session: &Session) -> Result<()> {
+    async fn see_to_it(&mut self, session: &Session) -> Result<Infallible> {
         let client = self.layout.client.clone();
         let mut pause = Backoff::between_attempts(&client);
         loop {

@@ -2,6 +2,7 @@
 //! one transaction that the store refuses once the claim is lost.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,7 +32,7 @@ pub struct Delivery<T> {
 /// What is known of an item that was taken.
 #[derive(Debug)]
 pub(super) struct Taken {
-    pub(super) layout: Layout,
+    pub(super) layout: Arc<Layout>,
     pub(super) order: Order,
     pub(super) position: Position,
     pub(super) item: Bytes,
@@ -144,7 +145,7 @@ impl<T> Delivery<T> {
     /// The item's id, which stays the same until it is moved: put off in a queue without an exact order, or
     /// put aside and back.
     #[must_use]
-    pub fn id(&self) -> ItemId {
+    pub fn id(&self) -> &ItemId {
         self.taken.position.id()
     }
 
@@ -246,17 +247,17 @@ impl<T: Send + 'static> Delivery<T> {
                     attempts: attempt,
                     ..taken.about.clone()
                 };
-                let item = rewritten(&layout.log.key(&id), &taken.item, about)?;
+                let item = rewritten(&layout.log.key(id), &taken.item, about)?;
                 let mut operations = taken.taken_out(false);
                 operations.push(ops::put(key, item, None));
                 (operations, Place::Left)
             }
             Order::Keyed | Order::Strict => {
-                let attempts = layout.attempts(&id);
+                let attempts = layout.attempts(id);
                 let record =
                     AttemptsRecord::new(taken.attempts, Some(pause_ms)).write(&attempts)?;
                 let operations = vec![
-                    ops::delete(KeyRange::one(layout.claim(&id))),
+                    ops::delete(KeyRange::one(layout.claim(id))),
                     ops::put(attempts, record, None),
                 ];
                 (operations, Place::Kept)
@@ -270,7 +271,7 @@ impl<T: Send + 'static> Delivery<T> {
     pub(super) async fn bury(self, why: String) -> Result<()> {
         let attempt = self.attempt();
         let taken = &self.taken;
-        let dead = taken.layout.dead_letter(&taken.position.id());
+        let dead = taken.layout.dead_letter(taken.position.id());
         let record = DeadRecord::write(&dead, &taken.item, attempt, why)?;
         let mut operations = taken.taken_out(true);
         operations.push(ops::put(dead, record, None));
@@ -304,7 +305,7 @@ impl<T: Send + 'static> Delivery<T> {
         operations: Vec<RequestOp>,
         place: Place,
     ) -> Result<Revision, AckError<T>> {
-        let item = self.taken.layout.log.key(&self.taken.position.id());
+        let item = self.taken.layout.log.key(self.taken.position.id());
         let txn = txn
             .guard(&self.hold)
             .when(Compare::create_revision(
@@ -362,11 +363,11 @@ impl Taken {
         let id = self.position.id();
         let unique = self.about.unique.as_deref().filter(|_| done);
         let unique = unique.map(|name| self.layout.unique(name));
-        [self.layout.log.key(&id)]
+        [self.layout.log.key(id)]
             .into_iter()
             .chain(unique)
             .map(KeyRange::one)
-            .chain([self.layout.tries_of(&id)])
+            .chain([self.layout.tries_of(id)])
             .map(ops::delete)
             .collect()
     }

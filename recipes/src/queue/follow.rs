@@ -53,14 +53,13 @@ pub(super) struct News {
 pub(super) struct Reserved {
     shared: Arc<Shared>,
     position: Position,
-    id: ItemId,
     forever: bool,
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
         if !self.forever {
-            self.shared.window().unreserve(&self.id);
+            self.shared.window().unreserve(self.position.id());
             self.shared.tell();
         }
     }
@@ -80,7 +79,7 @@ impl Reserved {
     /// The store said at this revision that somebody has the item.
     pub(super) fn claimed_at(&self, revision: Revision) {
         let mut window = self.shared.window();
-        window.claimed_at(self.id.clone(), revision);
+        window.claimed_at(self.position.id().clone(), revision);
     }
 
     /// The store says how often the item was taken.
@@ -88,8 +87,10 @@ impl Reserved {
         let now = self.shared.now();
         let mut window = self.shared.window();
         match kv {
-            Some(kv) => self.shared.attempted(&mut window, self.id.clone(), kv, now),
-            None => window.not_attempted(&self.id),
+            Some(kv) => self
+                .shared
+                .attempted(&mut window, self.position.id().clone(), kv, now),
+            None => window.not_attempted(self.position.id()),
         }
     }
 }
@@ -144,7 +145,7 @@ impl Front {
         let mut window = self.shared.window();
         match window.choose(turn, now) {
             Choice::Take(candidate) => {
-                window.reserve(candidate.position.id());
+                window.reserve(candidate.position.id().clone());
                 Ok(*candidate)
             }
             Choice::Wait(until) => Err(until),
@@ -156,7 +157,6 @@ impl Front {
         Reserved {
             shared: Arc::clone(&self.shared),
             position: candidate.position.clone(),
-            id: candidate.position.id(),
             forever: false,
         }
     }
@@ -528,7 +528,7 @@ impl fmt::Debug for Front {
 impl fmt::Debug for Reserved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reserved")
-            .field("id", &self.id)
+            .field("position", &self.position)
             .finish_non_exhaustive()
     }
 }

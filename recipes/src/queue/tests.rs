@@ -240,7 +240,7 @@ async fn what_is_taken_too_often_is_put_aside_and_may_come_back() {
     let again = soon(consumer.pop()).await.unwrap();
     assert_eq!(
         (*again.value(), again.attempt(), Some(again.id())),
-        (1, 1, back)
+        (1, 1, back.as_ref())
     );
     again.ack().await.unwrap();
     assert!(queue.discard(&dead[1].id).await.unwrap());

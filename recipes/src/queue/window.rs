@@ -46,6 +46,8 @@ pub(super) struct Window {
 struct Item {
     value: Bytes,
     about: About,
+    /// What its ranks are made of.
+    number: u64,
     /// When it was first seen, or seen to be given up.
     since: Instant,
 }
@@ -133,7 +135,8 @@ impl Window {
 
     /// An item is in the queue.
     pub(super) fn came(&mut self, position: Position, value: Bytes, about: About, now: Instant) {
-        let before = self.places.insert(position.id(), position.clone());
+        let number = number_of(position.id().to_string().as_bytes());
+        let before = self.places.insert(position.id().clone(), position.clone());
         if let Some(before) = before.filter(|before| *before != position) {
             // A late copy has put it there anew.
             self.items.remove(&before);
@@ -142,6 +145,7 @@ impl Window {
         self.items.entry(position).or_insert(Item {
             value,
             about,
+            number,
             since: now,
         });
     }
@@ -156,9 +160,8 @@ impl Window {
     /// The item that stood there is no longer in the queue.
     pub(super) fn went_from(&mut self, position: &Position) {
         self.items.remove(position);
-        let id = position.id();
-        if self.places.get(&id) == Some(position) {
-            self.places.remove(&id);
+        if self.places.get(position.id()) == Some(position) {
+            self.places.remove(position.id());
         }
     }
 
@@ -173,7 +176,8 @@ impl Window {
         let gone: Vec<ItemId> = self
             .of_segment(segment)
             .map(Position::id)
-            .filter(|id| !there.contains(id))
+            .filter(|id| !there.contains(*id))
+            .cloned()
             .collect();
         gone.iter().for_each(|id| self.went(id));
     }
@@ -194,7 +198,7 @@ impl Window {
     pub(super) fn free(&self, now: Instant) -> usize {
         let mut blocked = HashSet::new();
         let free = self.items.iter().filter(|(position, item)| {
-            let tries = self.tries.get(&position.id());
+            let tries = self.tries.get(position.id());
             let taken = tries.is_some_and(|tries| tries.claimed.is_some());
             let paused = self.paused(position).is_some_and(|until| until > now);
             // An exact order asks every item before it.
@@ -314,7 +318,7 @@ impl Window {
             }
             let Some(free) = free else { continue };
             let rank = match turn {
-                Turn::Ranked => self.rank(position),
+                Turn::Ranked => self.rank(item),
                 Turn::Anybody => 0,
             };
             let from = match turn {
@@ -358,10 +362,10 @@ impl Window {
     /// From when on an item can be taken; `None`: somebody has it.
     fn free_at(&self, position: &Position, item: &Item) -> Option<Instant> {
         let id = position.id();
-        if self.ours.contains(&id)
+        if self.ours.contains(id)
             || self
                 .tries
-                .get(&id)
+                .get(id)
                 .is_some_and(|tries| tries.claimed.is_some())
         {
             return None;
@@ -371,12 +375,12 @@ impl Window {
     }
 
     fn paused(&self, position: &Position) -> Option<Instant> {
-        self.tries.get(&position.id())?.paused
+        self.tries.get(position.id())?.paused
     }
 
     fn candidate(&self, position: &Position) -> Candidate {
         let item = &self.items[position];
-        let tries = self.tries.get(&position.id());
+        let tries = self.tries.get(position.id());
         Candidate {
             position: position.clone(),
             value: item.value.clone(),
@@ -388,10 +392,9 @@ impl Window {
 
     /// How many consumers come before this one for an item, by rendezvous hashing (Thaler and Ravishankar,
     /// 1998): everybody finds the same without a word.
-    fn rank(&self, position: &Position) -> usize {
-        let item = number_of(position.id().to_string().as_bytes());
-        let mine = weight(self.me, item);
-        let before = |other: &&u64| weight(**other, item) > mine;
+    fn rank(&self, item: &Item) -> usize {
+        let mine = weight(self.me, item.number);
+        let before = |other: &&u64| weight(**other, item.number) > mine;
         self.others.values().filter(before).count()
     }
 }

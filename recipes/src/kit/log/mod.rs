@@ -10,6 +10,7 @@
 
 mod append;
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
@@ -79,11 +80,24 @@ pub struct ItemId {
 
 /// Where an item stands: one with a larger position was committed later, or stands behind it in the same
 /// batch.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Position {
-    segment: u64,
+    id: ItemId,
     created: Revision,
-    name: String,
+}
+
+impl Ord for Position {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let place = |position: &Self| (position.id.segment, position.created);
+        let order = place(self).cmp(&place(other));
+        order.then_with(|| self.id.name.cmp(&other.id.name))
+    }
+}
+
+impl PartialOrd for Position {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl ItemId {
@@ -125,27 +139,19 @@ impl Position {
     /// The position of an item that was created at this revision.
     #[must_use]
     pub fn new(id: ItemId, created: Revision) -> Self {
-        let ItemId { segment, name } = id;
-        Self {
-            segment,
-            created,
-            name,
-        }
+        Self { id, created }
     }
 
     /// The item that stands there.
     #[must_use]
-    pub fn id(&self) -> ItemId {
-        ItemId {
-            segment: self.segment,
-            name: self.name.clone(),
-        }
+    pub fn id(&self) -> &ItemId {
+        &self.id
     }
 
     /// The number of the segment.
     #[must_use]
     pub fn segment(&self) -> u64 {
-        self.segment
+        self.id.segment
     }
 
     /// The revision at which the item was committed.

@@ -166,7 +166,7 @@ pub async fn items_come_back(client: &Client) {
     assert_eq!((dead[0].value.clone(), dead[0].attempts), (Ok(1), 2));
     let back = queue.redrive(&session, &dead[0].id).await.unwrap().unwrap();
     let third = next(&consumer).await;
-    assert_eq!((third.id(), third.attempt()), (back, 1));
+    assert_eq!((third.id(), third.attempt()), (&back, 1));
     third.ack().await.unwrap();
     assert!(
         queue

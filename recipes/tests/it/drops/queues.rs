@@ -130,7 +130,7 @@ async fn an_item_put_back() {
         let (client, session) = &world.other;
         queue(client).push(session, &1).await.unwrap();
         let delivery = take(client, session).await.unwrap();
-        let id = delivery.id();
+        let id = delivery.id().clone();
         delivery.nack(Nack::Dead(String::new())).await.unwrap();
         let user = async {
             let back = queue(&world.user.0).redrive(&world.user.1, &id).await?;

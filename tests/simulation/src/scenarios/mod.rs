@@ -49,7 +49,7 @@ pub use membership::Membership;
 pub use multi_lock::MultiLock;
 pub use mutex::Mutex;
 pub use once::{Once, Results};
-pub use queue::{Items, OrderedQueue, Queue, Work, effect, handle, may_remain};
+pub use queue::{Items, Queue, Work, effect, handle, may_remain};
 pub use rate::{Granted, Rate};
 pub use request::Request;
 pub use rw_lock::{RwLock, Sides};
@@ -94,8 +94,8 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<Assign>(),
     entry::<Leased>(),
     entry::<Config>(),
-    entry::<Queue>(),
-    entry::<OrderedQueue>(),
+    entry::<Queue<false>>(),
+    entry::<Queue<true>>(),
 ];
 
 const fn entry<S: Scenario>() -> (&'static str, Run) {

@@ -197,13 +197,9 @@ pub fn may_remain(key: &str) -> bool {
     of_queue.is_some_and(|rest| rest == "head" || rest == "settings" || rest.starts_with("dead/"))
 }
 
-/// A queue whose items are given out several at a time.
+/// A queue whose items are given out several at a time, or in order by key.
 #[derive(Debug, Default)]
-pub struct Queue(Work);
-
-/// A queue whose items are given out in order by key.
-#[derive(Debug, Default)]
-pub struct OrderedQueue(Work);
+pub struct Queue<const ORDERED: bool>(Work);
 
 /// The queue of the worlds.
 #[must_use]
@@ -212,23 +208,28 @@ pub fn handle(player: &Player) -> Handle<i64> {
     queue.max_attempts(ATTEMPTS_MAX)
 }
 
-fn ordered(player: &Player) -> Handle<i64> {
-    handle(player).ordered_by(|number| (number % KEYS).to_string())
+impl<const ORDERED: bool> Queue<ORDERED> {
+    fn handle(player: &Player) -> Handle<i64> {
+        match ORDERED {
+            true => handle(player).ordered_by(|number| (number % KEYS).to_string()),
+            false => handle(player),
+        }
+    }
 }
 
-impl Scenario for Queue {
-    const NAME: &'static str = "queue";
+impl<const ORDERED: bool> Scenario for Queue<ORDERED> {
+    const NAME: &'static str = if ORDERED { "ordered_queue" } else { "queue" };
 
     fn new() -> Self {
         Self::default()
     }
 
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        self.0.step(player, session, &handle(player)).await
+        self.0.step(player, session, &Self::handle(player)).await
     }
 
     async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
-        let drained = self.0.drain(&players[0], &handle(&players[0])).await;
+        let drained = self.0.drain(&players[0], &Self::handle(&players[0])).await;
         drained.map_err(|error| error.to_string())
     }
 
@@ -241,35 +242,6 @@ impl Scenario for Queue {
     }
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.0.check(history, false)
-    }
-}
-
-impl Scenario for OrderedQueue {
-    const NAME: &'static str = "ordered_queue";
-
-    fn new() -> Self {
-        Self::default()
-    }
-
-    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        self.0.step(player, session, &ordered(player)).await
-    }
-
-    async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
-        let drained = self.0.drain(&players[0], &ordered(&players[0])).await;
-        drained.map_err(|error| error.to_string())
-    }
-
-    fn end(&self) {
-        self.0.end();
-    }
-
-    fn may_remain(&self, key: &str) -> bool {
-        may_remain(key)
-    }
-
-    fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.0.check(history, true)
+        self.0.check(history, ORDERED)
     }
 }
