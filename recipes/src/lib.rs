@@ -33,7 +33,7 @@
 //! | numbers | [`AtomicCounter`], [`Adder`], [`IdBlocks`], [`RateLimiter`] |
 //! | several keys, no lock | [`Stm`], [`Txn`] |
 //! | settings that change while programs run | [`Config`], [`ConfigGroup`] |
-//! | work to be done by whoever is free | [`queue`] |
+//! | work to be done by whoever is free, the urgent first | [`queue`], [`PriorityQueue`](queue::PriorityQueue) |
 //! | how far it is | [`progress`] |
 //! | recipes of one's own | [`kit`], and the stores to test them with in [`store`] |
 //!
@@ -68,7 +68,7 @@
 //! | a `pop()` future | a claim that is on its way is undone, and the attempt does not count |
 //! | a delivery | given back at once |
 //! | an `ack()`, `nack()` future | goes on unobserved |
-//! | a `push()` future | an unknown outcome, as an `add()` |
+//! | a `push()` future | an unknown outcome, as an `add()`; who waits for room stands in no line any more |
 //! | a consumer | takes nothing any more; its deliveries go on |
 //! | a reporter without `finish` | the task is reported as abandoned |
 //! | a pick | the instance is not outstanding any more |
@@ -94,7 +94,7 @@
 //! | `member`, `assign`, `service`, `progress` | one key a member, a contender for a partition, an instance, a task |
 //! | `config` | `live/…` what is published and gray releases, `history/…`, `ack/…` what instances run |
 //! | `barrier`, `double-barrier`, `cyclic-barrier`, `latch` | holds and members, and a register of the state |
-//! | `queue` | `head` and `segment/…`, the items; `try/…`, who has them; `delayed/…`, `dead/…` |
+//! | `queue` | `head` and `segment/…`, the items; `try/…`, who has them; `delayed/…`, `dead/…`; `bound`, the limit; `lane/…`, those of a lane |
 //! | `counter`, `adder`, `ids`, `rate` | the number; cells; the last id; grants and the rule |
 //!
 //! `quorate/epoch` is the store's epoch, which every fence compares. Kept keys, and whatever is written

@@ -9,6 +9,7 @@ mod lock_safety;
 mod membership;
 mod pauses;
 mod proxy;
+mod queue_kills;
 mod rolling_restart;
 mod set_under_lock;
 

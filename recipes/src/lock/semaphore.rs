@@ -42,7 +42,7 @@ impl From<u32> for Limit {
 }
 
 impl Limit {
-    fn number(self) -> u32 {
+    pub(crate) fn number(self) -> u32 {
         match self {
             Self::Exactly(limit) | Self::Initially(limit) => limit,
         }

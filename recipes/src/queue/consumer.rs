@@ -10,12 +10,14 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use futures::{Stream, stream};
 use quorate_proto::etcdserverpb::TxnRequest;
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 use super::delay;
 use super::delivery::{Delivery, Taken, used_up};
-use super::follow::{Front, Reserved};
+use super::follow::{Front, News, Reserved};
 use super::record::{AttemptsRecord, DeadRecord, ItemRecord, Layout, Order, Settings};
 use super::window::{Candidate, Turn};
+use crate::clock::Instant;
 use crate::error::{Error, Result};
 use crate::keys::{KeyRange, Revision};
 use crate::kit::{Claim, Claimed, Owned, fresh_key};
@@ -104,11 +106,8 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
         let mut news = self.front.news();
         loop {
             news.borrow_and_update().check()?;
-            let until = match self.front.choose(Turn::Ranked) {
-                Ok(candidate) => match self.take(candidate).await? {
-                    Some(delivery) => return Ok(delivery),
-                    None => continue,
-                },
+            let until = match self.take_free(Turn::Ranked).await? {
+                Ok(delivery) => return Ok(delivery),
                 Err(until) => until,
             };
             let client = self.session.client();
@@ -142,13 +141,32 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
             if looked {
                 self.front.sync().await?;
             }
-            while let Ok(candidate) = self.front.choose(Turn::Anybody) {
-                if let Some(delivery) = self.take(candidate).await? {
-                    return Ok(Some(delivery));
-                }
+            if let Ok(delivery) = self.take_free(Turn::Anybody).await? {
+                return Ok(Some(delivery));
             }
         }
         Ok(None)
+    }
+
+    /// Takes an item that is known to be free; else tells from when on one may be, if that is known.
+    pub(super) async fn take_free(
+        &self,
+        turn: Turn,
+    ) -> Result<std::result::Result<Delivery<T>, Option<Instant>>> {
+        loop {
+            let candidate = match self.front.choose(turn) {
+                Ok(candidate) => candidate,
+                Err(until) => return Ok(Err(until)),
+            };
+            if let Some(delivery) = self.take(candidate).await? {
+                return Ok(Ok(delivery));
+            }
+        }
+    }
+
+    /// Tells of everything that may change what [`Consumer::take_free`] finds.
+    pub(super) fn news(&self) -> watch::Receiver<News> {
+        self.front.news()
     }
 
     /// The items as they are taken, which ends after the first error.
@@ -355,6 +373,14 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
             _ => reserved.went(),
         }
         Ok(())
+    }
+}
+
+/// The earlier of two moments that may never come.
+pub(super) fn sooner(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }
 

@@ -7,10 +7,12 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::Queue;
+use super::bound::Patience;
+use super::push::Pushed;
 use super::record::{About, DeadRecord, ItemRecord};
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, Revision};
-use crate::kit::{Append, Appended, ItemId};
+use crate::kit::ItemId;
 use crate::session::{Effect, Session};
 use crate::store::ops::{self, Compare};
 use crate::value::from_json;
@@ -85,8 +87,8 @@ impl<T: DeserializeOwned> DeadLetter<T> {
 }
 
 impl<T> Queue<T> {
-    /// Puts a dead letter back, at the end of the queue, as if it had never been taken. Exactly once. Returns
-    /// its new id; `None` when there is no such letter, or another item has its unique name by now.
+    /// Puts a dead letter back, at the end of the queue, as if it had never been taken. Exactly once. Waits for
+    /// room in a queue with a limit. Returns its new id; `None` when there is no such letter, or another item has its unique name by now.
     ///
     /// # Errors
     /// [`Error::Codec`] when the item was never one of a queue; [`Error::SessionLost`];
@@ -122,14 +124,12 @@ impl<T> Queue<T> {
                 .then
                 .push(ops::put(&name, id.to_string().into(), None));
         }
-        let append = Append {
-            items: vec![ItemRecord::new(about, value).write(&key)?],
-            besides,
-        };
-        Ok(match layout.log.append(session, &append).await? {
-            Appended::Done { ids, .. } => ids.into_iter().next(),
-            Appended::Refused { .. } => None,
-        })
+        let item = ItemRecord::new(about, value).write(&key)?;
+        match self.append(session, item, besides, Patience::Wait).await? {
+            Pushed::Done(id) => Ok(Some(id)),
+            Pushed::Refused => Ok(None),
+            Pushed::Full => Err(Error::Conflict),
+        }
     }
 
     /// Throws a dead letter away. Returns whether there was one.

@@ -497,7 +497,8 @@ impl Follower {
             };
         if wants_more {
             let from = last.map_or(0, |last| last + 1);
-            let next = self.shared.layout.log.first_with_items(from).await?;
+            let log = &self.shared.layout.log;
+            let next = log.first_with_items(from, head.segment).await?;
             let next = next.unwrap_or(head.segment).max(from);
             self.open(Source::Segment(next));
             last = Some(next);

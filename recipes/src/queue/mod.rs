@@ -1,16 +1,21 @@
 //! Queues: items are pushed in the order of their commits, taken by one consumer each, and done when they are
 //! acknowledged. What a consumer that ends has taken, others take again.
 //!
-//! `record` is how a queue lies in the store, `window` what a consumer knows of its front and takes next,
-//! `follow` keeps that up to date, `consumer` takes, `delivery` is what was taken, `delay` moves items whose
-//! time has come, `dead` is about those that were put aside.
+//! `record` is how a queue lies in the store, `push` puts items in, `bound` as many as there is room for,
+//! `window` is what a consumer knows of the front and takes next, `follow` keeps that up to date, `consumer`
+//! takes, `delivery` is what was taken, `delay` moves items whose time has come, `dead` is about those that
+//! were put aside, `lanes` are several queues of which some come first.
 
+mod bound;
 mod consumer;
 mod dead;
 mod delay;
 mod delivery;
 mod follow;
+mod lanes;
+mod push;
 mod record;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -18,23 +23,28 @@ mod window;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
 use quorate_proto::etcdserverpb::TxnRequest;
 use serde::Serialize;
 
 pub use consumer::Consumer;
 pub use dead::DeadLetter;
 pub use delivery::{AckError, Delivery, Nack};
+pub use lanes::{PriorityConsumer, PriorityQueue};
+pub(crate) use lanes::{lane_space, lanes_key, lanes_of};
 
 use crate::client::Client;
-use crate::error::{Error, Result};
-use crate::keys::{Key, KeyRange, Revision};
-use crate::kit::{Append, Appended, ItemId};
-use crate::session::{Effect, Session};
+use crate::error::Result;
+use crate::keys::{KeyRange, KeySpace, Revision};
+use crate::kit::ItemId;
+use crate::lock::Limit;
+use crate::session::Session;
 use crate::store::ops::{self, Compare};
-use record::{About, ITEM_BYTES_SPARE, ItemRecord, Layout, Order};
+use bound::Bound;
+use record::{About, Layout, Order};
+
+/// The kind of key space that queues live in.
+pub(crate) const KIND: &str = "queue";
 
 /// How often an item is taken before it becomes a dead letter, unless told otherwise.
 const ATTEMPTS_MAX: u32 = 5;
@@ -58,6 +68,7 @@ pub struct Queue<T> {
     layout: Layout,
     order: Order,
     max_attempts: Option<u32>,
+    bound: Bound,
     key_of: Option<KeyOf<T>>,
     of: PhantomData<fn() -> T>,
 }
@@ -70,6 +81,7 @@ impl<T> Clone for Queue<T> {
             layout: self.layout.clone(),
             order: self.order,
             max_attempts: self.max_attempts,
+            bound: self.bound.clone(),
             key_of: self.key_of.clone(),
             of: PhantomData,
         }
@@ -77,7 +89,7 @@ impl<T> Clone for Queue<T> {
 }
 
 /// What there is in a queue, at one revision.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct QueueStatus {
     /// The revision.
@@ -92,6 +104,10 @@ pub struct QueueStatus {
     pub dead: u64,
     /// Consumers.
     pub consumers: u64,
+    /// How many items it takes, those in it and those that wait for their time; `None`: as many as come.
+    pub limit: Option<u32>,
+    /// Pushes that wait for room.
+    pub waiting: u64,
 }
 
 impl Client {
@@ -99,17 +115,22 @@ impl Client {
     /// time. See [`Queue::strict`] and [`Queue::ordered_by`].
     #[must_use]
     pub fn queue<T>(&self, name: impl AsRef<str>) -> Queue<T> {
-        Queue {
-            layout: Layout::new(self.clone(), name.as_ref()),
-            order: Order::Parallel,
-            max_attempts: Some(ATTEMPTS_MAX),
-            key_of: None,
-            of: PhantomData,
-        }
+        Queue::new(self, KeySpace::of(KIND, name.as_ref()))
     }
 }
 
 impl<T> Queue<T> {
+    pub(crate) fn new(client: &Client, space: KeySpace) -> Self {
+        Self {
+            layout: Layout::new(client.clone(), space),
+            order: Order::Parallel,
+            max_attempts: Some(ATTEMPTS_MAX),
+            bound: Bound::None,
+            key_of: None,
+            of: PhantomData,
+        }
+    }
+
     /// Items are given out one after the other, exactly in the order of their commits: the next one when the
     /// one before is acknowledged or put aside. All consumers of the queue must say so.
     #[must_use]
@@ -142,6 +163,27 @@ impl<T> Queue<T> {
         self
     }
 
+    /// Holds at most so many items, those that consumers have and those that wait to enter included, dead
+    /// letters not: then pushes wait for room, in the order in which they came. Never more, at any revision. All
+    /// who push must say so, and who puts dead letters back.
+    ///
+    /// It costs what counting costs: pushes are one after the other, each one transaction as long as nobody else
+    /// pushes meanwhile, else tried again after a new count, which etcd takes time for by the number of items.
+    #[must_use]
+    pub fn bounded(mut self, limit: impl Into<Limit>) -> Self {
+        self.bound = Bound::limited(limit.into());
+        self
+    }
+
+    /// Changes the limit, or sets one, for everybody. Lowering it takes no item away. Other handles that were
+    /// made with [`Limit::Exactly`] or without a limit, clones among them, fail from then on.
+    ///
+    /// # Errors
+    /// The store's; an ambiguous one may have changed it. A copy of it that comes late changes nothing.
+    pub async fn resize(&mut self, limit: u32) -> Result<()> {
+        self.bound.resize(&self.layout, limit).await
+    }
+
     /// Items in one segment of the log, 256 if not told: the smaller, the less a consumer knows at a time, and
     /// the more often pushes have a write more.
     #[must_use]
@@ -153,8 +195,8 @@ impl<T> Queue<T> {
     /// Begins to take items.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] when consumers of another order were there before; [`Error::SessionLost`];
-    /// [`Error::Codec`]; the store's final refusals. Trouble with the store is waited out.
+    /// [`Mismatch`](crate::Error::Mismatch) when consumers of another order were there before;
+    /// [`SessionLost`](crate::Error::SessionLost); [`Codec`](crate::Error::Codec); the store's final refusals. Trouble with the store is waited out.
     ///
     /// # Cancel safety
     /// Nothing is left behind when the future is dropped.
@@ -165,48 +207,16 @@ impl<T> Queue<T> {
     /// How much there is.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's; [`Codec`](crate::Error::Codec) for a limit that cannot be read.
     pub async fn status(&self) -> Result<QueueStatus> {
-        let layout = &self.layout;
-        let count = |range: KeyRange| {
-            let mut read = ops::range(range);
-            read.count_only = true;
-            ops::read(read)
-        };
-        let mut tries = ops::range(layout.tries().range());
-        tries.keys_only = true;
-        let request = TxnRequest {
-            success: vec![
-                count(layout.log.range(0, None)),
-                count(layout.delayed().range()),
-                count(layout.dead_letters().range()),
-                count(layout.consumers().range()),
-                ops::read(tries),
-            ],
-            ..TxnRequest::default()
-        };
-        let answer = layout.client.store().txn(request).await?;
-        let found = |index: usize| ops::count(&answer.responses, index);
-        let tries = ops::kvs(&answer.responses, 4).iter();
-        let claims = tries.filter(|kv| {
-            let tried = layout.tried(&kv.key);
-            matches!(tried, Some((_, record::Tried::Claim)))
-        });
-        Ok(QueueStatus {
-            revision: Revision(answer.header.map_or(0, |header| header.revision)),
-            items: found(0),
-            delayed: found(1),
-            dead: found(2),
-            consumers: found(3),
-            claimed: u64::try_from(claims.count()).unwrap_or(u64::MAX),
-        })
+        Ok(self.survey(Revision(0), 0).await?.status)
     }
 
     /// Takes an item out of the queue, whether or not somebody has it: that one finds its claim lost. Returns
     /// whether it was there.
     ///
     /// # Errors
-    /// [`Error::Codec`] for an item that cannot be read; the store's. An ambiguous one may have been done.
+    /// [`Codec`](crate::Error::Codec) for an item that cannot be read; the store's. An ambiguous one may have been done.
     pub async fn remove(&self, id: &ItemId) -> Result<bool> {
         let layout = &self.layout;
         let key = layout.log.key(id);
@@ -228,164 +238,6 @@ impl<T> Queue<T> {
         };
         Ok(layout.client.store().txn(request).await?.succeeded)
     }
-}
-
-impl<T: Serialize> Queue<T> {
-    /// Pushes an item, exactly once although answers get lost.
-    ///
-    /// # Errors
-    /// [`Error::Codec`]; [`Error::Invalid`] for an item that is too large; [`Error::SessionLost`];
-    /// [`Error::OutcomeUnknown`] when the session ended with an answer still to come; the store's final
-    /// refusals.
-    ///
-    /// # Cancel safety
-    /// Dropping the future is an unknown outcome: once or not at all.
-    pub async fn push(&self, session: &Session, value: &T) -> Result<ItemId> {
-        let ids = self.append(
-            session,
-            vec![self.item(value, About::now())?],
-            Effect::default(),
-        );
-        match ids.await? {
-            Appended::Done { ids, .. } => Ok(first(ids)),
-            Appended::Refused { .. } => Err(Error::Conflict),
-        }
-    }
-
-    /// Pushes items in this order, as many in one transaction as fit, each transaction wholly or not at all.
-    /// What others push may come between two transactions.
-    ///
-    /// # Errors
-    /// As [`Queue::push`]; items before the one that failed are in the queue.
-    ///
-    /// # Cancel safety
-    /// Dropping the future is an unknown outcome for the transaction on its way, and none of the later ones
-    /// is sent.
-    pub async fn push_all<'a>(
-        &self,
-        session: &Session,
-        values: impl IntoIterator<Item = &'a T>,
-    ) -> Result<Vec<ItemId>>
-    where
-        T: 'a,
-    {
-        let items = values
-            .into_iter()
-            .map(|value| self.item(value, About::now()));
-        let mut left: Vec<Bytes> = items.collect::<Result<_>>()?;
-        let mut pushed = Vec::with_capacity(left.len());
-        while !left.is_empty() {
-            let rest = left.split_off(self.layout.log.fitting(&left, &Effect::default()));
-            match self.append(session, left, Effect::default()).await? {
-                Appended::Done { ids, .. } => pushed.extend(ids),
-                Appended::Refused { .. } => return Err(Error::Conflict),
-            }
-            left = rest;
-        }
-        Ok(pushed)
-    }
-
-    /// Pushes an item without a session, at least once: when an answer gets lost it may come twice.
-    ///
-    /// # Errors
-    /// [`Error::Codec`]; the store's final refusals. Trouble with the store is waited out.
-    ///
-    /// # Cancel safety
-    /// Dropping the future is an unknown outcome.
-    pub async fn push_at_least_once(&self, value: &T) -> Result<ItemId> {
-        let append = Append {
-            items: vec![self.item(value, About::now())?],
-            ..Append::default()
-        };
-        match self.layout.log.append_at_least_once(&append).await? {
-            Appended::Done { ids, .. } => Ok(first(ids)),
-            Appended::Refused { .. } => Err(Error::Conflict),
-        }
-    }
-
-    /// Pushes an item unless one of this name is in the queue, waits to enter it, or is being worked at.
-    /// Returns its id; `None` when there is one.
-    ///
-    /// # Errors
-    /// As [`Queue::push`].
-    ///
-    /// # Cancel safety
-    /// As [`Queue::push`].
-    pub async fn push_unique(
-        &self,
-        session: &Session,
-        name: &str,
-        value: &T,
-    ) -> Result<Option<ItemId>> {
-        let about = About {
-            unique: Some(name.to_owned()),
-            ..About::now()
-        };
-        let key = self.layout.unique(name);
-        let besides = Effect {
-            when: vec![Compare::absent(&key)],
-            then: vec![ops::put(&key, Bytes::new(), None)],
-            otherwise: Vec::new(),
-        };
-        let pushed = self.append(session, vec![self.item(value, about)?], besides);
-        Ok(match pushed.await? {
-            Appended::Done { ids, .. } => Some(first(ids)),
-            Appended::Refused { .. } => None,
-        })
-    }
-
-    /// Pushes an item that enters the queue, at its end, after this time: by the wall clock of whichever
-    /// consumer sees to it, and only while there is a consumer. Returns the key that it waits under, which
-    /// may be deleted until then.
-    ///
-    /// # Errors
-    /// As [`Queue::push`].
-    ///
-    /// # Cancel safety
-    /// As [`Queue::push`].
-    pub async fn push_after(&self, session: &Session, delay: Duration, value: &T) -> Result<Key> {
-        session.belongs_to(&self.layout.client)?;
-        let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-        let due_ms = self.layout.client.wall_millis().saturating_add(delay_ms);
-        let nonce = self.layout.client.nonce();
-        let key = self.layout.delayed_item(due_ms, &nonce);
-        let effect = Effect {
-            then: vec![ops::put(&key, self.item(value, About::now())?, None)],
-            ..Effect::default()
-        };
-        session.actor().apply(effect).await?;
-        Ok(key)
-    }
-
-    fn item(&self, value: &T, about: About) -> Result<Bytes> {
-        let key = self.key_of.as_ref().map(|key_of| key_of(value));
-        let about = About { key, ..about };
-        let item = ItemRecord::new(about, value).write(&self.layout.log.head_key())?;
-        let limit = self.layout.client.store().capabilities().max_request_bytes;
-        let most = limit.saturating_sub(ITEM_BYTES_SPARE);
-        if item.len() > most {
-            // It could be taken, and not be moved.
-            let bytes = item.len();
-            return Err(Error::Invalid(format!(
-                "an item of {bytes} bytes; at most {most}"
-            )));
-        }
-        Ok(item)
-    }
-
-    async fn append(
-        &self,
-        session: &Session,
-        items: Vec<Bytes>,
-        besides: Effect,
-    ) -> Result<Appended> {
-        let append = Append { items, besides };
-        self.layout.log.append(session, &append).await
-    }
-}
-
-fn first(ids: Vec<ItemId>) -> ItemId {
-    ids.into_iter().next().expect("an id for each item")
 }
 
 impl<T> fmt::Debug for Queue<T> {

@@ -29,8 +29,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub(super) fn new(client: Client, name: &str) -> Self {
-        let space = KeySpace::of("queue", name);
+    pub(super) fn new(client: Client, space: KeySpace) -> Self {
         let log = SegmentedLog::new(client.clone(), space.clone());
         Self { client, space, log }
     }
@@ -38,6 +37,16 @@ impl Layout {
     /// What the queue's consumers have agreed on.
     pub(super) fn settings(&self) -> Key {
         self.space.key("settings")
+    }
+
+    /// How many items the queue takes.
+    pub(super) fn bound(&self) -> Key {
+        self.space.key("bound")
+    }
+
+    /// Who waits for room.
+    pub(super) fn pushers(&self) -> KeySpace {
+        self.space.child("pusher")
     }
 
     /// Who takes items.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use quorate_proto::etcdserverpb::{
-    RangeRequest, RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest,
+    RangeRequest, RangeResponse, ResponseOp, TxnRequest, TxnResponse, WatchCreateRequest,
+    response_op::Response,
 };
 use tokio::runtime::Handle;
 
@@ -32,10 +33,19 @@ use crate::keys::LeaseId;
 /// # drop(guard);
 /// # Ok::<(), Error>(()) }).unwrap();
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Counting<S> {
-    store: S,
+    store: Arc<S>,
     counts: Arc<Mutex<Counts>>,
+}
+
+impl<S> Clone for Counting<S> {
+    fn clone(&self) -> Self {
+        Self {
+            store: Arc::clone(&self.store),
+            counts: Arc::clone(&self.counts),
+        }
+    }
 }
 
 /// What was counted. The difference of two is what happened between.
@@ -45,6 +55,9 @@ pub struct Counts {
     pub range: u64,
     /// Transactions.
     pub txn: u64,
+    /// Keys in the ranges that were read, also beyond the limits of the reads, since stores go through them to
+    /// count them.
+    pub keys: u64,
     /// Watch streams opened.
     pub watch: u64,
     /// Leases granted.
@@ -77,6 +90,7 @@ impl Sub for Counts {
         Self {
             range: self.range - before.range,
             txn: self.txn - before.txn,
+            keys: self.keys - before.keys,
             watch: self.watch - before.watch,
             lease_grant: self.lease_grant - before.lease_grant,
             lease_keep_alive: self.lease_keep_alive - before.lease_keep_alive,
@@ -93,7 +107,7 @@ impl<S: Store> Counting<S> {
     #[must_use]
     pub fn new(store: S) -> Self {
         Self {
-            store,
+            store: Arc::new(store),
             counts: Arc::default(),
         }
     }
@@ -119,16 +133,33 @@ fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
     counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn keys(answer: &RangeResponse) -> u64 {
+    u64::try_from(answer.count).unwrap_or(0)
+}
+
+fn keys_of_all(answers: &[ResponseOp]) -> u64 {
+    let each = answers.iter().map(|answer| match &answer.response {
+        Some(Response::ResponseRange(range)) => keys(range),
+        Some(Response::ResponseTxn(txn)) => keys_of_all(&txn.responses),
+        _ => 0,
+    });
+    each.sum()
+}
+
 #[async_trait]
 impl<S: Store> Store for Counting<S> {
     async fn range(&self, request: RangeRequest) -> Result<RangeResponse, StoreError> {
         self.count(|counts| counts.range += 1);
-        self.store.range(request).await
+        let answer = self.store.range(request).await?;
+        self.count(|counts| counts.keys += keys(&answer));
+        Ok(answer)
     }
 
     async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, StoreError> {
         self.count(|counts| counts.txn += 1);
-        self.store.txn(request).await
+        let answer = self.store.txn(request).await?;
+        self.count(|counts| counts.keys += keys_of_all(&answer.responses));
+        Ok(answer)
     }
 
     async fn watch(&self, requests: Vec<WatchCreateRequest>) -> Result<WatchStream, StoreError> {
@@ -180,8 +211,32 @@ impl<S: Store> Store for Counting<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Client;
-    use crate::store::MemStore;
+    use crate::store::{MemStore, ops};
+    use crate::{Client, KeyRange};
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_are_those_that_the_store_goes_through() {
+        let store = Counting::new(MemStore::new());
+        let client = Client::new(store.clone());
+        for n in 0..5 {
+            client.put(format!("k/{n}"), "").await.unwrap();
+        }
+        let before = store.counts();
+        let mut first = ops::range(KeyRange::prefix("k/"));
+        first.limit = 1;
+        client.store().range(first.clone()).await.unwrap();
+        assert_eq!((store.counts() - before).keys, 5);
+        let nested = ops::nested(TxnRequest {
+            success: vec![ops::read(first.clone())],
+            ..Default::default()
+        });
+        let request = TxnRequest {
+            success: vec![nested, ops::read(first)],
+            ..Default::default()
+        };
+        client.store().txn(request).await.unwrap();
+        assert_eq!((store.counts() - before).keys, 15);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_release_wakes_one_waiter_of_many() {

@@ -130,6 +130,8 @@ on_every_store! {
     queues::who_is_gone_ends_nothing,
     queues::orders_by_key_are_exact,
     queues::items_come_back,
+    queues::limits_hold,
+    queues::urgent_items_come_first,
     counters::additions_are_exact,
     counters::numbers_are_set_and_compared,
     counters::additions_survive_lost_answers,

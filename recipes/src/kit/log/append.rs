@@ -17,6 +17,10 @@ use crate::wait::{self, Backoff};
 /// What an append needs besides one operation an item: the compare and the read of the head, or the count.
 const APPEND_OPS: usize = 1;
 
+/// Bytes of items after which a segment is full, however few they are: who reads a segment has all of it in
+/// memory.
+const SEGMENT_BYTES: usize = 4 * 1_024 * 1_024;
+
 /// What an item's key costs of a request's bytes, about.
 const KEY_BYTES: usize = 160;
 
@@ -89,7 +93,7 @@ impl SegmentedLog {
                     responses,
                 } => {
                     let live = responses.and_then(|found| count(&found, append.items.len()));
-                    self.appended(head, append.items.len(), live).await;
+                    self.appended(head, &append.items, live).await;
                     let ids = ids(head, &batch, append);
                     return Ok(Appended::Done { ids, revision });
                 }
@@ -128,7 +132,7 @@ impl SegmentedLog {
             let revision = Revision(answer.header.map_or(0, |header| header.revision));
             if answer.succeeded {
                 let live = count(&answer.responses, append.items.len());
-                self.appended(head, append.items.len(), live).await;
+                self.appended(head, &append.items, live).await;
                 let ids = ids(head, &batch, append);
                 return Ok(Appended::Done { ids, revision });
             }
@@ -197,7 +201,7 @@ impl SegmentedLog {
     fn learn(&self, head: Head) -> Head {
         let mut known = self.known();
         let now = known.filter(|known| known.head.since >= head.since);
-        let now = now.unwrap_or(Known { head, appended: 0 });
+        let now = now.unwrap_or(Known::new(head));
         *known = Some(now);
         now.head
     }
@@ -222,15 +226,18 @@ impl SegmentedLog {
     }
 
     /// Notes an append, and rolls on if the segment is full: of items that are there, or of those that this
-    /// handle has put there, since what was deleted costs the store's readers as well.
-    async fn appended(&self, head: Head, items: usize, live: Option<usize>) {
+    /// handle has put there, since what was deleted costs the store's readers as well. Items of others are
+    /// taken to be as large as its own.
+    async fn appended(&self, head: Head, items: &[Bytes], live: Option<usize>) {
         let full = {
             let mut known = self.known();
             let Some(now) = known.as_mut().filter(|known| known.head == head) else {
                 return;
             };
-            now.appended += items;
-            live.unwrap_or(0).max(now.appended) >= self.segment_items
+            now.appended += items.len();
+            now.bytes += items.iter().map(Bytes::len).sum::<usize>();
+            let all = live.unwrap_or(0).max(now.appended);
+            all >= self.segment_items || all * (now.bytes / now.appended) >= SEGMENT_BYTES
         };
         if full && let Err(error) = self.roll(head).await {
             // The next append finds it full too.
@@ -346,8 +353,34 @@ mod tests {
         assert_eq!(items(&client).await, expected);
         let head = log(&client).head(None).await.unwrap();
         assert!(head.segment >= 5, "{head:?}");
-        assert_eq!(one.first_with_items(0).await.unwrap(), Some(0));
-        assert_eq!(one.first_with_items(head.segment + 1).await.unwrap(), None);
+        let last = head.segment;
+        assert_eq!(one.first_with_items(0, last).await.unwrap(), Some(0));
+        assert_eq!(one.first_with_items(last + 1, last).await.unwrap(), None);
+        // Over any number of empty ones, and not beyond the last.
+        let full = last - 1;
+        let before = client.txn().delete_range(one.range(0, Some(full)));
+        before.commit().await.unwrap();
+        assert_eq!(one.first_with_items(0, last).await.unwrap(), Some(full));
+        assert_eq!(one.first_with_items(0, full - 1).await.unwrap(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_items_fill_a_segment_sooner() {
+        let client = Client::new(MemStore::new());
+        let session = client.session().await.unwrap();
+        let (one, two) = (log(&client), log(&client));
+        let large = Append {
+            items: vec![Bytes::from(vec![0; SEGMENT_BYTES / 8])],
+            ..Append::default()
+        };
+        for _ in 0..8 {
+            for by in [&one, &two] {
+                done(by.append(&session, &large).await.unwrap());
+            }
+        }
+        // Neither has put as much there as fills one.
+        let head = log(&client).head(None).await.unwrap();
+        assert_eq!(head.segment, 2, "{head:?}");
     }
 
     #[tokio::test(start_paused = true)]

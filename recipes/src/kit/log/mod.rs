@@ -51,6 +51,19 @@ struct Known {
     head: Head,
     /// How many this handle has appended to it.
     appended: usize,
+    /// How large those are together.
+    bytes: usize,
+}
+
+impl Known {
+    fn new(head: Head) -> Self {
+        let (appended, bytes) = (0, 0);
+        Self {
+            head,
+            appended,
+            bytes,
+        }
+    }
 }
 
 /// The segment that is appended to, and the revision at which it became that.
@@ -175,8 +188,8 @@ impl SegmentedLog {
         }
     }
 
-    /// Goes on to the next segment after about so many items; 256 if not told. At least 1. Handles may
-    /// differ in it.
+    /// Goes on to the next segment after about so many items, or 4 MiB of them; 256 if not told. At least 1.
+    /// Handles may differ in it.
     #[must_use]
     pub fn with_segment_items(mut self, items: usize) -> Self {
         self.segment_items = items.max(1);
@@ -245,17 +258,28 @@ impl SegmentedLog {
         })
     }
 
-    /// The first segment from `from` on that has an item, or `None`. Trouble with the store is waited out.
+    /// The first segment from `from` to `last` that has an item, or `None`. Trouble with the store is waited
+    /// out.
+    ///
+    /// It looks at one segment, then at twice as many as before each time: stores count all keys of a range,
+    /// however few are asked for, so that a look at all of a long log would cost by its length.
     ///
     /// # Errors
     /// The store's final refusals.
-    pub async fn first_with_items(&self, from: u64) -> Result<Option<u64>> {
-        let mut request = ops::range(self.range(from, None));
-        request.limit = 1;
-        request.keys_only = true;
-        let found = wait::read(&self.client, request).await?;
-        let first = found.kvs.first().and_then(|kv| self.item(&kv.key));
-        Ok(first.map(|id| id.segment()))
+    pub async fn first_with_items(&self, mut from: u64, last: u64) -> Result<Option<u64>> {
+        let mut width = 1;
+        while from <= last {
+            let end = from.saturating_add(width);
+            let mut request = ops::range(self.range(from, Some(end)));
+            request.limit = 1;
+            request.keys_only = true;
+            let found = wait::read(&self.client, request).await?;
+            if let Some(id) = found.kvs.first().and_then(|kv| self.item(&kv.key)) {
+                return Ok(Some(id.segment()).filter(|segment| *segment <= last));
+            }
+            (from, width) = (end, width.saturating_mul(2));
+        }
+        Ok(None)
     }
 }
 

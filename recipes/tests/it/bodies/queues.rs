@@ -193,3 +193,75 @@ pub async fn items_come_back(client: &Client) {
     let status = queue.status().await.unwrap();
     assert_eq!((status.items, status.delayed, status.dead), (1, 0, 0));
 }
+
+/// Several who push find room as it comes, and at no time are there more items than that.
+pub async fn limits_hold(client: &Client) {
+    const LIMIT: u32 = 3;
+    const EACH: u32 = 20;
+    let session = session(client).await;
+    let queue = client.queue::<u32>("narrow").bounded(LIMIT);
+    let consumer = queue.consumer(&session).await.unwrap();
+    let pushing: Vec<_> = (0..3)
+        .map(|n| {
+            let (queue, session) = (
+                client.queue::<u32>("narrow").bounded(LIMIT),
+                session.clone(),
+            );
+            tokio::spawn(async move {
+                let items: Vec<u32> = (0..EACH).map(|k| 100 * n + k).collect();
+                queue.push_all(&session, &items).await.unwrap();
+            })
+        })
+        .collect();
+    until("it to be full", async || {
+        queue.status().await.unwrap().items == u64::from(LIMIT)
+    })
+    .await;
+    assert_eq!(queue.try_push(&session, &999).await.unwrap(), None);
+    let mut taken = Vec::new();
+    for _ in 0..3 * EACH {
+        let delivery = next(&consumer).await;
+        let status = queue.status().await.unwrap();
+        assert!(status.items <= u64::from(LIMIT), "{status:?}");
+        taken.push(*delivery.value());
+        delivery.ack().await.unwrap();
+    }
+    for task in pushing {
+        task.await.unwrap();
+    }
+    for n in 0..3 {
+        let of_one: Vec<u32> = taken.iter().copied().filter(|v| v / 100 == n).collect();
+        assert!(
+            of_one.is_sorted() && of_one.len() == EACH as usize,
+            "{of_one:?}"
+        );
+    }
+    let other = client.queue::<u32>("narrow").push(&session, &0).await;
+    assert!(matches!(other, Err(Error::Mismatch { .. })), "{other:?}");
+}
+
+/// What is more urgent comes first, and is waited for in all lanes.
+pub async fn urgent_items_come_first(client: &Client) {
+    let session = session(client).await;
+    let queue = client.priority_queue::<u32>("urgent", 3).await.unwrap();
+    for lane in [2, 1, 0] {
+        let value = 10 * u32::try_from(lane).unwrap();
+        let lane = queue.lane(lane).unwrap();
+        lane.push(&session, &value).await.unwrap();
+    }
+    let consumer = queue.consumer(&session).await.unwrap();
+    for expected in [0, 10, 20] {
+        let delivery = consumer.try_pop().await.unwrap().expect("it is there");
+        assert_eq!(*delivery.value(), expected);
+        delivery.ack().await.unwrap();
+    }
+    let last = queue.lane(2).unwrap();
+    let (delivery, pushed) = tokio::join!(soon("an item", consumer.pop()), async {
+        tokio::task::yield_now().await;
+        last.push(&session, &7).await
+    });
+    pushed.unwrap();
+    let delivery = delivery.unwrap();
+    assert_eq!(*delivery.value(), 7);
+    delivery.ack().await.unwrap();
+}

@@ -148,3 +148,43 @@ async fn an_item_put_back() {
     .await;
     assert!(visited >= 4 * 2, "{visited} calls only");
 }
+
+/// Dropped while it waits for room, too: nobody stands behind one who has gone.
+#[tokio::test(start_paused = true)]
+async fn an_item_pushed_when_there_is_room() {
+    let visited = at_every_call(async |at| {
+        let world = World::new().await;
+        let (client, session) = &world.other;
+        let limited = queue(client).bounded(1);
+        limited.push(session, &1).await.unwrap();
+        let user = async {
+            let (client, session) = &world.user;
+            queue(client).bounded(1).push(session, &4).await.map(drop)
+        };
+        let makes_room = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            take(client, session).await.unwrap().ack().await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let stopped = tokio::select! {
+            stopped = world.stop(at, user) => stopped,
+            () = makes_room => unreachable!("it waits on"),
+        };
+        let reached = stopped.held.is_reached();
+        stopped.held.release();
+        in_time(at, "the other one", drain(client, session)).await;
+        let next = async {
+            limited.push(session, &5).await?;
+            drain(client, session).await
+        };
+        in_time(at, "the next one", next).await;
+        tokio::time::sleep(QUIET).await;
+        in_time(at, "the next one", drain(client, session)).await;
+        tokio::time::sleep(QUIET).await;
+        let durable = [DURABLE[0], DURABLE[1], "quorate/queue/x/bound"];
+        assert_eq!(world.left(&durable), [""; 0], "{at}");
+        reached
+    })
+    .await;
+    assert!(visited >= 4 * 5, "{visited} calls only");
+}

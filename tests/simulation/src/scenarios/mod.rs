@@ -49,7 +49,7 @@ pub use membership::Membership;
 pub use multi_lock::MultiLock;
 pub use mutex::Mutex;
 pub use once::{Once, Results};
-pub use queue::{Items, Queue, Work, effect, handle, may_remain};
+pub use queue::{BoundedQueue, Items, Queue, Work, check_limit, effect, handle, may_remain};
 pub use rate::{Granted, Rate};
 pub use request::Request;
 pub use rw_lock::{RwLock, Sides};
@@ -96,6 +96,7 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<Config>(),
     entry::<Queue<false>>(),
     entry::<Queue<true>>(),
+    entry::<BoundedQueue>(),
 ];
 
 const fn entry<S: Scenario>() -> (&'static str, Run) {

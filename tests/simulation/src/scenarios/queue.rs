@@ -1,6 +1,7 @@
 //! Queues: nothing that was pushed is lost or done twice, whatever becomes of those who take it, and exact
 //! orders are exact.
 
+mod bounded;
 mod items;
 
 use std::cell::RefCell;
@@ -12,6 +13,7 @@ use quorate_recipes::keys::{LeaseId, Revision};
 use quorate_recipes::queue::{AckError, Consumer, Delivery, Nack, Queue as Handle};
 use quorate_recipes::{Error, Result, Session};
 
+pub use bounded::{BoundedQueue, check_limit};
 pub use items::Items;
 use items::KEYS;
 

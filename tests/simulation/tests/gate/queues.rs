@@ -2,10 +2,10 @@
 
 use quorate_proto::etcdserverpb::TxnRequest;
 use quorate_recipes::kit::{Claim, Claimed};
-use quorate_recipes::queue::{Delivery, Nack};
+use quorate_recipes::queue::{AckError, Delivery, Nack};
 use quorate_recipes::store::ops::{self, Compare};
-use quorate_recipes::{Fenced as _, Key, KeyRange, Result, Session};
-use quorate_simulation::scenarios::{Work, effect, handle, may_remain};
+use quorate_recipes::{Error, Fenced as _, Key, KeyRange, Result, Session};
+use quorate_simulation::scenarios::{Work, check_limit, effect, handle, may_remain};
 use quorate_simulation::{History, Player, Scenario};
 
 use super::mutants::is_found;
@@ -34,6 +34,10 @@ trait Broken: Default + 'static {
     async fn end(&self, player: &Player, delivery: Delivery<i64>) -> Result<()> {
         self.work().work(player, delivery).await
     }
+
+    fn check(&self, history: &History) -> std::result::Result<(), String> {
+        self.work().check(history, Self::KEYED)
+    }
 }
 
 struct World<B>(B);
@@ -47,7 +51,10 @@ impl<B: Broken> Scenario for World<B> {
 
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
         let push = |number| B::push(player, session, number);
-        self.0.work().push(player, push).await?;
+        match self.0.work().push(player, push).await {
+            Ok(()) | Err(Error::Conflict) => {}
+            Err(error) => return Err(error),
+        }
         self.0.take(player, session).await
     }
 
@@ -60,7 +67,7 @@ impl<B: Broken> Scenario for World<B> {
     }
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.0.work().check(history, B::KEYED)
+        self.0.check(history)
     }
 }
 
@@ -188,6 +195,43 @@ impl Broken for TwoPlaces {
         player.client().put(dead, value).await?;
         delivery.nack(Nack::Now).await
     }
+}
+
+/// Counted, and then pushed.
+#[derive(Default)]
+struct CountedBefore(Work);
+
+impl Broken for CountedBefore {
+    const NAME: &'static str = "a queue with a limit that is looked at before";
+
+    fn work(&self) -> &Work {
+        &self.0
+    }
+
+    async fn push(player: &Player, session: &Session, number: i64) -> Result<()> {
+        let status = handle(player).status().await?;
+        if status.items + status.delayed >= 4 {
+            return Err(Error::Conflict);
+        }
+        handle(player).push(session, &number).await.map(drop)
+    }
+
+    async fn end(&self, player: &Player, delivery: Delivery<i64>) -> Result<()> {
+        // Soon enough that there is room now and then.
+        match delivery.ack_with(player.client().txn()).await {
+            Err(AckError::Failed(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn check(&self, history: &History) -> std::result::Result<(), String> {
+        check_limit(history, &[])
+    }
+}
+
+#[test]
+fn a_limit_that_is_looked_at_before_is_found() {
+    is_found::<World<CountedBefore>>("items of 4");
 }
 
 #[test]

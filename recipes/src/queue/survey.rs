@@ -1,0 +1,87 @@
+//! What there is in a queue, and who has it.
+
+use quorate_proto::etcdserverpb::{RangeRequest, TxnRequest};
+use quorate_proto::mvccpb::KeyValue;
+
+use super::bound::limit_of;
+use super::record::{About, Tried};
+use super::{Queue, QueueStatus};
+use crate::error::Result;
+use crate::keys::{Key, KeyRange, Revision};
+use crate::kit::ItemId;
+use crate::store::ops;
+
+/// A queue at one revision.
+pub(crate) struct Survey {
+    pub(crate) status: QueueStatus,
+    /// When the item whose key comes first was pushed: one of the first segment.
+    pub(crate) oldest_ms: Option<u64>,
+    /// The claims of items, in the order of their ids.
+    pub(crate) claims: Vec<(ItemId, KeyValue)>,
+}
+
+impl<T> Queue<T> {
+    /// Looks at the queue as it was at this revision, 0: is now, and at `most` of its claims.
+    pub(crate) async fn survey(&self, revision: Revision, most: usize) -> Result<Survey> {
+        let layout = &self.layout;
+        let read = |mut request: RangeRequest| {
+            request.revision = revision.0;
+            ops::read(request)
+        };
+        let count = |range: KeyRange| {
+            let mut request = ops::range(range);
+            request.count_only = true;
+            read(request)
+        };
+        let mut tries = ops::range(layout.tries().range());
+        tries.keys_only = most == 0;
+        let mut first = ops::range(layout.log.range(0, None));
+        first.limit = 1;
+        let request = TxnRequest {
+            success: vec![
+                read(first),
+                count(layout.delayed().range()),
+                count(layout.dead_letters().range()),
+                count(layout.consumers().range()),
+                read(tries),
+                read(ops::get(layout.bound())),
+                count(layout.pushers().range()),
+            ],
+            ..TxnRequest::default()
+        };
+        let answer = layout.client.store().txn(request).await?;
+        let found = |index: usize| ops::count(&answer.responses, index);
+        let now = Revision(answer.header.map_or(0, |header| header.revision));
+        let tries = ops::kvs(&answer.responses, 4).iter();
+        let claims = tries.filter_map(|kv| match layout.tried(&kv.key)? {
+            (id, Tried::Claim) => Some((id, kv)),
+            (_, Tried::Attempts) => None,
+        });
+        let claims: Vec<(ItemId, &KeyValue)> = claims.collect();
+        let bound = ops::kvs(&answer.responses, 5).first();
+        let first = ops::kvs(&answer.responses, 0).first();
+        let first = first.map(|kv| About::read(&Key::from(kv.key.clone()), &kv.value));
+        Ok(Survey {
+            status: QueueStatus {
+                revision: if revision == Revision(0) {
+                    now
+                } else {
+                    revision
+                },
+                items: found(0),
+                delayed: found(1),
+                dead: found(2),
+                consumers: found(3),
+                claimed: u64::try_from(claims.len()).unwrap_or(u64::MAX),
+                limit: bound.map(limit_of).transpose()?,
+                waiting: found(6),
+            },
+            oldest_ms: first.and_then(Result::ok).map(|about| about.since_ms),
+            claims: claims
+                .into_iter()
+                .take(most)
+                .map(|(id, kv)| (id, kv.clone()))
+                .collect(),
+        })
+    }
+}

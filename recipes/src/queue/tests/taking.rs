@@ -1,0 +1,244 @@
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn one_consumer_takes_in_the_order_of_pushes() {
+    let place = Place::new().await;
+    let queue = place.queue().with_segment_items(3);
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    queue.push(&place.session, &0).await.unwrap();
+    queue.push_all(&place.session, &[1, 2, 3, 4]).await.unwrap();
+    queue.push_at_least_once(&5).await.unwrap();
+    let ids = queue.push_all(&place.session, &[6, 7, 8]).await.unwrap();
+    assert_eq!(ids.len(), 3);
+    for expected in 0..9 {
+        let delivery = soon(consumer.pop()).await.unwrap();
+        assert_eq!((*delivery.value(), delivery.attempt()), (expected, 1));
+        let status = queue.status().await.unwrap();
+        assert_eq!(
+            (status.items, status.claimed, status.consumers),
+            (9 - u64::from(expected), 1, 1)
+        );
+        delivery.ack().await.unwrap();
+    }
+    no_news(consumer.pop()).await;
+    assert!(consumer.try_pop().await.unwrap().is_none());
+    // The consumer, and whoever sees to delayed items.
+    assert_eq!(place.left().len(), 2, "{:?}", place.left());
+    drop(consumer);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(place.left(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_pushed_before_is_there_at_once() {
+    let place = Place::new().await;
+    let queue = place.queue().with_segment_items(2);
+    queue
+        .push_all(&place.session, &(0..7).collect::<Vec<_>>())
+        .await
+        .unwrap();
+    queue.push(&place.session, &7).await.unwrap();
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    for expected in 0..8 {
+        let delivery = consumer.try_pop().await.unwrap().expect("it is there");
+        assert_eq!(*delivery.value(), expected);
+        delivery.ack().await.unwrap();
+    }
+    for n in 0..5 {
+        queue.push(&place.session, &n).await.unwrap();
+        let delivery = consumer
+            .try_pop()
+            .await
+            .unwrap()
+            .expect("it has been pushed");
+        delivery.ack().await.unwrap();
+        assert!(consumer.try_pop().await.unwrap().is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_pop_takes_nothing_and_counts_for_nothing() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for stage in [Stage::NotSent, Stage::AppliedUnanswered, Stage::Answered] {
+        queue.push(&place.session, &1).await.unwrap();
+        let held = place.faulty.hold(1, Calls::Txn, stage);
+        tokio::select! {
+            biased;
+            popped = consumer.pop() => panic!("{popped:?}"),
+            () = held.reached() => {}
+        }
+        held.release();
+        let delivery = soon(consumer.pop()).await.unwrap();
+        assert_eq!(delivery.attempt(), 1, "{stage:?}");
+        delivery.ack().await.unwrap();
+    }
+}
+
+/// Everything pushed is done once by some of several consumers, through many segments, while items come.
+#[tokio::test(start_paused = true)]
+async fn many_share_the_work() {
+    const ITEMS: u32 = 300;
+    let place = Place::new().await;
+    let queue = place.queue().with_segment_items(8);
+    let done = Mutex::new(BTreeMap::new());
+    let workers = join_all((0..5).map(async |worker| {
+        let session = place.client.session().await.unwrap();
+        let consumer = queue.consumer(&session).await.unwrap();
+        let work = consumer.for_each_concurrent(3, async |delivery: Delivery<u32>| {
+            tokio::time::sleep(Duration::from_millis(u64::from(delivery.value() % 7) * 10)).await;
+            if delivery.value().is_multiple_of(11) && delivery.attempt() == 1 {
+                return;
+            }
+            let value = *delivery.value();
+            delivery.ack().await.unwrap();
+            done.lock()
+                .unwrap()
+                .entry(value)
+                .or_insert(Vec::new())
+                .push(worker);
+        });
+        drop(tokio::time::timeout(Duration::from_secs(300), work).await);
+    }));
+    let pushes = async {
+        for n in 0..ITEMS {
+            queue.push(&place.session, &n).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(u64::from(n % 5))).await;
+        }
+    };
+    tokio::join!(workers, pushes);
+    let done = done.into_inner().unwrap();
+    assert_eq!(done.len(), ITEMS as usize);
+    assert!(done.values().all(|workers| workers.len() == 1));
+    let workers: BTreeSet<_> = done.values().flatten().collect();
+    assert_eq!(workers.len(), 5, "all of them worked");
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(place.left(), [""; 0]);
+}
+
+/// Work that ends does not take back what is on its way to be taken.
+#[tokio::test(start_paused = true)]
+async fn work_that_ends_disturbs_no_taking() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let values: Vec<u32> = (0..200).collect();
+    queue.push_all(&place.session, &values).await.unwrap();
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    let attempts = Mutex::new(Vec::new());
+    let work = consumer.for_each_concurrent(20, async |delivery: Delivery<u32>| {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        attempts.lock().unwrap().push(delivery.attempt());
+        delivery.ack().await.unwrap();
+    });
+    let before = place.counting.counts();
+    drop(tokio::time::timeout(Duration::from_secs(60), work).await);
+    assert_eq!(attempts.into_inner().unwrap(), [1; 200]);
+    let used = place.counting.counts() - before;
+    // Two each, and what opens up to 16 lanes.
+    assert!(used.txn <= 2 * 200 + 20, "{used:?}");
+}
+
+/// A claim that an answer told of, and whose end nobody was told: the watch was cut, and its past compacted.
+#[tokio::test(start_paused = true)]
+async fn a_claim_whose_end_was_missed_does_not_stand() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    queue.push(&place.session, &1).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let watches = place.without_watches().await;
+    drop(soon(consumer.pop()).await.unwrap());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    place.store.compact(place.store.revision()).unwrap();
+    watches.into_iter().for_each(Held::release);
+    let again = soon(consumer.pop()).await.unwrap();
+    assert_eq!(again.attempt(), 2);
+}
+
+/// A late copy puts a key back that this consumer knows from before.
+#[tokio::test(start_paused = true)]
+async fn an_item_that_is_there_anew_is_the_new_one() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    let id = queue.push_at_least_once(&1).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let key = queue.layout.log.key(&id);
+    let item = place.client.get(&key).await.unwrap().unwrap().value;
+    // Unseen: no watch is there, and then the past is compacted.
+    let watches = place.without_watches().await;
+    place.client.delete(&key).await.unwrap();
+    place.client.put(&key, item).await.unwrap();
+    place.store.compact(place.store.revision()).unwrap();
+    watches.into_iter().for_each(Held::release);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let delivery = soon(consumer.pop()).await.unwrap();
+    delivery.ack().await.unwrap();
+    no_news(consumer.pop()).await;
+}
+
+/// A take costs the same whatever is behind it.
+#[tokio::test(start_paused = true)]
+async fn the_cost_of_a_take_does_not_grow() {
+    let mut costs = Vec::new();
+    for items in [1_000, 20_000] {
+        let place = Place::new().await;
+        let queue = place.queue();
+        let values: Vec<u32> = (0..items).collect();
+        queue.push_all(&place.session, &values).await.unwrap();
+        let consumer = queue.consumer(&place.session).await.unwrap();
+        soon(consumer.pop()).await.unwrap().ack().await.unwrap();
+        let before = place.counting.counts();
+        for _ in 0..500 {
+            soon(consumer.pop()).await.unwrap().ack().await.unwrap();
+        }
+        let used = place.counting.counts() - before;
+        costs.push((used.txn, used.range, used.watch, used.keys));
+        assert_eq!(used.txn, 1_000, "a claim and an acknowledgement each");
+        assert!(used.range <= 8, "{used:?}");
+    }
+    assert_eq!(costs[0], costs[1]);
+}
+
+/// Of many who wait, one takes what comes; few try.
+#[tokio::test(start_paused = true)]
+async fn an_item_wakes_few_who_are_idle() {
+    const CONSUMERS: u32 = 100;
+    let place = Place::new().await;
+    let queue = place.queue();
+    let mut sessions = Vec::new();
+    for _ in 0..CONSUMERS {
+        sessions.push(place.client.session().await.unwrap());
+    }
+    let consumers = join_all(sessions.iter().map(|session| queue.consumer(session)));
+    let consumers: Vec<_> = consumers.await.into_iter().collect::<Result<_>>().unwrap();
+    let taking = join_all(consumers.iter().map(async |consumer| {
+        let work = consumer.for_each_concurrent(1, async |delivery| {
+            delivery.ack().await.unwrap();
+        });
+        drop(tokio::time::timeout(Duration::from_secs(30), work).await);
+    }));
+    let pushing = async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let before = place.counting.counts();
+        for n in 0..50 {
+            queue.push(&place.session, &n).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        assert_eq!(queue.status().await.unwrap().items, 0);
+        // A push, an acknowledgement, and claims; the first of a lane opens it.
+        (place.counting.counts() - before).txn
+    };
+    let (_, txns) = tokio::join!(taking, pushing);
+    let opened = u64::from(CONSUMERS) + 1;
+    assert!(txns <= 50 * (2 + 3) + opened, "{txns}");
+    assert!(
+        consumers[0]
+            .try_pop()
+            .now_or_never()
+            .is_none_or(|taken| taken.unwrap().is_none())
+    );
+    assert!(place.store.capabilities().max_txn_ops > 0);
+}

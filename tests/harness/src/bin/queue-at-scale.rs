@@ -1,0 +1,247 @@
+//! What a queue costs by its length, and by the number of its consumers.
+//!
+//! ```sh
+//! cargo build --release && cargo run --release --bin queue-at-scale -- target/release/quorate
+//! ```
+//!
+//! Three members over loopback. First two queues, of 1,000 and of 1,000,000 items, from which one consumer each
+//! takes in turn: calls, keys read and times of a take with its end. Then 1,000 consumers of one queue: all idle,
+//! how many claims are tried for an item; 990 busy, how long an item waits for one of the others.
+
+#![expect(clippy::print_stdout, reason = "a tool that prints what it measured")]
+#![expect(clippy::disallowed_methods, reason = "measures what clients see")]
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use futures::future::{join_all, try_join_all};
+use hdrhistogram::Histogram;
+use quorate_harness::cluster::ProcessCluster;
+use quorate_recipes::queue::{Consumer, Delivery, Queue};
+use quorate_recipes::store::{Counting, Remote};
+use quorate_recipes::{Client, Session};
+
+const SHORT: u64 = 1_000;
+const LONG: u64 = 1_000_000;
+/// Items pushed by one call while a queue is filled.
+const FILLED_TOGETHER: u64 = 10_000;
+const FILLERS: u64 = 16;
+/// Takes from either queue that are measured.
+const TAKES: u64 = 2_000;
+const CONSUMERS: usize = 1_000;
+const CONSUMERS_OF_A_SESSION: usize = 50;
+const IDLE: usize = 10;
+/// Items that come one by one to many consumers.
+const ITEMS: u64 = 300;
+const BETWEEN_ITEMS: Duration = Duration::from_millis(50);
+/// Until many consumers have all heard of each other.
+const QUIET: Duration = Duration::from_secs(5);
+
+type Counted = Counting<Remote>;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args_os().skip(1);
+    let program = arguments
+        .next()
+        .context("usage: queue-at-scale PATH-OF-QUORATE [ITEMS]")?;
+    let long = match arguments.next() {
+        Some(items) => items.to_string_lossy().parse()?,
+        None => LONG,
+    };
+    let cluster = ProcessCluster::start(&PathBuf::from(program), 3, &[]).await?;
+    by_length(&cluster, long).await?;
+    by_consumers(&cluster).await
+}
+
+fn client(cluster: &ProcessCluster) -> anyhow::Result<(Client, Counted)> {
+    let store = Counting::new(Remote::new(cluster.endpoints())?);
+    Ok((Client::new(store.clone()), store))
+}
+
+/// One queue, and what taking from it cost.
+struct Measured {
+    items: u64,
+    queue: Queue<u64>,
+    consumer: Consumer<u64>,
+    session: Session,
+    store: Counted,
+    times: Histogram<u64>,
+    taken: u64,
+    calls: u64,
+    keys: u64,
+}
+
+impl Measured {
+    async fn new(cluster: &ProcessCluster, items: u64) -> anyhow::Result<Self> {
+        let (client, store) = client(cluster)?;
+        let session = client.session().await?;
+        let queue = client.queue::<u64>(format!("of-{items}"));
+        let began = Instant::now();
+        let parts = (0..FILLERS).map(|filler| {
+            let (queue, session) = (&queue, &session);
+            let mut next = filler * FILLED_TOGETHER;
+            async move {
+                while next < items {
+                    let some: Vec<u64> = (next..items.min(next + FILLED_TOGETHER)).collect();
+                    queue.push_all(session, &some).await?;
+                    next += FILLERS * FILLED_TOGETHER;
+                }
+                anyhow::Ok(())
+            }
+        });
+        try_join_all(parts).await?;
+        println!("{items} items pushed in {:.1?}", began.elapsed());
+        let consumer = queue.consumer(&session).await?;
+        consumer.pop().await?.ack().await?;
+        Ok(Self {
+            items,
+            queue,
+            consumer,
+            session,
+            store,
+            times: Histogram::new(3)?,
+            taken: 0,
+            calls: 0,
+            keys: 0,
+        })
+    }
+
+    /// Takes an item and ends it; then one more is pushed, which does not count.
+    async fn take(&mut self) -> anyhow::Result<()> {
+        let (began, before) = (Instant::now(), self.store.counts());
+        self.consumer.pop().await?.ack().await?;
+        let used = self.store.counts() - before;
+        self.times
+            .record(u64::try_from(began.elapsed().as_nanos())?)?;
+        self.taken += 1;
+        self.calls += used.txn + used.range;
+        self.keys += used.keys;
+        self.queue.push(&self.session, &self.taken).await?;
+        Ok(())
+    }
+
+    fn tell(&self) {
+        let each = |sum: u64| f64::from(u32::try_from(sum).unwrap_or(u32::MAX)) / TAKES as f64;
+        println!(
+            "{} items: {:.3} calls and {:.3} keys read a take with its end",
+            self.items,
+            each(self.calls),
+            each(self.keys)
+        );
+    }
+}
+
+async fn by_length(cluster: &ProcessCluster, long: u64) -> anyhow::Result<()> {
+    let mut short = Measured::new(cluster, SHORT).await?;
+    let mut long = Measured::new(cluster, long).await?;
+    for _ in 0..TAKES {
+        short.take().await?;
+        long.take().await?;
+    }
+    short.tell();
+    long.tell();
+    for quantile in [0.5, 0.99] {
+        let of = |measured: &Measured| measured.times.value_at_quantile(quantile) as f64;
+        println!(
+            "p{:.0} of a take with its end, {} items to {} in turn: {:.2}",
+            quantile * 100.0,
+            long.items,
+            short.items,
+            of(&long) / of(&short)
+        );
+    }
+    Ok(())
+}
+
+async fn by_consumers(cluster: &ProcessCluster) -> anyhow::Result<()> {
+    let (pusher, _) = client(cluster)?;
+    let session = pusher.session().await?;
+    let queue = pusher.queue::<u64>("many").without_max_attempts();
+    let (takers, store) = client(cluster)?;
+    let theirs = takers.queue::<u64>("many").without_max_attempts();
+    let mut consumers = Vec::new();
+    let mut sessions = Vec::new();
+    while consumers.len() < CONSUMERS {
+        let session = takers.session().ttl(Duration::from_secs(30)).await?;
+        let some = (0..CONSUMERS_OF_A_SESSION).map(|_| theirs.consumer(&session));
+        consumers.extend(try_join_all(some).await?);
+        sessions.push(session);
+    }
+    tokio::time::sleep(QUIET).await;
+
+    let before = store.counts();
+    let push = |queue: Queue<u64>, session: Session| async move {
+        let mut pushed = Vec::new();
+        for item in 0..ITEMS {
+            queue.push(&session, &item).await?;
+            pushed.push(Instant::now());
+            tokio::time::sleep(BETWEEN_ITEMS).await;
+        }
+        anyhow::Ok(pushed)
+    };
+    let taken = async {
+        // Dropping a pop that waits takes nothing.
+        let all = join_all(consumers.iter().map(|consumer| async move {
+            loop {
+                consumer.pop().await?.ack().await?;
+            }
+            #[expect(unreachable_code, reason = "says what the loop may fail with")]
+            anyhow::Ok(())
+        }));
+        all.await
+    };
+    tokio::select! {
+        failed = taken => println!("taking ended: {failed:?}"),
+        pushed = push(queue.clone(), session.clone()) => drop(pushed?),
+    }
+    let used = store.counts() - before;
+    let tried = used.txn - ITEMS;
+    println!(
+        "{CONSUMERS} idle consumers: {:.2} claims tried an item ({} transactions for {ITEMS} items)",
+        tried as f64 / ITEMS as f64,
+        used.txn
+    );
+
+    let busy: Vec<u64> = (0..(CONSUMERS - IDLE) as u64).collect();
+    queue.push_all(&session, &busy).await?;
+    let pops = consumers.iter().take(CONSUMERS - IDLE);
+    let held: Vec<Delivery<u64>> = try_join_all(pops.map(Consumer::pop)).await?;
+    tokio::time::sleep(QUIET).await;
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let idle = join_all(consumers[CONSUMERS - IDLE..].iter().map(|consumer| {
+        let tell = tell.clone();
+        async move {
+            loop {
+                let delivery = consumer.pop().await?;
+                tell.send((*delivery.value(), Instant::now()))?;
+                delivery.ack().await?;
+            }
+            #[expect(unreachable_code, reason = "says what the loop may fail with")]
+            anyhow::Ok(())
+        }
+    }));
+    let pushed = tokio::select! {
+        failed = idle => anyhow::bail!("taking ended: {failed:?}"),
+        pushed = async {
+            let pushed = push(queue.clone(), session.clone()).await?;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            anyhow::Ok(pushed)
+        } => pushed?,
+    };
+    let mut waits = Histogram::<u64>::new(3)?;
+    while let Ok((item, at)) = told.try_recv() {
+        let wait = at.saturating_duration_since(pushed[usize::try_from(item)?]);
+        waits.record(u64::try_from(wait.as_micros())?)?;
+    }
+    println!(
+        "{} of {CONSUMERS} consumers busy: {} items waited {} ms in the median, {} ms at p99, {} ms at most",
+        held.len(),
+        waits.len(),
+        waits.value_at_quantile(0.5) / 1_000,
+        waits.value_at_quantile(0.99) / 1_000,
+        waits.max() / 1_000
+    );
+    Ok(())
+}
