@@ -4,6 +4,7 @@
 use std::fmt;
 
 use bytes::Bytes;
+use serde::{Serialize, Serializer};
 
 /// The root that all keys of the recipes lie under.
 pub const ROOT: &str = "quorate";
@@ -13,7 +14,7 @@ pub const ROOT: &str = "quorate";
 pub use quorate_proto::epoch::EPOCH_KEY;
 
 /// A revision of the store: it grows by one with each writing transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
 pub struct Revision(pub i64);
 
 impl fmt::Display for Revision {
@@ -33,6 +34,13 @@ impl fmt::Display for LeaseId {
         } else {
             write!(f, "{:x}", self.0)
         }
+    }
+}
+
+/// In hexadecimal, as it is shown.
+impl Serialize for LeaseId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -63,6 +71,13 @@ impl fmt::Debug for Key {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+/// As text, as it is shown.
+impl Serialize for Key {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

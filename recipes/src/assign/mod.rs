@@ -19,7 +19,7 @@ pub use partitions::Partitions;
 pub use set::PartitionSet;
 
 /// The kind of key space that partitions live in.
-const KIND: &str = "assign";
+pub(crate) const KIND: &str = "assign";
 
 /// Most partitions of one set.
 pub const PARTITIONS_MAX: u32 = 1_024;

@@ -52,6 +52,12 @@ impl Told {
     }
 }
 
+/// Why an instance does not run what is published, if it says so.
+pub(crate) fn rejection(kv: &KeyValue) -> Option<String> {
+    let record: Record = from_json(&kv.key, &kv.value).ok()?;
+    record.told.rejected.map(|rejected| rejected.reason)
+}
+
 /// What one instance says that it runs. It goes with the instance: at the latest when its lease has run
 /// out.
 #[derive(Debug, Clone, PartialEq)]

@@ -22,14 +22,17 @@ mod tracker;
 mod view;
 
 pub use acknowledge::Acknowledgement;
+pub(crate) use acknowledge::rejection;
 pub use following::{Follow, Following};
 pub use group::{ConfigGroup, GroupPublication};
 pub use name::ConfigName;
+pub(crate) use name::{Layout, Live};
 pub use publish::{Expect, Published};
 pub use record::Entry;
+pub(crate) use record::Record;
 pub use rule::{GrayRelease, Rule};
 pub use setting::Config;
 pub use view::{Part, Rejection, Source, View};
 
 /// The kind of key space that settings live in.
-const KIND: &str = "config";
+pub(crate) const KIND: &str = "config";

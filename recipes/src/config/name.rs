@@ -55,14 +55,14 @@ impl From<(&str, &str)> for ConfigName {
 
 /// The keys of a namespace.
 #[derive(Debug, Clone)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     pub(super) namespace: String,
     space: KeySpace,
 }
 
 /// What a key that followers watch is.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Live {
+pub(crate) enum Live {
     /// What is published for a key.
     Value(String),
     /// A rule of a key, by its name.
@@ -70,7 +70,7 @@ pub(super) enum Live {
 }
 
 impl Layout {
-    pub(super) fn of(namespace: &str) -> Self {
+    pub(crate) fn of(namespace: &str) -> Self {
         Self {
             namespace: namespace.to_owned(),
             space: KeySpace::of(super::KIND, namespace),
@@ -89,7 +89,7 @@ impl Layout {
     }
 
     /// All that followers of a whole namespace watch.
-    pub(super) fn live(&self) -> KeyRange {
+    pub(crate) fn live(&self) -> KeyRange {
         KeyRange::prefix(self.space.key("live/"))
     }
 
@@ -112,7 +112,7 @@ impl Layout {
     }
 
     /// Which of the keys that are watched this one is.
-    pub(super) fn live_part(&self, key: &[u8]) -> Option<Live> {
+    pub(crate) fn live_part(&self, key: &[u8]) -> Option<Live> {
         let rest = self.space.suffix(key)?.strip_prefix("live/")?;
         let (key, rest) = rest.split_once('/')?;
         let key = decode(key)?;
@@ -151,6 +151,11 @@ impl Layout {
         Some((decode(key)?, u64::from_str_radix(version, 16).ok()?))
     }
 
+    /// What instances say.
+    pub(crate) fn all_acknowledgements(&self) -> KeyRange {
+        KeyRange::prefix(self.space.key("ack/"))
+    }
+
     /// What instances say of a key; of the empty one: of the group.
     pub(super) fn acknowledgements(&self, key: &str) -> KeyRange {
         KeyRange::prefix(self.space.key(&format!("ack/{}/", encode(key))))
@@ -162,7 +167,7 @@ impl Layout {
     }
 
     /// The instance that an acknowledgement is of.
-    pub(super) fn instance(&self, key: &[u8]) -> Option<String> {
+    pub(crate) fn instance(&self, key: &[u8]) -> Option<String> {
         let rest = self.space.suffix(key)?.strip_prefix("ack/")?;
         decode(rest.split_once('/')?.1)
     }

@@ -15,16 +15,16 @@ use crate::value::{self, V1, from_json};
 
 /// One publication, as it is in the store: under its key, and in the history.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Record {
-    pub(super) v: V1,
-    pub(super) version: u64,
-    pub(super) value: Json,
+pub(crate) struct Record {
+    pub(crate) v: V1,
+    pub(crate) version: u64,
+    pub(crate) value: Json,
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub(super) note: String,
-    pub(super) by: Identity,
-    pub(super) at_ms: u64,
+    pub(crate) note: String,
+    pub(crate) by: Identity,
+    pub(crate) at_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) rolled_back_to: Option<u64>,
+    pub(crate) rolled_back_to: Option<u64>,
 }
 
 /// One publication of a setting.

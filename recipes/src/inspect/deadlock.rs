@@ -9,17 +9,20 @@ use petgraph::algo::tarjan_scc;
 use petgraph::graph::{DiGraph, EdgeIndex, NodeIndex};
 use petgraph::visit::EdgeRef;
 use quorate_proto::mvccpb::KeyValue;
+use serde::Serialize;
 
 use super::Inspect;
+use super::look::by_name;
 use crate::error::Result;
-use crate::keys::{KeyRange, ROOT, Revision, decode};
+use crate::keys::{KeyRange, ROOT, Revision};
 use crate::lock::{Holder, introduced, weight};
 
 /// Time between two looks at the same circle.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 
 /// A kind of lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LockKind {
     /// A [`Mutex`](crate::lock::Mutex), or one of a [`MultiLock`](crate::lock::MultiLock).
     Mutex,
@@ -27,14 +30,17 @@ pub enum LockKind {
     RwLock,
     /// A [`Semaphore`](crate::lock::Semaphore).
     Semaphore,
+    /// An [`ExclusiveLock`](crate::lock::ExclusiveLock), whose waiters leave no keys.
+    Exclusive,
 }
 
 impl LockKind {
-    const ALL: [Self; 3] = [Self::Mutex, Self::RwLock, Self::Semaphore];
+    pub(super) const ALL: [Self; 4] = [Self::Mutex, Self::RwLock, Self::Semaphore, Self::Exclusive];
 
     /// The name that the kind's keys have.
-    fn segment(self) -> &'static str {
+    pub(super) fn segment(self) -> &'static str {
         match self {
+            Self::Exclusive => "exclusive",
             Self::Mutex => "lock",
             Self::RwLock => "rwlock",
             Self::Semaphore => "semaphore",
@@ -43,10 +49,10 @@ impl LockKind {
 }
 
 /// What follows a semaphore's name in the key of its limit.
-const LIMIT: &str = "limit";
+pub(super) const LIMIT: &str = "limit";
 
 /// One lock.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct LockName {
     /// Its kind.
     pub kind: LockKind,
@@ -101,8 +107,8 @@ pub struct Deadlock {
 /// Who can release: a task of a session, or a session that does not name its tasks.
 type Owner = (i64, Option<String>);
 
-struct Edge {
-    waiter: KeyValue,
+pub(super) struct Edge {
+    pub(super) waiter: KeyValue,
     holder: KeyValue,
     lock: LockName,
     /// Whether the wait ends only when this very holder goes.
@@ -157,11 +163,12 @@ impl Inspect {
         let mut waits = Vec::new();
         let mut at = Revision(0);
         for kind in LockKind::ALL {
-            let root = format!("{ROOT}/{}/", kind.segment());
-            let range = KeyRange::prefix(root.as_str());
+            let range = KeyRange::prefix(format!("{ROOT}/{}/", kind.segment()));
             let (revision, kvs) = self.client.list_at(range, at).await?;
             at = revision;
-            for (name, line) in by_name(&root, kvs) {
+            for (name, mut line) in by_name(kind.segment(), kvs) {
+                line.retain(|(rest, kv)| kv.lease != 0 || rest == LIMIT);
+                line.sort_by_key(|(_, kv)| kv.create_revision);
                 edges(&LockName { kind, name }, &line, &mut waits);
             }
         }
@@ -190,28 +197,9 @@ impl Inspect {
     }
 }
 
-/// The keys of each lock by what follows its name, in the order of asking.
-fn by_name(root: &str, kvs: Vec<KeyValue>) -> BTreeMap<String, Vec<(String, KeyValue)>> {
-    let mut lines: BTreeMap<String, Vec<(String, KeyValue)>> = BTreeMap::new();
-    for kv in kvs {
-        let key = String::from_utf8_lossy(&kv.key).into_owned();
-        let below = key.strip_prefix(root).and_then(|rest| rest.split_once('/'));
-        if let Some((segment, rest)) = below
-            && let Some(name) = decode(segment)
-            && (kv.lease != 0 || rest == LIMIT)
-        {
-            lines.entry(name).or_default().push((rest.to_owned(), kv));
-        }
-    }
-    for line in lines.values_mut() {
-        line.sort_by_key(|(_, kv)| kv.create_revision);
-    }
-    lines
-}
-
 /// Adds who waits for whom in one lock. A contender that waits for one that waits itself is told as
 /// waiting for that one only.
-fn edges(lock: &LockName, line: &[(String, KeyValue)], waits: &mut Vec<Edge>) {
+pub(super) fn edges(lock: &LockName, line: &[(String, KeyValue)], waits: &mut Vec<Edge>) {
     let mut add = |waiter: &KeyValue, holder: &KeyValue, only: bool| {
         waits.push(Edge {
             waiter: waiter.clone(),
@@ -228,6 +216,7 @@ fn edges(lock: &LockName, line: &[(String, KeyValue)], waits: &mut Vec<Edge>) {
         inside.collect()
     };
     match lock.kind {
+        LockKind::Exclusive => {}
         LockKind::Mutex => {
             for pair in line.windows(2) {
                 add(&pair[1].1, &pair[0].1, true);

@@ -58,7 +58,7 @@ impl ContenderRecord {
 
 /// Who holds something, or contends for it. Programs that use etcd's Go client or `etcdctl` appear
 /// with their key and lease only.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Holder {
     /// The contender's key.

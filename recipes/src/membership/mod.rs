@@ -15,6 +15,7 @@ mod view;
 
 pub use group::{Group, Membership};
 pub use members::Members;
+pub(crate) use record::{Reading, read};
 pub use roster::MemberEvent;
 pub use suspect::Suspect;
 pub use view::{Member, MemberView, majority_of};
@@ -22,4 +23,4 @@ pub use view::{Member, MemberView, majority_of};
 pub use crate::departure::Departure;
 
 /// The kind of key space that groups live in.
-const KIND: &str = "member";
+pub(crate) const KIND: &str = "member";

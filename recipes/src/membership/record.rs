@@ -38,7 +38,7 @@ pub(super) fn farewell() -> Bytes {
 }
 
 /// What a key of a group says.
-pub(super) enum Reading<I> {
+pub(crate) enum Reading<I> {
     /// A member is there.
     There(Member<I>),
     /// The member is about to leave.
@@ -48,7 +48,7 @@ pub(super) enum Reading<I> {
 }
 
 /// Reads a key of a group. What a member says of itself may be unreadable; it is a member all the same.
-pub(super) fn read<I: DeserializeOwned>(space: &KeySpace, kv: &KeyValue) -> Reading<I> {
+pub(crate) fn read<I: DeserializeOwned>(space: &KeySpace, kv: &KeyValue) -> Reading<I> {
     let Some(id) = space
         .suffix(&kv.key)
         .filter(|_| Line::of(space).is_contender(kv))

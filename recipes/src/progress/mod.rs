@@ -15,8 +15,9 @@ mod writer;
 pub use monitor::{Monitor, MonitorBuilder};
 pub use rate::Eta;
 pub use record::TaskName;
+pub(crate) use record::{Part, Record, Written};
 pub use reporter::{Outcome, Previous, Reporter, ReporterBuilder};
 pub use view::{JobView, Overall, TaskState, TaskView};
 
 /// The kind of key space that jobs live in.
-const KIND: &str = "progress";
+pub(crate) const KIND: &str = "progress";

@@ -76,13 +76,13 @@ pub(super) fn owner_key(name: &TaskName) -> Key {
 }
 
 /// Which of the two keys of which task a key of the job is.
-pub(super) enum Part {
+pub(crate) enum Part {
     Record(String),
     Owner(String),
 }
 
 impl Part {
-    pub(super) fn of(space: &KeySpace, key: &[u8]) -> Option<Self> {
+    pub(crate) fn of(space: &KeySpace, key: &[u8]) -> Option<Self> {
         let (kind, task) = space.suffix(key)?.split_once('/')?;
         let task = decode(task)?;
         match kind {
@@ -96,7 +96,7 @@ impl Part {
 /// What a writer says about the state of its attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Written {
+pub(crate) enum Written {
     Running,
     Done,
     Failed,
@@ -105,33 +105,33 @@ pub(super) enum Written {
 
 /// The value of `<job>/record/<task>`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Record {
-    pub(super) v: V1,
-    pub(super) state: Written,
-    pub(super) done: u64,
+pub(crate) struct Record {
+    pub(crate) v: V1,
+    pub(crate) state: Written,
+    pub(crate) done: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) total: Option<u64>,
+    pub(crate) total: Option<u64>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub(super) unit: String,
+    pub(crate) unit: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub(super) stage: String,
+    pub(crate) stage: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub(super) message: String,
+    pub(crate) message: String,
     /// Units a second, by the writer's own clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) rate: Option<f64>,
+    pub(crate) rate: Option<f64>,
     /// By how much the rate usually differs from that.
     #[serde(default)]
-    pub(super) spread: f64,
+    pub(crate) spread: f64,
     /// Counted from 1.
-    pub(super) attempt: u32,
+    pub(crate) attempt: u32,
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
-    pub(super) checkpoint: serde_json::Value,
-    pub(super) owner: Identity,
+    pub(crate) checkpoint: serde_json::Value,
+    pub(crate) owner: Identity,
     /// For people: the writer's wall clock, in milliseconds since the Unix epoch.
-    pub(super) started_ms: u64,
+    pub(crate) started_ms: u64,
     /// As `started_ms`.
-    pub(super) updated_ms: u64,
+    pub(crate) updated_ms: u64,
 }
 
 impl Record {

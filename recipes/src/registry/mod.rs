@@ -14,6 +14,7 @@ mod view;
 
 pub use discovery::{Discover, Discovery};
 pub use instance::{Instance, InstanceBuilder, Status};
+pub(crate) use record::{Reading, read};
 pub use registration::{Registration, RegistrationState};
 pub use tracker::MassLoss;
 pub use view::{Change, Endpoint, ServiceView};
@@ -21,4 +22,4 @@ pub use view::{Change, Endpoint, ServiceView};
 pub use crate::departure::Departure;
 
 /// The kind of key space that services live in.
-const KIND: &str = "service";
+pub(crate) const KIND: &str = "service";

@@ -86,7 +86,7 @@ pub(super) fn is_of(value: &[u8], nonce: &str) -> bool {
 }
 
 /// What a key of a service says.
-pub(super) enum Reading<M> {
+pub(crate) enum Reading<M> {
     /// An instance is there.
     There(Endpoint<M>),
     /// The instance is about to leave.
@@ -97,7 +97,7 @@ pub(super) enum Reading<M> {
 
 /// Reads a key of a service. Instances of other programs have status up, weight 1, and their whole
 /// metadata as meta, if it fits.
-pub(super) fn read<M: DeserializeOwned>(space: &KeySpace, kv: &KeyValue) -> Reading<M> {
+pub(crate) fn read<M: DeserializeOwned>(space: &KeySpace, kv: &KeyValue) -> Reading<M> {
     let Some(suffix) = space.suffix(&kv.key) else {
         return Reading::Unreadable("not a key of the service".to_owned());
     };
