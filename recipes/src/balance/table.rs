@@ -24,7 +24,7 @@ pub(super) struct Table<M> {
     chooser: Chooser,
     /// All that take work, where the chooser has only a subset.
     beyond: Option<Group>,
-    /// All that could do work if need be: those that drain as well.
+    /// All that could do work if need be: those that drain or fail their checks as well.
     last_resort: Group,
 }
 
@@ -123,7 +123,7 @@ impl<M: Send + Sync + 'static> Table<M> {
 }
 
 fn takes_work<M>(endpoint: &Endpoint<M>) -> bool {
-    endpoint.status == Status::Up && endpoint.weight > 0
+    endpoint.takes_work() && endpoint.weight > 0
 }
 
 fn could_work<M>(endpoint: &Endpoint<M>) -> bool {

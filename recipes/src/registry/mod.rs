@@ -2,9 +2,10 @@
 //! service keeps a view of all its instances. Values are in the JSON form of etcd's gRPC naming, so
 //! a Go gRPC client with etcd's resolver finds the same instances.
 //!
-//! `instance` is what is registered, `registration` what its owner holds, `record` is how it is written,
-//! `discovery` follows a service, `tracker` decides what a view shows.
+//! `instance` is what is registered, `registration` what its owner holds, `checks` look after it, `record` is
+//! how it is written, `discovery` follows a service, `tracker` decides what a view shows.
 
+mod checks;
 mod discovery;
 mod instance;
 mod record;
@@ -12,6 +13,7 @@ mod registration;
 mod tracker;
 mod view;
 
+pub use checks::{Checks, Health};
 pub use discovery::{Discover, Discovery};
 pub use instance::{Instance, InstanceBuilder, Status};
 pub use registration::{Registration, RegistrationState};

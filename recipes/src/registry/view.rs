@@ -4,10 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use super::checks::Health;
 use super::instance::Status;
 use crate::clock::Instant;
 use crate::departure::Departure;
 use crate::keys::{LeaseId, Revision};
+use crate::probe::ProbeState;
 
 /// An instance as discovery sees it.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +29,8 @@ pub struct Endpoint<M> {
     pub version: String,
     /// What it can be selected by.
     pub tags: BTreeSet<String>,
+    /// What its own checks have found; `None` when it has none.
+    pub health: Option<Health>,
     /// What else it says; `None` when that is not an `M`.
     pub meta: Option<Arc<M>>,
     /// The revision at which it registered: a restarted instance has a new one.
@@ -46,6 +50,13 @@ impl<M> Endpoint<M> {
         self.suspect_since.is_some()
     }
 
+    /// Whether it takes work: its owner wants it to, and its checks, if it has any, have all passed.
+    #[must_use]
+    pub fn takes_work(&self) -> bool {
+        let healthy = |health: &Health| health.state == ProbeState::Up;
+        self.status == Status::Up && self.health.as_ref().is_none_or(healthy)
+    }
+
     /// The same, as a suspect.
     pub(super) fn suspected(&self, since: Instant) -> Self {
         Self {
@@ -54,6 +65,7 @@ impl<M> Endpoint<M> {
             zone: self.zone.clone(),
             version: self.version.clone(),
             tags: self.tags.clone(),
+            health: self.health.clone(),
             meta: self.meta.clone(),
             suspect_since: Some(since),
             ..*self
@@ -87,7 +99,7 @@ impl<M> ServiceView<M> {
     /// The instances that take work. Suspects are among them: they may well live.
     pub fn up(&self) -> impl Iterator<Item = &Arc<Endpoint<M>>> {
         let all = self.instances.iter();
-        all.filter(|endpoint| endpoint.status == Status::Up)
+        all.filter(|endpoint| endpoint.takes_work())
     }
 }
 
