@@ -130,6 +130,7 @@ mod register;
 pub mod registry;
 pub mod session;
 mod settled;
+mod snapshot;
 pub mod stm;
 pub mod store;
 mod tasks;

@@ -3,13 +3,17 @@
 //! a Go gRPC client with etcd's resolver finds the same instances.
 //!
 //! `instance` is what is registered, `registration` what its owner holds, `checks` look after it, `record` is
-//! how it is written, `discovery` follows a service, `tracker` decides what a view shows.
+//! how it is written, `discovery` follows a service, `tracker` decides what a view shows, `snapshot` is a
+//! file to start from.
 
 mod checks;
 mod discovery;
 mod instance;
 mod record;
 mod registration;
+mod snapshot;
+#[cfg(test)]
+mod tests;
 mod tracker;
 mod view;
 

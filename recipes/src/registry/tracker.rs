@@ -10,6 +10,7 @@ use quorate_proto::mvccpb::KeyValue;
 use serde::de::DeserializeOwned;
 
 use super::record::{self, Reading};
+use super::snapshot::{Raw, Saved};
 use super::view::{Endpoint, Farewells, ServiceView};
 use crate::clock::Instant;
 use crate::departure::Departure;
@@ -66,6 +67,10 @@ pub(super) struct Tracker<M> {
     suspects: BTreeMap<Bytes, Arc<Endpoint<M>>>,
     unreadable: BTreeSet<Bytes>,
     farewells: Farewells,
+    /// The keys themselves, of all who are shown, if somebody wants them.
+    raw: Option<Raw>,
+    /// Since when all of it is from a file, and not from the store.
+    unconfirmed_since: Option<Instant>,
 }
 
 impl<M: DeserializeOwned> Tracker<M> {
@@ -79,6 +84,47 @@ impl<M: DeserializeOwned> Tracker<M> {
             suspects: BTreeMap::new(),
             unreadable: BTreeSet::new(),
             farewells: Farewells::default(),
+            raw: None,
+            unconfirmed_since: None,
+        }
+    }
+
+    /// Puts the keys of the instances here.
+    pub(super) fn share(&mut self, raw: Raw) {
+        self.raw = Some(raw);
+    }
+
+    /// Shows the instances of a file until the store has answered.
+    pub(super) fn begin_with(&mut self, saved: Saved, now: Instant) {
+        self.revision = saved.revision();
+        for kv in saved.into_kvs() {
+            self.put(&kv, Origin::Listing);
+        }
+        self.unconfirmed_since = Some(now);
+    }
+
+    /// Takes the store's first listing in the place of what the file had.
+    fn confirm(&mut self, batch: &Batch) {
+        if batch.origin != Origin::Listing || self.unconfirmed_since.take().is_none() {
+            return;
+        }
+        self.with_raw(|raw| raw.clear());
+        self.unreadable.clear();
+        let created = |change: &Change| match change {
+            Change::Put { kv, .. } => Some((kv.key.clone(), kv.create_revision)),
+            Change::Delete { .. } => None,
+        };
+        let there: BTreeMap<_, _> = batch.changes.iter().filter_map(created).collect();
+        for (key, was) in std::mem::take(&mut self.present) {
+            if there.get(&key) != Some(&was.created.0) {
+                self.farewells.add(&was.id, was.created, Departure::Unseen);
+            }
+        }
+    }
+
+    fn with_raw(&self, change: impl FnOnce(&mut BTreeMap<Bytes, KeyValue>)) {
+        if let Some(raw) = &self.raw {
+            raw.change(change);
         }
     }
 
@@ -98,6 +144,7 @@ impl<M: DeserializeOwned> Tracker<M> {
         self.vanished.retain(|(_, key, _)| *key != kv.key);
         match endpoint {
             Some(endpoint) => {
+                self.with_raw(|raw| drop(raw.insert(kv.key.clone(), kv.clone())));
                 let before = self.present.insert(kv.key.clone(), endpoint);
                 if origin == Origin::Resync
                     && let Some(was) = before
@@ -107,6 +154,7 @@ impl<M: DeserializeOwned> Tracker<M> {
                 }
             }
             None => {
+                self.with_raw(|raw| drop(raw.remove(&kv.key)));
                 if let Some(was) = self.present.remove(&kv.key) {
                     self.farewells.add(&was.id, was.created, Departure::Clean);
                 }
@@ -124,6 +172,7 @@ impl<M: DeserializeOwned> Tracker<M> {
                 && let Some((_, oldest, _)) = self.vanished.pop_front()
             {
                 self.suspects.remove(&oldest);
+                self.with_raw(|raw| drop(raw.remove(&oldest)));
             }
             self.vanished.push_back((now, key.clone(), was));
         }
@@ -156,6 +205,7 @@ impl<M: DeserializeOwned> Tracker<M> {
                 break;
             }
             self.suspects.remove(key);
+            self.with_raw(|raw| drop(raw.remove(key)));
             self.vanished.pop_front();
         }
         self.suspects.len() != before
@@ -169,6 +219,7 @@ where
     type View = ServiceView<M>;
 
     fn take(&mut self, batch: Batch, now: Instant) {
+        self.confirm(&batch);
         self.revision = batch.revision;
         for change in batch.changes {
             match change {
@@ -201,7 +252,8 @@ where
         ServiceView {
             revision: self.revision,
             instances,
-            stale_since,
+            stale_since: stale_since.or(self.unconfirmed_since),
+            from_snapshot: self.unconfirmed_since.is_some(),
             unreadable: self.unreadable.len(),
             farewells: self.farewells.clone(),
         }

@@ -85,11 +85,20 @@ pub struct ServiceView<M> {
     pub stale_since: Option<Instant>,
     /// How many keys of the service hold something else than an instance.
     pub unreadable: usize,
+    /// The store has not been heard yet.
+    pub(super) from_snapshot: bool,
     /// Who went lately otherwise than by the end of a lease.
     pub(super) farewells: Farewells,
 }
 
 impl<M> ServiceView<M> {
+    /// Whether all of this is from the [snapshot file](super::Discover::snapshot): the store has not answered yet.
+    /// It is stale then.
+    #[must_use]
+    pub fn is_from_snapshot(&self) -> bool {
+        self.from_snapshot
+    }
+
     /// The instance of this id.
     #[must_use]
     pub fn instance(&self, id: &str) -> Option<&Arc<Endpoint<M>>> {
