@@ -107,12 +107,13 @@ async fn each_time_is_started_once() {
         let slots = started.take();
         assert!((59..=60).contains(&slots.len()), "{slots:?}");
         assert!(steps(&slots).iter().all(|step| *step == 5), "{slots:?}");
-        // Whoever goes is replaced.
+        // Whoever goes is replaced, also by one whose clock is 37 s late.
         running[0].abort();
         running[2].abort();
         tokio::time::sleep(100 * SECOND).await;
         let slots = started.take();
-        assert!((19..=20).contains(&slots.len()), "{slots:?}");
+        assert!((12..=13).contains(&slots.len()), "{slots:?}");
+        assert!(steps(&slots).iter().all(|step| *step == 5), "{slots:?}");
         let status = runners[0].job("@daily").status().await.unwrap();
         let run = status.run.unwrap();
         assert_eq!(status.last, Some(run.slot));
@@ -239,6 +240,7 @@ async fn a_run_whose_key_is_deleted_ends_and_the_next_one_comes() {
             std::future::pending::<std::result::Result<(), Infallible>>()
         });
         let evict = async {
+            tokio::time::sleep(5 * SECOND).await;
             for _ in 0..3 {
                 tokio::time::sleep(10 * SECOND).await;
                 assert!(

@@ -96,7 +96,7 @@ async fn what_takes_too_long_and_what_panics_has_failed() {
             Ok::<_, String>(())
         }
     });
-    let mut prober = client().probe(probe.every(SECOND)).unwrap();
+    let mut prober = client().probe(probe.every(10 * SECOND)).unwrap();
     let down = prober.wait_for(ProbeState::Down).await.unwrap();
     assert_eq!(
         (down.checks, down.reason.as_deref()),
