@@ -52,7 +52,7 @@ impl<M: Send + Sync + 'static> Table<M> {
         };
         let joined = before.map(|_| now);
         let fresh = |one: &Endpoint<M>| Arc::new(Incarnation::new(&one.id, one.created, joined));
-        let entries: Vec<_> = view
+        let mut entries: Vec<_> = view
             .instances
             .iter()
             .map(|endpoint| Entry {
@@ -60,6 +60,7 @@ impl<M: Send + Sync + 'static> Table<M> {
                 incarnation: known(endpoint).unwrap_or_else(|| fresh(endpoint)),
             })
             .collect();
+        entries.sort_by(|a, b| a.endpoint.id.cmp(&b.endpoint.id));
         let candidates = |wanted: fn(&Endpoint<M>) -> bool| {
             let all = entries.iter().enumerate();
             all.filter(move |(_, entry)| wanted(&entry.endpoint))

@@ -9,6 +9,7 @@
 mod checks;
 mod discovery;
 mod instance;
+mod instances;
 mod record;
 mod registration;
 mod snapshot;
@@ -20,6 +21,7 @@ mod view;
 pub use checks::{Checks, Health};
 pub use discovery::{Discover, Discovery};
 pub use instance::{Instance, InstanceBuilder, Status};
+pub use instances::{Instances, Iter};
 pub use registration::{Registration, RegistrationState};
 pub use tracker::MassLoss;
 pub use view::{Change, Endpoint, ServiceView};

@@ -114,6 +114,7 @@ impl Snapshot {
                 return None;
             }
             let kvs = raw.change(|raw| raw.clone());
+            let shown = kvs.values().filter(|kv| view.instances.has(&kv.key));
             let entry = |kv: &KeyValue| {
                 let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).ok();
                 Some(Entry {
@@ -127,7 +128,7 @@ impl Snapshot {
             let content = Saved {
                 service: service.clone(),
                 revision: view.revision.0,
-                instances: kvs.values().filter_map(entry).collect(),
+                instances: shown.filter_map(entry).collect(),
             };
             Some((view.revision, content))
         };

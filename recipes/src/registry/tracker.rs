@@ -9,6 +9,7 @@ use bytes::Bytes;
 use quorate_proto::mvccpb::KeyValue;
 use serde::de::DeserializeOwned;
 
+use super::instances::Instances;
 use super::record::{self, Reading};
 use super::snapshot::{Raw, Saved};
 use super::view::{Endpoint, Farewells, ServiceView};
@@ -61,6 +62,8 @@ pub(super) struct Tracker<M> {
     protection: MassLoss,
     revision: Revision,
     present: BTreeMap<Bytes, Arc<Endpoint<M>>>,
+    /// The present and the suspects.
+    shown: Instances<M>,
     /// Gone without a word within the grace time, oldest first.
     vanished: VecDeque<(Instant, Bytes, Arc<Endpoint<M>>)>,
     /// The vanished that are shown as suspects.
@@ -76,6 +79,7 @@ pub(super) struct Tracker<M> {
 impl<M: DeserializeOwned> Tracker<M> {
     pub(super) fn new(space: KeySpace, protection: MassLoss) -> Self {
         Self {
+            shown: Instances::new(space.clone()),
             space,
             protection,
             revision: Revision(0),
@@ -110,6 +114,7 @@ impl<M: DeserializeOwned> Tracker<M> {
         }
         self.with_raw(|raw| raw.clear());
         self.unreadable.clear();
+        self.shown.clear();
         let created = |change: &Change| match change {
             Change::Put { kv, .. } => Some((kv.key.clone(), kv.create_revision)),
             Change::Delete { .. } => None,
@@ -144,6 +149,7 @@ impl<M: DeserializeOwned> Tracker<M> {
         self.vanished.retain(|(_, key, _)| *key != kv.key);
         match endpoint {
             Some(endpoint) => {
+                self.shown.insert(kv.key.clone(), Arc::clone(&endpoint));
                 self.with_raw(|raw| drop(raw.insert(kv.key.clone(), kv.clone())));
                 let before = self.present.insert(kv.key.clone(), endpoint);
                 if origin == Origin::Resync
@@ -154,6 +160,7 @@ impl<M: DeserializeOwned> Tracker<M> {
                 }
             }
             None => {
+                self.shown.remove(&kv.key);
                 self.with_raw(|raw| drop(raw.remove(&kv.key)));
                 if let Some(was) = self.present.remove(&kv.key) {
                     self.farewells.add(&was.id, was.created, Departure::Clean);
@@ -165,13 +172,16 @@ impl<M: DeserializeOwned> Tracker<M> {
     fn delete(&mut self, key: &Bytes, origin: Origin, now: Instant) {
         self.unreadable.remove(key);
         if let Some(was) = self.present.remove(key) {
+            self.shown.remove(key);
             if origin == Origin::Resync {
                 self.farewells.add(&was.id, was.created, Departure::Unseen);
             }
             if self.vanished.len() == VANISHED_MOST
                 && let Some((_, oldest, _)) = self.vanished.pop_front()
             {
-                self.suspects.remove(&oldest);
+                if self.suspects.remove(&oldest).is_some() {
+                    self.shown.remove(&oldest);
+                }
                 self.with_raw(|raw| drop(raw.remove(&oldest)));
             }
             self.vanished.push_back((now, key.clone(), was));
@@ -181,9 +191,12 @@ impl<M: DeserializeOwned> Tracker<M> {
     fn suspect_vanished(&mut self) {
         let mut added = 0_usize;
         for (since, key, endpoint) in &self.vanished {
+            let shown = &mut self.shown;
             self.suspects.entry(key.clone()).or_insert_with(|| {
                 added += 1;
-                Arc::new(endpoint.suspected(*since))
+                let suspect = Arc::new(endpoint.suspected(*since));
+                shown.insert(key.clone(), Arc::clone(&suspect));
+                suspect
             });
         }
         if added > 0 {
@@ -204,7 +217,9 @@ impl<M: DeserializeOwned> Tracker<M> {
             if now.saturating_duration_since(*since) < self.protection.grace {
                 break;
             }
-            self.suspects.remove(key);
+            if self.suspects.remove(key).is_some() {
+                self.shown.remove(key);
+            }
             self.with_raw(|raw| drop(raw.remove(key)));
             self.vanished.pop_front();
         }
@@ -246,12 +261,9 @@ where
     }
 
     fn view(&self, stale_since: Option<Instant>) -> ServiceView<M> {
-        let all = self.present.values().chain(self.suspects.values());
-        let mut instances: Vec<_> = all.cloned().collect();
-        instances.sort_by(|a, b| a.id.cmp(&b.id));
         ServiceView {
             revision: self.revision,
-            instances,
+            instances: self.shown.clone(),
             stale_since: stale_since.or(self.unconfirmed_since),
             from_snapshot: self.unconfirmed_since.is_some(),
             unreadable: self.unreadable.len(),

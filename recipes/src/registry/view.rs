@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::checks::Health;
 use super::instance::Status;
+use super::instances::Instances;
 use crate::clock::Instant;
 use crate::departure::Departure;
 use crate::keys::{LeaseId, Revision};
@@ -79,8 +80,8 @@ impl<M> Endpoint<M> {
 pub struct ServiceView<M> {
     /// The revision.
     pub revision: Revision,
-    /// The instances, by id.
-    pub instances: Vec<Arc<Endpoint<M>>>,
+    /// The instances.
+    pub instances: Instances<M>,
     /// Since when the store has been out of reach: the view may be old.
     pub stale_since: Option<Instant>,
     /// How many keys of the service hold something else than an instance.
@@ -102,10 +103,7 @@ impl<M> ServiceView<M> {
     /// The instance of this id.
     #[must_use]
     pub fn instance(&self, id: &str) -> Option<&Arc<Endpoint<M>>> {
-        let found = self
-            .instances
-            .binary_search_by(|one| one.id.as_str().cmp(id));
-        found.ok().map(|at| &self.instances[at])
+        self.instances.get(id)
     }
 
     /// The instances that take work. Suspects are among them: they may well live.
@@ -167,9 +165,9 @@ pub(super) fn difference<M>(
     before: Option<&ServiceView<M>>,
     now: &ServiceView<M>,
 ) -> VecDeque<Change<M>> {
-    let before = before.map_or(&[][..], |view| &view.instances);
+    let before = before.into_iter().flat_map(|view| &view.instances);
     let mut known: BTreeMap<&str, &Arc<Endpoint<M>>> =
-        before.iter().map(|was| (was.id.as_str(), was)).collect();
+        before.map(|was| (was.id.as_str(), was)).collect();
     let mut left = Vec::new();
     let mut rest = Vec::new();
     for endpoint in &now.instances {
