@@ -128,7 +128,6 @@ impl Observation {
     }
 
     /// The prober.
-    #[must_use]
     pub fn prober(&self) -> &Prober {
         &self.prober
     }
