@@ -210,7 +210,8 @@ async fn how_a_run_ended_is_written_down() {
         assert!(limit.is_err());
         tokio::time::sleep(SECOND).await;
         assert_eq!(outcome().await, Some(Outcome::Dropped));
-        let late = fences.borrow()[0].txn().put("seen", "late").commit().await;
+        let late = fences.borrow()[0].txn().put("seen", "late");
+        let late = late.commit().await;
         assert!(late.is_err(), "the run is over");
         // Lost, with its session.
         let endless = job.run(&runner.session, |_| {

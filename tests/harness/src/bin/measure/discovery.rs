@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use futures::future::try_join_all;
 use hdrhistogram::Histogram;
 use quorate_harness::cluster::ProcessCluster;
-use quorate_recipes::registry::{Discovery, Instance, Registration};
+use quorate_recipes::registry::{Discovery, Instance, Registration, ServiceView};
 use quorate_recipes::store::Remote;
 use quorate_recipes::{Client, Session};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,8 @@ const LENGTH: Duration = Duration::from_secs(60);
 const LAG_MAX: Duration = Duration::from_secs(1);
 /// How long views may take to be the same as the store when nothing changes any more.
 const SETTLES_WITHIN: Duration = Duration::from_secs(10);
+/// The longest lag that is told as what it is, in microseconds.
+const LAG_MAX_TOLD: u64 = 600_000_000;
 const SERVICE: &str = "large";
 
 /// What was acknowledged: who came or left, and when.
@@ -39,6 +41,12 @@ struct Acknowledged {
     id: String,
     came: bool,
     at: Instant,
+}
+
+impl Acknowledged {
+    fn is_shown_by(&self, view: &ServiceView<()>) -> bool {
+        view.instance(&self.id).is_some() == self.came
+    }
 }
 
 /// All of it, in the order of the acknowledgements.
@@ -119,7 +127,7 @@ pub(crate) async fn measure(program: &Path, instances: Option<usize>) -> anyhow:
     );
     rest(SETTLES_WITHIN).await;
     over.cancel();
-    let (mut lags, mut unseen) = (Histogram::<u64>::new(3)?, 0);
+    let (mut lags, mut unseen) = (Histogram::<u64>::new_with_max(LAG_MAX_TOLD, 3)?, 0);
     for follower in followers {
         let (of_one, left) = follower.await??;
         lags.add(of_one)?;
@@ -203,8 +211,9 @@ async fn follow(
     log: Log,
     over: CancellationToken,
 ) -> anyhow::Result<(Histogram<u64>, usize)> {
-    let mut lags = Histogram::new(3)?;
+    let mut lags = Histogram::new_with_max(LAG_MAX_TOLD, 3)?;
     let (mut taken, mut waiting) = (0, Vec::new());
+    let mut before = discovery.view();
     loop {
         let view = tokio::select! {
             biased;
@@ -214,16 +223,20 @@ async fn follow(
         let now = Instant::now();
         let fresh = log.since(taken);
         taken += fresh.len();
-        waiting.extend(fresh);
-        // What the view shows was seen when the view came, or at the acknowledgement if that came later.
+        // What the view before showed already was seen before it was acknowledged.
+        let (early, late): (Vec<_>, Vec<_>) =
+            fresh.into_iter().partition(|one| one.is_shown_by(&before));
+        lags.saturating_record_n(0, early.len() as u64);
+        waiting.extend(late);
         waiting.retain(|one: &Acknowledged| {
-            let seen = view.instance(&one.id).is_some() == one.came;
+            let seen = one.is_shown_by(&view);
             if seen {
                 let lag = now.saturating_duration_since(one.at).as_micros();
                 lags.saturating_record(u64::try_from(lag).unwrap_or(u64::MAX));
             }
             !seen
         });
+        before = view;
         if over.is_cancelled() {
             return Ok((lags, waiting.len()));
         }
