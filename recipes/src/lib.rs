@@ -29,11 +29,13 @@
 //! | one computes, all share | [`OnceCell`] |
 //! | who is there, who does what | [`Group`], [`PartitionSet`], [`registry`], [`KeptKey`] |
 //! | which instance takes the next call | [`balance`] |
+//! | whether something answers, as one sees it or as several agree | [`probe`] |
 //! | go on together | [`Barrier`], [`DoubleBarrier`], [`CyclicBarrier`], [`CountdownLatch`] |
 //! | numbers | [`AtomicCounter`], [`Adder`], [`IdBlocks`], [`RateLimiter`] |
 //! | several keys, no lock | [`Stm`], [`Txn`] |
 //! | settings that change while programs run | [`Config`], [`ConfigGroup`] |
 //! | work to be done by whoever is free, the urgent first | [`queue`], [`PriorityQueue`](queue::PriorityQueue) |
+//! | work to be done at its time, once | [`Cron`] |
 //! | how far it is | [`progress`] |
 //! | recipes of one's own | [`kit`], and the stores to test them with in [`store`] |
 //!
@@ -70,10 +72,13 @@
 //! | an `ack()`, `nack()` future | goes on unobserved |
 //! | a `push()` future | an unknown outcome, as an `add()`; who waits for room stands in no line any more |
 //! | a consumer | takes nothing any more; its deliveries go on |
+//! | a prober | the check under way is dropped, its program killed |
+//! | an observation, or an `observe()` future | the prober stops, the opinion is taken back |
+//! | a `run()` future of a job | the work is dropped, and the run ends; a start on its way counts as started |
 //! | a reporter without `finish` | the task is reported as abandoned |
 //! | a pick | the instance is not outstanding any more |
 //! | a following of settings | the watch is closed, the acknowledgement removed; a snapshot file stays |
-//! | a discovery, a monitor, an observer, the members of a group, a watcher, a mirror | the watch is closed |
+//! | a discovery, a liveness, a monitor, an observer, the members of a group, a watcher, a mirror | the watch is closed |
 //! | the last handle of a session | every hold is given up, then the lease is revoked |
 //! | a `close()` future | closing goes on |
 //! | the runtime, or the process, killed | the lease runs out and takes the keys along |
@@ -92,6 +97,8 @@
 //! | `exclusive`, `rwlock`, `semaphore` | `owner`; `read/…`, `write/…`; `door/…`, `permit/…`, `limit` |
 //! | `once` | `turn/…`, `chunk/…`, `manifest`, `failure`, `attempts` |
 //! | `member`, `assign`, `service`, `progress` | one key a member, a contender for a partition, an instance, a task |
+//! | `probe` | one key an observer |
+//! | `cron` | `last` what was started, `running` and `run` |
 //! | `config` | `live/…` what is published and gray releases, `history/…`, `ack/…` what instances run |
 //! | `barrier`, `double-barrier`, `cyclic-barrier`, `latch` | holds and members, and a register of the state |
 //! | `queue` | `head` and `segment/…`, the items; `try/…`, who has them; `delayed/…`, `dead/…`; `bound`, the limit; `lane/…`, those of a lane |
@@ -107,6 +114,7 @@ mod client;
 pub mod clock;
 pub mod config;
 pub mod counter;
+pub mod cron;
 mod departure;
 pub mod election;
 pub mod error;
@@ -121,6 +129,7 @@ pub mod leased;
 pub mod lock;
 pub mod membership;
 pub mod once;
+pub mod probe;
 pub mod progress;
 pub mod queue;
 pub mod rate;
@@ -128,6 +137,7 @@ mod register;
 pub mod registry;
 pub mod session;
 mod settled;
+mod snapshot;
 pub mod stm;
 pub mod store;
 mod tasks;
@@ -141,6 +151,7 @@ pub use barrier::{Barrier, CyclicBarrier, DoubleBarrier};
 pub use client::{Client, ClientBuilder, Identity};
 pub use config::{Config, ConfigGroup};
 pub use counter::{Adder, AtomicCounter, IdBlocks};
+pub use cron::Cron;
 pub use election::{Election, Leader, Leadership};
 pub use error::{Error, LostReason, Result, TxnError};
 pub use keys::{Key, KeyRange, KeySpace, LeaseId, Name, Revision};
@@ -149,6 +160,7 @@ pub use leased::{KeptKey, KeptState};
 pub use lock::{Fence, Fenced, FencingToken};
 pub use membership::{Group, Members, Membership};
 pub use once::{OnceCell, OnceError};
+pub use probe::Probe;
 pub use queue::Queue;
 pub use rate::RateLimiter;
 pub use session::{Lost, Session, SessionBuilder, SessionState};

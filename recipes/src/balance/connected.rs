@@ -25,7 +25,7 @@ impl Connected {
     /// What there is to do for this view, removals first. Connected are those that take work; those that
     /// drain when there are no others.
     pub(super) fn follow<M>(&mut self, view: &ServiceView<M>) -> VecDeque<Step<M>> {
-        let takes_work = |one: &Endpoint<M>| one.status == Status::Up && one.weight > 0;
+        let takes_work = |one: &Endpoint<M>| one.takes_work() && one.weight > 0;
         let any = view.instances.iter().any(|one| takes_work(one));
         let wanted = |one: &Endpoint<M>| match any {
             true => takes_work(one),

@@ -24,7 +24,7 @@ pub(super) struct Table<M> {
     chooser: Chooser,
     /// All that take work, where the chooser has only a subset.
     beyond: Option<Group>,
-    /// All that could do work if need be: those that drain as well.
+    /// All that could do work if need be: those that drain or fail their checks as well.
     last_resort: Group,
 }
 
@@ -52,7 +52,7 @@ impl<M: Send + Sync + 'static> Table<M> {
         };
         let joined = before.map(|_| now);
         let fresh = |one: &Endpoint<M>| Arc::new(Incarnation::new(&one.id, one.created, joined));
-        let entries: Vec<_> = view
+        let mut entries: Vec<_> = view
             .instances
             .iter()
             .map(|endpoint| Entry {
@@ -60,6 +60,7 @@ impl<M: Send + Sync + 'static> Table<M> {
                 incarnation: known(endpoint).unwrap_or_else(|| fresh(endpoint)),
             })
             .collect();
+        entries.sort_by(|a, b| a.endpoint.id.cmp(&b.endpoint.id));
         let candidates = |wanted: fn(&Endpoint<M>) -> bool| {
             let all = entries.iter().enumerate();
             all.filter(move |(_, entry)| wanted(&entry.endpoint))
@@ -123,7 +124,7 @@ impl<M: Send + Sync + 'static> Table<M> {
 }
 
 fn takes_work<M>(endpoint: &Endpoint<M>) -> bool {
-    endpoint.status == Status::Up && endpoint.weight > 0
+    endpoint.takes_work() && endpoint.weight > 0
 }
 
 fn could_work<M>(endpoint: &Endpoint<M>) -> bool {

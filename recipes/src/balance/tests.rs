@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::stream::BoxStream;
@@ -12,7 +14,8 @@ use tower::{Service as _, ServiceExt as _};
 use super::{Balancer, Ejection, Pick, Policy};
 use crate::client::Client;
 use crate::keys::Revision;
-use crate::registry::{Discovery, Instance, InstanceBuilder, Registration, Status};
+use crate::probe::Probe;
+use crate::registry::{Checks, Discovery, Instance, InstanceBuilder, Registration, Status};
 use crate::session::Session;
 use crate::store::MemStore;
 
@@ -148,6 +151,37 @@ async fn who_takes_no_work_is_not_picked() {
             assert_eq!(id, "d", "{policy:?}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_fails_its_checks_is_picked_only_when_nobody_else_is_left() {
+    let mut fleet = Fleet::of("a").await;
+    let fails = Arc::new(AtomicBool::new(true));
+    let check = {
+        let fails = Arc::clone(&fails);
+        move || {
+            let passes = !fails.load(Ordering::SeqCst);
+            async move { passes.then_some(()).ok_or("broken") }
+        }
+    };
+    let probe = Probe::of(check).every(seconds(1)).rise(1).fall(1);
+    let checks = Checks::new().add("disk", probe);
+    let checked = fleet
+        .session
+        .register_checked(instance("b").build(), checks);
+    let _checked = checked.await.unwrap();
+    fleet.see(|view| view.instance("b").is_some()).await;
+    let balancer = fleet.discovery.balancer(Policy::round_robin());
+    assert!(picked(&balancer, 20).iter().all(|id| id == "a"));
+    fails.store(false, Ordering::SeqCst);
+    fleet.see(|view| view.up().count() == 2).await;
+    assert_eq!(counts(&balancer, 20)["b"], 10);
+    fails.store(true, Ordering::SeqCst);
+    fleet.see(|view| view.up().count() == 1).await;
+    assert!(picked(&balancer, 20).iter().all(|id| id == "a"));
+    fleet.leave("a").await;
+    let last = balancer.pick().unwrap();
+    assert!(last.in_panic() && last.id == "b");
 }
 
 #[tokio::test(start_paused = true)]

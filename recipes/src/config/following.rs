@@ -5,7 +5,6 @@ use std::fmt;
 use std::future::IntoFuture;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -20,10 +19,8 @@ use super::view::View;
 use crate::error::Result;
 use crate::follow::Followed;
 use crate::session::Session;
+use crate::snapshot::PATIENCE;
 use crate::tasks::Tasks;
-
-/// How long the store may take to answer before a follower starts from its snapshot.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Starts a [`Following`] when awaited.
 #[must_use = "awaiting the builder starts to follow"]

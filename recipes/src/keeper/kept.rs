@@ -59,16 +59,14 @@ impl Kept {
         self.standing.borrow().state
     }
 
+    /// Who may want other values in the owner's name.
+    pub(crate) fn wants(&self) -> Wants {
+        Wants(self.wanted.clone())
+    }
+
     /// Wants another value. Returns the number under which [`Kept::written`] waits for it.
     pub(crate) fn want(&self, value: Bytes, farewell: Option<Bytes>) -> u64 {
-        let mut sequence = 0;
-        self.wanted.send_modify(|wanted| {
-            wanted.sequence += 1;
-            wanted.value = value;
-            wanted.farewell = farewell;
-            sequence = wanted.sequence;
-        });
-        sequence
+        want(&self.wanted, value, farewell)
     }
 
     /// Waits until that value, or a later one, is in the store.
@@ -105,6 +103,28 @@ impl Kept {
         drop(self);
         outcome(standing).await
     }
+}
+
+/// Wants other values for as long as the owner lives; keeps nothing itself. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Wants(watch::Sender<Wanted>);
+
+impl Wants {
+    /// As [`Kept::want`].
+    pub(crate) fn want(&self, value: Bytes, farewell: Option<Bytes>) -> u64 {
+        want(&self.0, value, farewell)
+    }
+}
+
+fn want(wanted: &watch::Sender<Wanted>, value: Bytes, farewell: Option<Bytes>) -> u64 {
+    let mut sequence = 0;
+    wanted.send_modify(|wanted| {
+        wanted.sequence += 1;
+        wanted.value = value;
+        wanted.farewell = farewell;
+        sequence = wanted.sequence;
+    });
+    sequence
 }
 
 impl Drop for Kept {

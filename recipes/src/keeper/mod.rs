@@ -11,8 +11,8 @@ use quorate_proto::etcdserverpb::TxnRequest;
 use quorate_proto::mvccpb::KeyValue;
 use tokio::sync::watch;
 
-pub(crate) use self::kept::Kept;
 pub use self::kept::KeptState;
+pub(crate) use self::kept::{Kept, Wants};
 use self::kept::{Standing, Wanted};
 use crate::client::Client;
 use crate::error::{Error, LostReason, Result};

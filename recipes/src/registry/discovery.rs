@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::IntoFuture;
 use std::marker::PhantomData;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -11,12 +12,15 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, Stream};
 use serde::de::DeserializeOwned;
 
+use super::snapshot::{Raw, Snapshot};
 use super::tracker::{MassLoss, Tracker};
 use super::view::{Change, ServiceView, difference};
 use crate::client::Client;
 use crate::error::Result;
 use crate::follow::Followed;
 use crate::keys::{KeySpace, Name};
+use crate::snapshot::PATIENCE;
+use crate::tasks::Tasks;
 
 impl Client {
     /// Follows a service: `client.discover::<Meta>("api").await`. Ready once the first listing is
@@ -26,6 +30,7 @@ impl Client {
             client: self.clone(),
             space: service.into().space(super::KIND),
             protection: MassLoss::default(),
+            snapshot: None,
             meta: PhantomData,
         }
     }
@@ -37,6 +42,7 @@ pub struct Discover<M> {
     client: Client,
     space: KeySpace,
     protection: MassLoss,
+    snapshot: Option<PathBuf>,
     meta: PhantomData<fn() -> M>,
 }
 
@@ -45,6 +51,48 @@ impl<M> Discover<M> {
     pub fn mass_loss(mut self, protection: MassLoss) -> Self {
         self.protection = protection;
         self
+    }
+
+    /// A file to start from when the store does not answer within a second; it is written after changes, at most
+    /// every 5 s. Its folder must be there. One discovery a file.
+    ///
+    /// What is from the file is [marked](ServiceView::is_from_snapshot) and stale until the store has answered;
+    /// who is not in the store then is gone at once.
+    pub fn snapshot(mut self, path: impl Into<PathBuf>) -> Self {
+        self.snapshot = Some(path.into());
+        self
+    }
+}
+
+impl<M> Discover<M>
+where
+    M: DeserializeOwned + Send + Sync + 'static,
+{
+    async fn start(self) -> Result<Discovery<M>> {
+        let (client, range) = (self.client, self.space.range());
+        let mut tracker = Tracker::new(self.space.clone(), self.protection);
+        let Some(path) = self.snapshot else {
+            let followed = Followed::start(&client, range, tracker).await?;
+            return Ok(Discovery(followed));
+        };
+        let (snapshot, raw) = (Snapshot::new(path, &self.space), Raw::default());
+        tracker.share(raw.clone());
+        let followed = match snapshot.load().await? {
+            None => Followed::start(&client, range, tracker).await?,
+            Some(saved) => {
+                tracker.begin_with(saved, client.now());
+                let mut followed = Followed::begin(&client, range, tracker);
+                let answered = followed.wait_for(|view: &ServiceView<M>| !view.is_from_snapshot());
+                match client.before(client.deadline(PATIENCE), answered).await {
+                    Some(answered) => drop(answered?),
+                    None => tracing::warn!("no answer of the store; starting from the snapshot"),
+                }
+                followed
+            }
+        };
+        let keeping = snapshot.keep(client, raw, followed.views());
+        Tasks::current().spawn("snapshot", keeping);
+        Ok(Discovery(followed))
     }
 }
 
@@ -55,20 +103,18 @@ where
     type Output = Result<Discovery<M>>;
     type IntoFuture = BoxFuture<'static, Result<Discovery<M>>>;
 
-    /// Lists the instances and starts to follow them.
+    /// Lists the instances and starts to follow them; without an answer of the store for a second, from the
+    /// snapshot file if there is one.
     ///
     /// # Errors
-    /// The store's final refusals. Trouble with the store is waited out.
+    /// [`Error::Invalid`](crate::Error::Invalid) for a snapshot file that is something else, or that of another
+    /// service; the store's final refusals. Trouble with the store is waited out, and a damaged file is ignored
+    /// with a warning.
     ///
     /// # Cancel safety
     /// Dropping the future starts nothing.
     fn into_future(self) -> Self::IntoFuture {
-        async move {
-            let digest = Tracker::new(self.space.clone(), self.protection);
-            let followed = Followed::start(&self.client, self.space.range(), digest).await?;
-            Ok(Discovery(followed))
-        }
-        .boxed()
+        self.start().boxed()
     }
 }
 
@@ -77,6 +123,7 @@ impl<M> fmt::Debug for Discover<M> {
         f.debug_struct("Discover")
             .field("service", &self.space.prefix())
             .field("protection", &self.protection)
+            .field("snapshot", &self.snapshot)
             .finish_non_exhaustive()
     }
 }

@@ -9,6 +9,7 @@ use quorate_proto::mvccpb::KeyValue;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::checks::Health;
 use super::instance::{Instance, Status};
 use super::view::Endpoint;
 use crate::error::Result;
@@ -41,6 +42,9 @@ struct Ours<M> {
     version: String,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     tags: BTreeSet<String>,
+    /// What its own checks have found, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    health: Option<Health>,
     /// Different for every registration, so that it knows its own key again.
     nonce: String,
     /// Written just before a clean leave, so that it is told from a crash.
@@ -57,6 +61,7 @@ fn one() -> u32 {
 pub(super) fn write<M: Serialize>(
     key: &Key,
     instance: &Instance<M>,
+    health: Option<&Health>,
     nonce: &str,
     left: bool,
 ) -> Result<Bytes> {
@@ -70,6 +75,7 @@ pub(super) fn write<M: Serialize>(
             zone: instance.zone.clone(),
             version: instance.version.clone(),
             tags: instance.tags.clone(),
+            health: health.cloned(),
             nonce: nonce.to_owned(),
             left,
             meta: &instance.meta,
@@ -114,6 +120,7 @@ pub(crate) fn read<M: DeserializeOwned>(space: &KeySpace, kv: &KeyValue) -> Read
         zone: String::new(),
         version: String::new(),
         tags: BTreeSet::new(),
+        health: None,
         meta: None,
         created: Revision(kv.create_revision),
         modified: Revision(kv.mod_revision),
@@ -136,6 +143,7 @@ pub(crate) fn read<M: DeserializeOwned>(space: &KeySpace, kv: &KeyValue) -> Read
     endpoint.zone = ours.zone;
     endpoint.version = ours.version;
     endpoint.tags = ours.tags;
+    endpoint.health = ours.health;
     endpoint.meta = serde_json::from_value(ours.meta).ok().map(Arc::new);
     Reading::There(endpoint)
 }
@@ -167,7 +175,7 @@ mod tests {
         let instance = Instance::builder("svc").address("h:1").weight(3);
         let instance = instance.zone("eu-1").version("2.1").tag("gpu").tag("big");
         let instance = instance.meta(vec![1, 2]).status(Status::Draining).build();
-        let value = write(&"svc/x".into(), &instance, "n1", false).unwrap();
+        let value = write(&"svc/x".into(), &instance, None, "n1", false).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&value).unwrap();
         assert_eq!((&json["Op"], &json["Addr"]), (&0.into(), &"h:1".into()));
         assert!(is_of(&value, "n1") && !is_of(&value, "n2"));
@@ -180,7 +188,7 @@ mod tests {
         assert_eq!(endpoint.meta, Some(Arc::new(vec![1, 2])));
         // Meta of another type does not hide the instance.
         assert_eq!(read_back::<String>(value).meta, None);
-        let last = write(&"svc/x".into(), &instance, "n1", true).unwrap();
+        let last = write(&"svc/x".into(), &instance, None, "n1", true).unwrap();
         assert!(matches!(
             read::<()>(&KeySpace::raw("svc"), &kv(last)),
             Reading::Leaving

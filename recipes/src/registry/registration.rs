@@ -1,14 +1,16 @@
 //! An instance that is registered: what its owner holds.
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use serde::Serialize;
 
+use super::checks::{Checking, Checks, Health};
 use super::instance::{Instance, Status};
 use super::record;
 use crate::error::{Error, Result};
-use crate::keeper::{Keeper, Kept, KeptState, Mark, Plan, Rivals};
+use crate::keeper::{Keeper, Kept, KeptState, Mark, Plan, Rivals, Wants};
 use crate::keys::{Key, Revision, encode};
 use crate::session::Session;
 
@@ -44,10 +46,63 @@ impl From<KeptState> for RegistrationState {
 /// Dropping it deregisters in the background.
 #[must_use = "a dropped registration deregisters at once"]
 pub struct Registration<M> {
-    instance: Mutex<Instance<M>>,
+    // Dropped before the rest, so that nothing is found any more when it leaves.
+    checking: Option<Checking>,
+    writer: Writer<M>,
+    kept: Kept,
+}
+
+/// What is written, by the owner and by the checks.
+struct Writer<M> {
+    said: Arc<Mutex<Said<M>>>,
     key: Key,
     nonce: String,
-    kept: Kept,
+    wants: Wants,
+}
+
+impl<M> Clone for Writer<M> {
+    fn clone(&self) -> Self {
+        Self {
+            said: Arc::clone(&self.said),
+            key: self.key.clone(),
+            nonce: self.nonce.clone(),
+            wants: self.wants.clone(),
+        }
+    }
+}
+
+/// What an instance says.
+#[derive(Clone)]
+struct Said<M> {
+    instance: Instance<M>,
+    health: Option<Health>,
+}
+
+impl<M: Serialize> Said<M> {
+    /// The value, and the last one before a clean leave.
+    fn write(&self, key: &Key, nonce: &str) -> Result<(Bytes, Bytes)> {
+        let write = |left| record::write(key, &self.instance, self.health.as_ref(), nonce, left);
+        Ok((write(false)?, write(true)?))
+    }
+}
+
+impl<M> Writer<M> {
+    fn lock(&self) -> MutexGuard<'_, Said<M>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is said. Returns the number under which it is known when that is in the store.
+    fn want(&self, change: impl FnOnce(&mut Said<M>)) -> Result<u64>
+    where
+        M: Serialize + Clone,
+    {
+        let mut said = self.lock();
+        let mut changed = said.clone();
+        change(&mut changed);
+        let (value, farewell) = changed.write(&self.key, &self.nonce)?;
+        *said = changed;
+        Ok(self.wants.want(value, Some(farewell)))
+    }
 }
 
 impl Session {
@@ -60,17 +115,51 @@ impl Session {
     ///
     /// # Cancel safety
     /// When the future is dropped, the instance is deregistered as soon as it turns out to be there.
-    pub async fn register<M: Serialize>(
+    pub async fn register<M: Serialize>(&self, instance: Instance<M>) -> Result<Registration<M>> {
+        self.register_as(instance, None).await
+    }
+
+    /// As [`Session::register`], and checks the instance for as long as it is registered. What the checks find
+    /// goes with the instance, written when it is something else and not else: who looks for the service gives
+    /// it work once all checks pass, and none while one fails. The owner's status is not touched.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a probe that cannot be, two checks of one name, and no checks; as
+    /// [`Session::register`].
+    ///
+    /// # Cancel safety
+    /// As [`Session::register`].
+    pub async fn register_checked<M>(
+        &self,
+        instance: Instance<M>,
+        checks: Checks,
+    ) -> Result<Registration<M>>
+    where
+        M: Serialize + Clone + Send + 'static,
+    {
+        let checking = Checking::start(self.client(), checks)?;
+        let health = checking.health();
+        let mut registration = self.register_as(instance, Some(health.clone())).await?;
+        let writer = registration.writer.clone();
+        checking.tell(health, move |health| {
+            if let Err(error) = writer.want(|said| said.health = Some(health)) {
+                tracing::warn!(%error, "what checks have found cannot be told");
+            }
+        });
+        registration.checking = Some(checking);
+        Ok(registration)
+    }
+
+    async fn register_as<M: Serialize>(
         &self,
         mut instance: Instance<M>,
+        health: Option<Health>,
     ) -> Result<Registration<M>> {
         let nonce = self.client().nonce();
         if instance.id.is_empty() {
             instance.id.clone_from(&nonce);
         }
         let key = instance.space().key(&encode(&instance.id));
-        let value = record::write(&key, &instance, &nonce, false)?;
-        let farewell = record::write(&key, &instance, &nonce, true)?;
         let plan = Plan {
             key: key.clone(),
             mark: Mark::Nonce(nonce.clone(), record::is_of),
@@ -81,11 +170,18 @@ impl Session {
             holding: Rivals::End,
             own_session: false,
         };
+        let said = Said { instance, health };
+        let (value, farewell) = said.write(&key, &nonce)?;
+        let kept = Keeper::start(self.clone(), plan, value, Some(farewell));
         let registration = Registration {
-            instance: Mutex::new(instance),
-            key,
-            nonce,
-            kept: Keeper::start(self.clone(), plan, value, Some(farewell)),
+            checking: None,
+            writer: Writer {
+                said: Arc::new(Mutex::new(said)),
+                key,
+                nonce,
+                wants: kept.wants(),
+            },
+            kept,
         };
         registration.kept.written(1).await?;
         Ok(registration)
@@ -96,13 +192,13 @@ impl<M> Registration<M> {
     /// The instance's name among the instances of its service.
     #[must_use]
     pub fn id(&self) -> String {
-        self.lock().id.clone()
+        self.writer.lock().instance.id.clone()
     }
 
     /// The key it is registered at.
     #[must_use]
     pub fn key(&self) -> &Key {
-        &self.key
+        &self.writer.key
     }
 
     /// The instance as its owner wants it.
@@ -111,7 +207,13 @@ impl<M> Registration<M> {
     where
         M: Clone,
     {
-        self.lock().clone()
+        self.writer.lock().instance.clone()
+    }
+
+    /// What the instance's checks have found; `None` without checks.
+    #[must_use]
+    pub fn health(&self) -> Option<Health> {
+        self.checking.as_ref().map(Checking::health)
     }
 
     /// Where the registration stands.
@@ -146,7 +248,7 @@ impl<M> Registration<M> {
     where
         M: Serialize + Clone,
     {
-        let sequence = self.want(change)?;
+        let sequence = self.writer.want(|said| change(&mut said.instance))?;
         self.kept.written(sequence).await
     }
 
@@ -174,29 +276,12 @@ impl<M> Registration<M> {
     pub async fn deregister(self) -> Result<()> {
         self.kept.end().await
     }
-
-    fn lock(&self) -> MutexGuard<'_, Instance<M>> {
-        self.instance.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn want(&self, change: impl FnOnce(&mut Instance<M>)) -> Result<u64>
-    where
-        M: Serialize + Clone,
-    {
-        let mut instance = self.lock();
-        let mut changed = instance.clone();
-        change(&mut changed);
-        let value = record::write(&self.key, &changed, &self.nonce, false)?;
-        let farewell = record::write(&self.key, &changed, &self.nonce, true)?;
-        *instance = changed;
-        Ok(self.kept.want(value, Some(farewell)))
-    }
 }
 
 impl<M> fmt::Debug for Registration<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registration")
-            .field("key", &self.key)
+            .field("key", &self.writer.key)
             .field("state", &self.state())
             .finish_non_exhaustive()
     }

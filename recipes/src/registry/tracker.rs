@@ -9,7 +9,9 @@ use bytes::Bytes;
 use quorate_proto::mvccpb::KeyValue;
 use serde::de::DeserializeOwned;
 
+use super::instances::Instances;
 use super::record::{self, Reading};
+use super::snapshot::{Raw, Saved};
 use super::view::{Endpoint, Farewells, ServiceView};
 use crate::clock::Instant;
 use crate::departure::Departure;
@@ -60,17 +62,24 @@ pub(super) struct Tracker<M> {
     protection: MassLoss,
     revision: Revision,
     present: BTreeMap<Bytes, Arc<Endpoint<M>>>,
+    /// The present and the suspects.
+    shown: Instances<M>,
     /// Gone without a word within the grace time, oldest first.
     vanished: VecDeque<(Instant, Bytes, Arc<Endpoint<M>>)>,
     /// The vanished that are shown as suspects.
     suspects: BTreeMap<Bytes, Arc<Endpoint<M>>>,
     unreadable: BTreeSet<Bytes>,
     farewells: Farewells,
+    /// The keys themselves, of all who are shown, if somebody wants them.
+    raw: Option<Raw>,
+    /// Since when all of it is from a file, and not from the store.
+    unconfirmed_since: Option<Instant>,
 }
 
 impl<M: DeserializeOwned> Tracker<M> {
     pub(super) fn new(space: KeySpace, protection: MassLoss) -> Self {
         Self {
+            shown: Instances::new(space.clone()),
             space,
             protection,
             revision: Revision(0),
@@ -79,6 +88,48 @@ impl<M: DeserializeOwned> Tracker<M> {
             suspects: BTreeMap::new(),
             unreadable: BTreeSet::new(),
             farewells: Farewells::default(),
+            raw: None,
+            unconfirmed_since: None,
+        }
+    }
+
+    /// Puts the keys of the instances here.
+    pub(super) fn share(&mut self, raw: Raw) {
+        self.raw = Some(raw);
+    }
+
+    /// Shows the instances of a file until the store has answered.
+    pub(super) fn begin_with(&mut self, saved: Saved, now: Instant) {
+        self.revision = saved.revision();
+        for kv in saved.into_kvs() {
+            self.put(&kv, Origin::Listing);
+        }
+        self.unconfirmed_since = Some(now);
+    }
+
+    /// Takes the store's first listing in the place of what the file had.
+    fn confirm(&mut self, batch: &Batch) {
+        if batch.origin != Origin::Listing || self.unconfirmed_since.take().is_none() {
+            return;
+        }
+        self.with_raw(|raw| raw.clear());
+        self.unreadable.clear();
+        self.shown.clear();
+        let created = |change: &Change| match change {
+            Change::Put { kv, .. } => Some((kv.key.clone(), kv.create_revision)),
+            Change::Delete { .. } => None,
+        };
+        let there: BTreeMap<_, _> = batch.changes.iter().filter_map(created).collect();
+        for (key, was) in std::mem::take(&mut self.present) {
+            if there.get(&key) != Some(&was.created.0) {
+                self.farewells.add(&was.id, was.created, Departure::Unseen);
+            }
+        }
+    }
+
+    fn with_raw(&self, change: impl FnOnce(&mut BTreeMap<Bytes, KeyValue>)) {
+        if let Some(raw) = &self.raw {
+            raw.change(change);
         }
     }
 
@@ -98,6 +149,8 @@ impl<M: DeserializeOwned> Tracker<M> {
         self.vanished.retain(|(_, key, _)| *key != kv.key);
         match endpoint {
             Some(endpoint) => {
+                self.shown.insert(kv.key.clone(), Arc::clone(&endpoint));
+                self.with_raw(|raw| drop(raw.insert(kv.key.clone(), kv.clone())));
                 let before = self.present.insert(kv.key.clone(), endpoint);
                 if origin == Origin::Resync
                     && let Some(was) = before
@@ -107,6 +160,8 @@ impl<M: DeserializeOwned> Tracker<M> {
                 }
             }
             None => {
+                self.shown.remove(&kv.key);
+                self.with_raw(|raw| drop(raw.remove(&kv.key)));
                 if let Some(was) = self.present.remove(&kv.key) {
                     self.farewells.add(&was.id, was.created, Departure::Clean);
                 }
@@ -117,13 +172,17 @@ impl<M: DeserializeOwned> Tracker<M> {
     fn delete(&mut self, key: &Bytes, origin: Origin, now: Instant) {
         self.unreadable.remove(key);
         if let Some(was) = self.present.remove(key) {
+            self.shown.remove(key);
             if origin == Origin::Resync {
                 self.farewells.add(&was.id, was.created, Departure::Unseen);
             }
             if self.vanished.len() == VANISHED_MOST
                 && let Some((_, oldest, _)) = self.vanished.pop_front()
             {
-                self.suspects.remove(&oldest);
+                if self.suspects.remove(&oldest).is_some() {
+                    self.shown.remove(&oldest);
+                }
+                self.with_raw(|raw| drop(raw.remove(&oldest)));
             }
             self.vanished.push_back((now, key.clone(), was));
         }
@@ -132,9 +191,12 @@ impl<M: DeserializeOwned> Tracker<M> {
     fn suspect_vanished(&mut self) {
         let mut added = 0_usize;
         for (since, key, endpoint) in &self.vanished {
+            let shown = &mut self.shown;
             self.suspects.entry(key.clone()).or_insert_with(|| {
                 added += 1;
-                Arc::new(endpoint.suspected(*since))
+                let suspect = Arc::new(endpoint.suspected(*since));
+                shown.insert(key.clone(), Arc::clone(&suspect));
+                suspect
             });
         }
         if added > 0 {
@@ -155,7 +217,10 @@ impl<M: DeserializeOwned> Tracker<M> {
             if now.saturating_duration_since(*since) < self.protection.grace {
                 break;
             }
-            self.suspects.remove(key);
+            if self.suspects.remove(key).is_some() {
+                self.shown.remove(key);
+            }
+            self.with_raw(|raw| drop(raw.remove(key)));
             self.vanished.pop_front();
         }
         self.suspects.len() != before
@@ -169,6 +234,7 @@ where
     type View = ServiceView<M>;
 
     fn take(&mut self, batch: Batch, now: Instant) {
+        self.confirm(&batch);
         self.revision = batch.revision;
         for change in batch.changes {
             match change {
@@ -195,13 +261,11 @@ where
     }
 
     fn view(&self, stale_since: Option<Instant>) -> ServiceView<M> {
-        let all = self.present.values().chain(self.suspects.values());
-        let mut instances: Vec<_> = all.cloned().collect();
-        instances.sort_by(|a, b| a.id.cmp(&b.id));
         ServiceView {
             revision: self.revision,
-            instances,
-            stale_since,
+            instances: self.shown.clone(),
+            stale_since: stale_since.or(self.unconfirmed_since),
+            from_snapshot: self.unconfirmed_since.is_some(),
             unreadable: self.unreadable.len(),
             farewells: self.farewells.clone(),
         }

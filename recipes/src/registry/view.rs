@@ -4,10 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use super::checks::Health;
 use super::instance::Status;
+use super::instances::Instances;
 use crate::clock::Instant;
 use crate::departure::Departure;
 use crate::keys::{LeaseId, Revision};
+use crate::probe::ProbeState;
 
 /// An instance as discovery sees it.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +30,8 @@ pub struct Endpoint<M> {
     pub version: String,
     /// What it can be selected by.
     pub tags: BTreeSet<String>,
+    /// What its own checks have found; `None` when it has none.
+    pub health: Option<Health>,
     /// What else it says; `None` when that is not an `M`.
     pub meta: Option<Arc<M>>,
     /// The revision at which it registered: a restarted instance has a new one.
@@ -46,6 +51,13 @@ impl<M> Endpoint<M> {
         self.suspect_since.is_some()
     }
 
+    /// Whether it takes work: its owner wants it to, and its checks, if it has any, have all passed.
+    #[must_use]
+    pub fn takes_work(&self) -> bool {
+        let healthy = |health: &Health| health.state == ProbeState::Up;
+        self.status == Status::Up && self.health.as_ref().is_none_or(healthy)
+    }
+
     /// The same, as a suspect.
     pub(super) fn suspected(&self, since: Instant) -> Self {
         Self {
@@ -54,6 +66,7 @@ impl<M> Endpoint<M> {
             zone: self.zone.clone(),
             version: self.version.clone(),
             tags: self.tags.clone(),
+            health: self.health.clone(),
             meta: self.meta.clone(),
             suspect_since: Some(since),
             ..*self
@@ -67,27 +80,36 @@ impl<M> Endpoint<M> {
 pub struct ServiceView<M> {
     /// The revision.
     pub revision: Revision,
-    /// The instances, by id.
-    pub instances: Vec<Arc<Endpoint<M>>>,
+    /// The instances.
+    pub instances: Instances<M>,
     /// Since when the store has been out of reach: the view may be old.
     pub stale_since: Option<Instant>,
     /// How many keys of the service hold something else than an instance.
     pub unreadable: usize,
+    /// The store has not been heard yet.
+    pub(super) from_snapshot: bool,
     /// Who went lately otherwise than by the end of a lease.
     pub(super) farewells: Farewells,
 }
 
 impl<M> ServiceView<M> {
+    /// Whether all of this is from the [snapshot file](super::Discover::snapshot): the store has not answered yet.
+    /// It is stale then.
+    #[must_use]
+    pub fn is_from_snapshot(&self) -> bool {
+        self.from_snapshot
+    }
+
     /// The instance of this id.
     #[must_use]
     pub fn instance(&self, id: &str) -> Option<&Arc<Endpoint<M>>> {
-        self.instances.iter().find(|endpoint| endpoint.id == id)
+        self.instances.get(id)
     }
 
     /// The instances that take work. Suspects are among them: they may well live.
     pub fn up(&self) -> impl Iterator<Item = &Arc<Endpoint<M>>> {
         let all = self.instances.iter();
-        all.filter(|endpoint| endpoint.status == Status::Up)
+        all.filter(|endpoint| endpoint.takes_work())
     }
 }
 
@@ -143,9 +165,9 @@ pub(super) fn difference<M>(
     before: Option<&ServiceView<M>>,
     now: &ServiceView<M>,
 ) -> VecDeque<Change<M>> {
-    let before = before.map_or(&[][..], |view| &view.instances);
+    let before = before.into_iter().flat_map(|view| &view.instances);
     let mut known: BTreeMap<&str, &Arc<Endpoint<M>>> =
-        before.iter().map(|was| (was.id.as_str(), was)).collect();
+        before.map(|was| (was.id.as_str(), was)).collect();
     let mut left = Vec::new();
     let mut rest = Vec::new();
     for endpoint in &now.instances {

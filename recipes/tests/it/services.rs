@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bodies::{
-    assign, balance, barriers, config, counters, deadlocks, elections, latches, leased, lock_forms,
-    membership, once, progress, queues, rates, registry, rw_locks, semaphores, session,
-    successions, transactions,
+    assign, balance, barriers, config, counters, crons, deadlocks, elections, latches, leased,
+    lock_forms, membership, once, probes, progress, queues, rates, registry, rw_locks, semaphores,
+    session, successions, transactions,
 };
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
@@ -122,6 +122,14 @@ on_every_store! {
     registry::comes_back_as_it_was_last,
     registry::ids_are_taken_once,
     registry::dropped_registrations_leave_nothing,
+    registry::go_writes_what_is_read,
+    registry::starts_from_a_snapshot,
+    probes::observers_agree,
+    probes::opinions_are_written_on_change_only,
+    probes::instances_check_themselves,
+    crons::times_are_started_once,
+    crons::starting_survives_lost_answers,
+    crons::a_lost_runner_is_replaced,
     progress::from_start_to_end,
     progress::attempts_follow_one_another,
     progress::zombies_are_refused,

@@ -1,10 +1,12 @@
 //! The registry: who is there, who left and how, and that nobody who lives goes missing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use quorate_recipes::registry::{Change, Departure, Instance, RegistrationState, Status};
-use quorate_recipes::{Client, Error};
+use quorate_recipes::store::faulty::{Faulty, Outage};
+use quorate_recipes::{Client, Error, Name};
 use serde::{Deserialize, Serialize};
 
 use super::session;
@@ -167,4 +169,95 @@ pub async fn dropped_registrations_leave_nothing(client: &Client) {
         discovery.view().instances.is_empty()
     })
     .await;
+}
+
+/// What the Go library `go.etcd.io/etcd/client/v3/naming/endpoints` (v3.5.0) wrote to an etcd when a program
+/// called `Manager.AddEndpoint` for a manager of the target `greeter`.
+const OF_GO: [(&str, &str); 5] = [
+    (
+        "greeter/10.0.0.1:80",
+        r#"{"Op":0,"Addr":"10.0.0.1:80","Metadata":null}"#,
+    ),
+    (
+        "greeter/10.0.0.2:80",
+        r#"{"Op":0,"Addr":"10.0.0.2:80","Metadata":"zone-a"}"#,
+    ),
+    (
+        "greeter/10.0.0.3:80",
+        r#"{"Op":0,"Addr":"10.0.0.3:80","Metadata":{"Zone":"eu \u0026 \u003cus\u003e","Weight":3}}"#,
+    ),
+    (
+        "greeter/10.0.0.4:80",
+        r#"{"Op":0,"Addr":"10.0.0.4:80","Metadata":{"a":null,"b":[1]}}"#,
+    ),
+    (
+        "greeter/[::1]:80",
+        r#"{"Op":0,"Addr":"[::1]:80","Metadata":7}"#,
+    ),
+];
+
+/// Discovery reads what Go programs register, and a registration beside them has the form that their resolver
+/// reads.
+pub async fn go_writes_what_is_read(client: &Client) {
+    let session = session(client).await;
+    for (key, value) in OF_GO {
+        let put = client.txn().put_leased(key, value, &session);
+        put.commit().await.unwrap();
+    }
+    let service = Name::raw("greeter");
+    let mut discovery = client
+        .discover::<serde_json::Value>(&service)
+        .await
+        .unwrap();
+    let view = discovery.view();
+    assert_eq!((view.instances.len(), view.unreadable), (5, 0));
+    for (key, value) in OF_GO {
+        let written: serde_json::Value = serde_json::from_str(value).unwrap();
+        let one = view
+            .instance(key.strip_prefix("greeter/").unwrap())
+            .unwrap();
+        assert_eq!(one.address, written["Addr"].as_str().unwrap());
+        assert_eq!(one.meta.as_deref(), Some(&written["Metadata"]));
+        assert!(one.takes_work() && one.weight == 1);
+    }
+    let instance = Instance::builder(&service).id("10.0.0.9:80");
+    let instance = instance.address("10.0.0.9:80").meta(meta("a")).build();
+    let registration = session.register(instance).await.unwrap();
+    assert_eq!(registration.key().as_bytes(), "greeter/10.0.0.9:80");
+    let value = client
+        .get("greeter/10.0.0.9:80")
+        .await
+        .unwrap()
+        .unwrap()
+        .value;
+    let text = std::str::from_utf8(&value).unwrap();
+    let start = r#"{"Op":0,"Addr":"10.0.0.9:80","Metadata":{"#;
+    assert!(text.starts_with(start), "{text}");
+    let six = discovery.wait_for(|view| view.instances.len() == 6);
+    soon("the sixth", six).await.unwrap();
+}
+
+/// A discovery starts from its file while the store is away, and catches up with it.
+pub async fn starts_from_a_snapshot(client: &Client) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cold");
+    let session = session(client).await;
+    let instance = |id| Instance::builder("cold").id(id).address("h:1").build();
+    let first = session.register(instance("first")).await.unwrap();
+    let faulty = Faulty::new(Arc::clone(client.store()));
+    let other = Client::new(faulty.clone());
+    let discovery = other.discover::<()>("cold").snapshot(&path).await.unwrap();
+    until("the file", async || path.exists()).await;
+    drop(discovery);
+    faulty.disconnect(Outage::Refused);
+    let mut discovery = other.discover::<()>("cold").snapshot(&path).await.unwrap();
+    let view = discovery.view();
+    assert!(view.is_from_snapshot() && view.stale_since.is_some());
+    assert!(view.instance("first").is_some_and(|one| one.takes_work()));
+    first.deregister().await.unwrap();
+    let _second = session.register(instance("second")).await.unwrap();
+    faulty.reconnect();
+    let fresh = discovery.wait_for(|view| !view.is_from_snapshot());
+    let fresh = soon("the store's answer", fresh).await.unwrap();
+    assert!(fresh.instance("first").is_none() && fresh.instance("second").is_some());
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use quorate_recipes::membership::{Departure, MemberEvent};
-use quorate_recipes::{Client, KeptState, Session};
+use quorate_recipes::registry::{Checks, Instance};
+use quorate_recipes::{Client, Error, KeptState, Probe, Session};
 
 use super::{QUIET, Stopped, World, at_every_call};
 
@@ -22,6 +23,40 @@ dropped_everywhere! {
         partition.release().await?;
         partitions.leave().await
     };
+    observation, [], async |client: Client, session: Session, hold| {
+        let prober = client.probe(Probe::of(|| async { Ok::<_, String>(()) }).rise(1))?;
+        let observe = session.observe("x", prober);
+        let seen = observe.observer(session.lease().to_string()).await?;
+        tokio::time::sleep(hold).await;
+        seen.withdraw().await
+    };
+    checked_instance, [], async |_: Client, session: Session, hold| {
+        let checks = Checks::new().add("x", Probe::of(|| async { Ok::<_, String>(()) }));
+        let instance = Instance::builder("x").id(session.lease().to_string());
+        let registration = session.register_checked(instance.build(), checks).await?;
+        tokio::time::sleep(hold).await;
+        registration.deregister().await
+    };
+    job, ["quorate/cron/x/last", "quorate/cron/x/run"],
+        async |client: Client, session: Session, hold| {
+            let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+            let job = client.cron("x", "* * * * * *".parse()?);
+            let running = job.run(&session, move |run| {
+                let tell = tell.clone();
+                async move {
+                    tokio::time::sleep(hold).await;
+                    // Nobody hears it who was dropped.
+                    let _ = tell.send(run.slot());
+                    Ok::<_, Error>(())
+                }
+            });
+            let ended = tokio::select! {
+                biased;
+                ended = running => ended.map(drop),
+                _ = told.recv() => Ok(()),
+            };
+            ended
+        };
     kept_key, [], async |client: Client, session: Session, hold| {
         let kept = client.keep(format!("kept/{}", session.lease()), "a").await?;
         tokio::time::sleep(hold).await;

@@ -3,8 +3,10 @@
 //! there. When all is quiet, no key of it is left, and somebody else gets what it wanted.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use quorate_recipes::clock::LateClock;
 use quorate_recipes::store::MemStore;
 use quorate_recipes::store::faulty::{Calls, Faulty, Held, Stage};
 use quorate_recipes::{Client, Error, Session};
@@ -80,8 +82,10 @@ impl World {
     async fn new() -> Self {
         let store = MemStore::new();
         let faulty = Faulty::new(store.clone());
-        let user = Client::builder(faulty.clone()).seed(1).build();
-        let other = Client::builder(store.clone()).seed(2).build();
+        // Their wall clocks show virtual time as well.
+        let user = Client::builder(faulty.clone()).clock(Arc::new(LateClock::default()));
+        let other = Client::builder(store.clone()).clock(Arc::new(LateClock::default()));
+        let (user, other) = (user.seed(1).build(), other.seed(2).build());
         Self {
             user: (user.clone(), user.session().await.unwrap()),
             other: (other.clone(), other.session().await.unwrap()),

@@ -6,6 +6,7 @@ mod barrier;
 mod combined;
 mod config;
 mod counter;
+mod cron;
 mod cyclic_barrier;
 mod deadlock;
 mod delayed;
@@ -35,6 +36,7 @@ pub use barrier::{Barrier, Waits};
 pub use combined::Combined;
 pub use config::Config;
 pub use counter::Counter;
+pub use cron::{Cron, Starts};
 pub use cyclic_barrier::CyclicBarrier;
 pub use deadlock::{Circle, Deadlock, Finds, Found, Wait};
 pub use delayed::Delayed;
@@ -97,6 +99,7 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<Queue<false>>(),
     entry::<Queue<true>>(),
     entry::<BoundedQueue>(),
+    entry::<Cron>(),
 ];
 
 const fn entry<S: Scenario>() -> (&'static str, Run) {

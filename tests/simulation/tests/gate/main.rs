@@ -6,6 +6,7 @@
 mod circles;
 mod configs;
 mod counts;
+mod crons;
 mod gathered;
 mod kept;
 mod members;
@@ -80,6 +81,7 @@ gates! {
     config,
     queue,
     ordered_queue,
+    cron,
 }
 
 #[test]

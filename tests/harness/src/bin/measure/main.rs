@@ -1,5 +1,6 @@
 //! What a server promises under load, measured on a real one: history that is compacted beside
-//! writes, or given up without being asked, leases that all end at once, a watcher that does not read.
+//! writes, or given up without being asked, leases that all end at once, a watcher that does not read,
+//! a large service that many follow.
 //!
 //! ```sh
 //! cargo build --release
@@ -7,6 +8,7 @@
 //! cargo run --release --bin measure -- retention target/release/quorate
 //! cargo run --release --bin measure -- leases target/release/quorate
 //! cargo run --release --bin measure -- watcher target/release/quorate
+//! cargo run --release --bin measure -- discovery target/release/quorate
 //! ```
 //!
 //! In place of `quorate` an `etcd` can be named, to see both on the same machine. Everything runs
@@ -17,6 +19,7 @@
 #![expect(clippy::disallowed_methods, reason = "measures what clients see")]
 
 mod compaction;
+mod discovery;
 mod leases;
 mod retention;
 mod server;
@@ -28,7 +31,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 const USAGE: &str =
-    "usage: measure compaction|retention|leases|watcher PATH-OF-QUORATE-OR-ETCD [SIZE]";
+    "usage: measure compaction|retention|leases|watcher|discovery PATH-OF-QUORATE-OR-ETCD [SIZE]";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -45,6 +48,7 @@ async fn main() -> anyhow::Result<()> {
         Some("compaction") => compaction::measure(server().await?, size).await,
         Some("retention") => retention::measure(&program, size).await,
         Some("leases") => leases::measure(server().await?, size).await,
+        Some("discovery") => discovery::measure(&program, size).await,
         Some("watcher") => watcher::measure(server().await?, size).await,
         _ => anyhow::bail!(USAGE),
     }
