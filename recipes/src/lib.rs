@@ -105,6 +105,7 @@ pub mod balance;
 pub mod barrier;
 mod client;
 pub mod clock;
+pub mod collect;
 pub mod config;
 pub mod counter;
 mod departure;

@@ -23,6 +23,7 @@ use crate::assign::{Partition, PartitionSet, Partitions};
 use crate::client::Client;
 use crate::clock::{self, Instant};
 use crate::error::{Error, Result, TxnError};
+use crate::lock::FencingToken;
 use crate::session::Session;
 use crate::txn::Txn;
 
@@ -193,6 +194,14 @@ impl<T> GroupConsumer<T> {
         let mut owned: Vec<u32> = owned.collect();
         owned.sort_unstable();
         owned
+    }
+
+    /// The token of this member's ownership of a partition, which is larger for whoever owns it later: for
+    /// services outside the store. `None` when it does not own it.
+    #[must_use]
+    pub fn token(&self, partition: u32) -> Option<FencingToken> {
+        let index = self.index_of(partition)?;
+        Some(self.owned[index].partition.token())
     }
 
     /// Says that a message, and all that came before it in its partition, is done: whoever owns the partition

@@ -222,6 +222,10 @@ impl<T> Topic<T> {
         Ok(Retainer::start(&self.layout, &self.retention, session))
     }
 
+    pub(crate) fn client(&self) -> &Client {
+        &self.layout.client
+    }
+
     fn check(&self) -> Result<()> {
         if (1..=PARTITIONS_MAX).contains(&self.count) {
             return Ok(());

@@ -28,6 +28,7 @@ mod selector;
 mod semaphore;
 mod shared;
 mod stm;
+mod topic;
 
 pub use adder::Adder;
 pub use assign::Assign;
@@ -57,6 +58,7 @@ pub use selector::Selector;
 pub use semaphore::{Permits, Semaphore};
 pub use shared::Shared;
 pub use stm::Stm;
+pub use topic::{Logs, Published, Seen, Topic, effect_of, topic_may_remain, topic_of};
 
 pub use crate::gatherings::{PARTIES, Told as Gathered};
 use crate::scenario::Scenario;
@@ -96,6 +98,7 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<Config>(),
     entry::<Queue<false>>(),
     entry::<Queue<true>>(),
+    entry::<Topic>(),
 ];
 
 const fn entry<S: Scenario>() -> (&'static str, Run) {

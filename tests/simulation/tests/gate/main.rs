@@ -15,6 +15,7 @@ mod permits;
 mod queues;
 mod restored;
 mod taken_over;
+mod topics;
 mod waits;
 
 use quorate_simulation::scenarios::{self, Run};
@@ -80,6 +81,7 @@ gates! {
     config,
     queue,
     ordered_queue,
+    topic,
 }
 
 #[test]
