@@ -28,7 +28,11 @@ async fn main() -> anyhow::Result<()> {
 
     let one = logs.agent("host-1").batch_bytes(1_000);
     let one = one.spool(spool.path().join("1"), 1 << 20).await?;
-    let two = logs.agent("host-2").batch_bytes(1_000).window(1_000).await?;
+    let two = logs
+        .agent("host-2")
+        .batch_bytes(1_000)
+        .window(1_000)
+        .await?;
     for line in 0..LINES {
         match line {
             100 => store.disconnect(Outage::Refused),

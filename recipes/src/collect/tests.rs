@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::store::faulty::{Fault, Outage};
+use crate::store::faulty::{Calls, Outage, Stage};
 use crate::store::{Faulty, MemStore};
 
 async fn soon<T>(work: impl Future<Output = T>) -> T {
@@ -78,13 +78,13 @@ async fn what_is_published_twice_is_written_once() {
     let agent = client.log_collection("l").agent("host").await.unwrap();
     agent.log("0");
     soon(agent.flush()).await.unwrap();
+    let held = faulty.hold(1, Calls::Txn, Stage::AppliedUnanswered);
     agent.log("1");
-    faulty.plan("quorate/lane/", vec![Fault::Unanswered]);
-    // The answer is lost, and the session with it before the lane can tell.
-    tokio::time::sleep(Duration::from_millis(201)).await;
-    faulty.disconnect(Outage::Refused);
+    // The session ends before the answer comes, or the lane can tell.
+    soon(held.reached()).await;
+    assert!(store.expire(store.leases()[0]));
     tokio::time::sleep(Duration::from_secs(60)).await;
-    faulty.reconnect();
+    held.release();
     soon(agent.flush()).await.unwrap();
     agent.log("2");
     soon(agent.flush()).await.unwrap();
