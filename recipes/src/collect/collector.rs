@@ -221,7 +221,7 @@ impl Collector {
             ReadError::Unreadable(unreadable) => {
                 tracing::error!(at = %unreadable.position, error = %unreadable.error, "an unreadable batch");
                 self.stats.unreadable += 1;
-                match self.consumer.commit(&unreadable).await {
+                match self.consumer.commit(&*unreadable).await {
                     Err(Error::Fenced { .. }) | Ok(()) => Ok(()),
                     Err(error) => Err(error),
                 }

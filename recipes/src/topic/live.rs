@@ -192,7 +192,7 @@ fn position(revision: Revision) -> Position {
 fn decode<T: DeserializeOwned>(heard: Heard) -> Result<Message<T>, ReadError> {
     let kv = match heard {
         Heard::Message(kv) => kv,
-        Heard::Lagged(lagged) => return Err(ReadError::Lagged(lagged)),
+        Heard::Lagged(lagged) => return Err(ReadError::Lagged(Box::new(lagged))),
     };
     let position = position(Revision(kv.mod_revision));
     let offset = u64::try_from(kv.version - 1).ok();
@@ -204,11 +204,11 @@ fn decode<T: DeserializeOwned>(heard: Heard) -> Result<Message<T>, ReadError> {
             key: None,
             since_ms: record.since_ms,
         }),
-        Err(error) => Err(ReadError::Unreadable(Unreadable {
+        Err(error) => Err(ReadError::Unreadable(Box::new(Unreadable {
             position,
             offset,
             error,
-        })),
+        }))),
     }
 }
 

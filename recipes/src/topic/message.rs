@@ -87,10 +87,10 @@ impl Received for Unreadable {
 pub enum ReadError {
     /// Messages were removed before the reader came to them. It goes on behind them.
     #[error("{} messages were missed up to {}", skipped(.0), .0.to)]
-    Lagged(Lagged),
+    Lagged(Box<Lagged>),
     /// A message cannot be read. The reader goes on behind it.
     #[error("the message at {} cannot be read: {}", .0.position, .0.error)]
-    Unreadable(Unreadable),
+    Unreadable(Box<Unreadable>),
     /// Nothing more can be read.
     #[error(transparent)]
     Failed(#[from] Error),

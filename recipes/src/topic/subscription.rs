@@ -64,7 +64,7 @@ pub(super) fn decode<T: DeserializeOwned>(read: Read) -> Result<Message<T>, Read
             offset,
             kv,
         } => (position, offset, kv),
-        Read::Lagged(lagged) => return Err(ReadError::Lagged(lagged)),
+        Read::Lagged(lagged) => return Err(ReadError::Lagged(Box::new(lagged))),
     };
     match MessageRecord::read(&Key::from(kv.key), &kv.value) {
         Ok(record) => Ok(Message {
@@ -74,11 +74,11 @@ pub(super) fn decode<T: DeserializeOwned>(read: Read) -> Result<Message<T>, Read
             key: record.key,
             since_ms: record.since_ms,
         }),
-        Err(error) => Err(ReadError::Unreadable(Unreadable {
+        Err(error) => Err(ReadError::Unreadable(Box::new(Unreadable {
             position,
             offset,
             error,
-        })),
+        }))),
     }
 }
 
