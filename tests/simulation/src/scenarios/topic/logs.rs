@@ -66,32 +66,15 @@ impl Logs {
         self.done.contains(&number)
     }
 
-    /// Whether this is what a reader from the first message on may have been shown.
+    /// Whether this is what a reader may have been shown that began with the oldest message of some moment.
     pub(super) fn judge(&self, partition: u32, seen: &[Seen]) -> Result<(), String> {
         let nothing = Partition::default();
         let log = self.each.get(&partition).unwrap_or(&nothing);
-        let mut next = 0;
-        for seen in seen {
-            match seen {
-                Seen::Message(number, offset) => {
-                    let index = usize::try_from(*offset).ok();
-                    let there = index.and_then(|index| log.messages.get(index));
-                    if *offset != next || there.map(|(number, _)| number) != Some(number) {
-                        return Err(format!(
-                            "{number} came as message {offset}, which is {there:?}, and not {next}"
-                        ));
-                    }
-                    next += 1;
-                }
-                Seen::Lagged(skipped) => {
-                    next += skipped.ok_or("an unknown number was missed")?;
-                    if *skipped == Some(0) || !log.removed.contains(&next) {
-                        return Err(format!("{skipped:?} are missed, up to {next}"));
-                    }
-                }
-            }
+        let mut judged = log.judge_from(0, seen);
+        for start in &log.removed {
+            judged = judged.or_else(|broken| log.judge_from(*start, seen).map_err(|_| broken));
         }
-        Ok(())
+        judged
     }
 
     fn take(&mut self, commit: &Commit) -> Result<(), String> {
@@ -160,6 +143,30 @@ impl Logs {
 }
 
 impl Partition {
+    fn judge_from(&self, mut next: u64, seen: &[Seen]) -> Result<(), String> {
+        for seen in seen {
+            match seen {
+                Seen::Message(number, offset) => {
+                    let index = usize::try_from(*offset).ok();
+                    let there = index.and_then(|index| self.messages.get(index));
+                    if *offset != next || there.map(|(number, _)| number) != Some(number) {
+                        return Err(format!(
+                            "{number} came as message {offset}, which is {there:?}, and not {next}"
+                        ));
+                    }
+                    next += 1;
+                }
+                Seen::Lagged(skipped) => {
+                    next += skipped.ok_or("an unknown number was missed")?;
+                    if *skipped == Some(0) || !self.removed.contains(&next) {
+                        return Err(format!("{skipped:?} are missed, up to {next}"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn item(&mut self, change: &Event, segment: &str) -> Result<(), String> {
         let segment = u64::from_str_radix(segment, 16).map_err(|error| error.to_string())?;
         let key = key_of(change);
