@@ -1,5 +1,5 @@
 //! Coordination recipes over any etcd v3 store: locks, elections, synchronisers, membership, service
-//! registry and load balancing, settings, queues, task progress.
+//! registry and load balancing, settings, queues, topics, task progress.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -36,6 +36,7 @@
 //! | settings that change while programs run | [`Config`], [`ConfigGroup`] |
 //! | work to be done by whoever is free, the urgent first | [`queue`], [`PriorityQueue`](queue::PriorityQueue) |
 //! | work to be done at its time, once | [`Cron`] |
+//! | messages for all who want them | [`topic`], lines of logs [`collect`] |
 //! | how far it is | [`progress`] |
 //! | recipes of one's own | [`kit`], and the stores to test them with in [`store`] |
 //!
@@ -75,10 +76,16 @@
 //! | a prober | the check under way is dropped, its program killed |
 //! | an observation, or an `observe()` future | the prober stops, the opinion is taken back |
 //! | a `run()` future of a job | the work is dropped, and the run ends; a start on its way counts as started |
+//! | a `publish()` future of a topic, a `commit()`, `commit_with()` future of a group | an unknown outcome, as an `add()`; a cursor never goes back |
+//! | a `next()` future of a subscription or a group | no message is lost |
+//! | a member of a group | leaves; its partitions are given up, and what it did not commit comes again |
+//! | a retainer | removes nothing any more; another one goes on |
+//! | a log agent | stops; lines in memory are lost, those in the spool stay |
+//! | a log collector, or its `run()` future | leaves; stops, and the chunk comes again |
 //! | a reporter without `finish` | the task is reported as abandoned |
 //! | a pick | the instance is not outstanding any more |
 //! | a following of settings | the watch is closed, the acknowledgement removed; a snapshot file stays |
-//! | a discovery, a liveness, a monitor, an observer, the members of a group, a watcher, a mirror | the watch is closed |
+//! | a discovery, a liveness, a monitor, an observer, the members of a group, a subscription, a watcher, a mirror | the watch is closed |
 //! | the last handle of a session | every hold is given up, then the lease is revoked |
 //! | a `close()` future | closing goes on |
 //! | the runtime, or the process, killed | the lease runs out and takes the keys along |
@@ -102,6 +109,8 @@
 //! | `config` | `live/…` what is published and gray releases, `history/…`, `ack/…` what instances run |
 //! | `barrier`, `double-barrier`, `cyclic-barrier`, `latch` | holds and members, and a register of the state |
 //! | `queue` | `head` and `segment/…`, the items; `try/…`, who has them; `delayed/…`, `dead/…`; `bound`, the limit; `lane/…`, those of a lane |
+//! | `topic`, `live-topic` | `meta`; `partition/…`, heads and messages; `group/…`, cursors; `removed/…`, `share/…`, `retainer/…`; `last` |
+//! | `collect` | how far each source is |
 //! | `counter`, `adder`, `ids`, `rate` | the number; cells; the last id; grants and the rule |
 //!
 //! `quorate/epoch` is the store's epoch, which every fence compares. Kept keys, and whatever is written
@@ -112,6 +121,7 @@ pub mod balance;
 pub mod barrier;
 mod client;
 pub mod clock;
+pub mod collect;
 pub mod config;
 pub mod counter;
 pub mod cron;
@@ -141,6 +151,7 @@ mod snapshot;
 pub mod stm;
 pub mod store;
 mod tasks;
+pub mod topic;
 pub mod txn;
 mod value;
 mod wait;
@@ -166,5 +177,6 @@ pub use rate::RateLimiter;
 pub use session::{Lost, Session, SessionBuilder, SessionState};
 pub use stm::{Stm, Transaction};
 pub use store::{Store, StoreError, ops::Compare};
+pub use topic::Topic;
 pub use txn::{Committed, Txn};
 pub use value::{Json, Value, from_json};

@@ -16,11 +16,7 @@ impl Client {
     /// The set of `count` partitions of this name, 1 to [`PARTITIONS_MAX`].
     #[must_use]
     pub fn partitions(&self, name: impl AsRef<str>, count: u32) -> PartitionSet {
-        PartitionSet {
-            client: self.clone(),
-            space: KeySpace::of(KIND, name.as_ref()),
-            count,
-        }
+        PartitionSet::of(self.clone(), KeySpace::of(KIND, name.as_ref()), count)
     }
 }
 
@@ -52,6 +48,15 @@ pub struct PartitionSet {
 }
 
 impl PartitionSet {
+    /// The set whose keys lie in `space`.
+    pub(crate) fn of(client: Client, space: KeySpace, count: u32) -> Self {
+        Self {
+            client,
+            space,
+            count,
+        }
+    }
+
     /// Joins those who share the partitions. Each call makes another member.
     ///
     /// All members must take there to be as many partitions. Those who do not are left out of each

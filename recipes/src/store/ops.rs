@@ -93,6 +93,16 @@ impl Compare {
         )
     }
 
+    /// No key of the range was created after `revision`. Deletions are not seen.
+    #[must_use]
+    pub fn uncreated_since(range: KeyRange, revision: Revision) -> Self {
+        Self::new(
+            range,
+            CompareResult::Less,
+            TargetUnion::CreateRevision(revision.0.saturating_add(1)),
+        )
+    }
+
     /// Judges the condition on what a read of its one key returned.
     #[must_use]
     pub fn holds_for(&self, kv: Option<&KeyValue>) -> bool {
@@ -215,6 +225,15 @@ pub fn last(keys: KeyRange) -> pb::RangeRequest {
         sort_order: SortOrder::Descend.into(),
         sort_target: SortTarget::Key.into(),
         keys_only: true,
+        ..range(keys)
+    }
+}
+
+/// A count of the keys of the range.
+#[must_use]
+pub fn counting(keys: KeyRange) -> pb::RangeRequest {
+    pb::RangeRequest {
+        count_only: true,
         ..range(keys)
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::bodies::{
     assign, balance, barriers, config, counters, crons, deadlocks, elections, latches, leased,
     lock_forms, membership, once, probes, progress, queues, rates, registry, rw_locks, semaphores,
-    session, successions, transactions,
+    session, successions, topics, transactions,
 };
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
@@ -140,6 +140,12 @@ on_every_store! {
     queues::items_come_back,
     queues::limits_hold,
     queues::urgent_items_come_first,
+    topics::readers_get_everything_in_order,
+    topics::reading_survives_ended_watches,
+    topics::groups_do_each_message_once,
+    topics::who_has_gone_commits_nothing,
+    topics::what_is_removed_is_told,
+    topics::live_messages_are_heard,
     counters::additions_are_exact,
     counters::numbers_are_set_and_compared,
     counters::additions_survive_lost_answers,

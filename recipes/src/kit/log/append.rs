@@ -40,8 +40,7 @@ pub enum Appended {
     Done {
         /// Their ids, in order.
         ids: Vec<ItemId>,
-        /// The revision at which they were committed; only for an append that was sent again without a
-        /// session a later one.
+        /// The revision at which they were committed.
         revision: Revision,
     },
     /// A condition besides did not hold; nothing was written.
@@ -142,10 +141,8 @@ impl SegmentedLog {
             // A copy of before may have been applied, and then another one finds the segment gone.
             for head in &tried {
                 let ids = ids(*head, &batch, append);
-                if read(&self.client, &self.key(&ids[0]), None)
-                    .await?
-                    .is_some()
-                {
+                if let Some(kv) = read(&self.client, &self.key(&ids[0]), None).await? {
+                    let revision = Revision(kv.create_revision);
                     return Ok(Appended::Done { ids, revision });
                 }
             }

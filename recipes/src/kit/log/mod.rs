@@ -1,5 +1,5 @@
 //! A log in segments: items in the order in which they were committed, appended without contention. Under
-//! queues.
+//! queues and topics.
 //!
 //! Every append compares the revision of one key, the *head*, that names the segment, and does not write
 //! it; so appends hold up nobody, and all items of a segment are committed before the first of the next
@@ -120,6 +120,12 @@ impl ItemId {
         self.segment
     }
 
+    /// The name in the segment.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Item `index` of a batch; names of one batch are in the order of their numbers.
     fn of_batch(segment: u64, batch: &str, index: usize) -> Self {
         let name = format!("{batch}.{index:04x}");
@@ -200,6 +206,11 @@ impl SegmentedLog {
     #[must_use]
     pub fn segment_items(&self) -> usize {
         self.segment_items
+    }
+
+    /// Everything that the log has in the store.
+    pub(crate) fn everything(&self) -> KeyRange {
+        self.space.range()
     }
 
     /// The key that names the segment that is appended to.

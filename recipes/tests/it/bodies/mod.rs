@@ -30,6 +30,7 @@ pub mod rw_locks;
 pub mod semaphores;
 pub mod sessions;
 pub mod successions;
+pub mod topics;
 pub mod transactions;
 
 use std::sync::Arc;

@@ -194,4 +194,5 @@ mod once;
 mod outcomes;
 mod queues;
 mod requests;
+mod topics;
 mod writes;

@@ -29,6 +29,7 @@ mod selector;
 mod semaphore;
 mod shared;
 mod stm;
+mod topic;
 
 pub use adder::Adder;
 pub use assign::Assign;
@@ -59,6 +60,7 @@ pub use selector::Selector;
 pub use semaphore::{Permits, Semaphore};
 pub use shared::Shared;
 pub use stm::Stm;
+pub use topic::{Logs, Published, Seen, Topic, effect_of, topic_may_remain, topic_of};
 
 pub use crate::gatherings::{PARTIES, Told as Gathered};
 use crate::scenario::Scenario;
@@ -100,6 +102,7 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<Queue<true>>(),
     entry::<BoundedQueue>(),
     entry::<Cron>(),
+    entry::<Topic>(),
 ];
 
 const fn entry<S: Scenario>() -> (&'static str, Run) {

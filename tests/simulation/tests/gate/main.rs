@@ -16,6 +16,7 @@ mod permits;
 mod queues;
 mod restored;
 mod taken_over;
+mod topics;
 mod waits;
 
 use quorate_simulation::scenarios::{self, Run};
@@ -81,7 +82,9 @@ gates! {
     config,
     queue,
     ordered_queue,
+    bounded_queue,
     cron,
+    topic,
 }
 
 #[test]

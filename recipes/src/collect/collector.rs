@@ -1,0 +1,273 @@
+//! Writes what agents have published to where it is to be.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::batch::Batch;
+use crate::error::{Error, Result, TxnError};
+use crate::keys::{Key, KeySpace, encode};
+use crate::lock::FencingToken;
+use crate::register::read;
+use crate::session::Session;
+use crate::topic::{GroupConsumer, Message, ReadError};
+use crate::value::{Json, V1, from_json};
+
+/// Runs of a source that are remembered: one that comes back later than that is taken for a new one.
+const RUNS_MAX: usize = 8;
+
+/// Sources that a collector knows without asking the store.
+const SOURCES_MAX: usize = 1_024;
+
+/// Lines to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Chunk {
+    /// Where they come from.
+    pub source: String,
+    /// Which run of its agent gathered them.
+    pub run: String,
+    /// The number of the first one in that run. With source and run it names the lines: a sink that keeps it
+    /// can tell a chunk that comes again.
+    pub first: u64,
+    /// The lines.
+    pub lines: Vec<String>,
+    /// How many lines before the first one never came: the agent has dropped and counted them.
+    pub missing: u64,
+    /// Larger for whoever owns the source's partition later: a sink that refuses smaller ones is safe from
+    /// a collector that was stopped and comes back.
+    pub token: FencingToken,
+}
+
+/// What a collector has done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CollectorStats {
+    /// Lines that were written.
+    pub written: u64,
+    /// Lines that came again and were left out.
+    pub duplicates: u64,
+    /// Lines that agents had dropped.
+    pub missing: u64,
+    /// Batches that were removed from the topic before they were written.
+    pub removed: u64,
+    /// Batches that could not be read.
+    pub unreadable: u64,
+}
+
+/// Why a collector stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CollectError<E> {
+    /// The sink failed. The chunk comes again, here or at another collector.
+    #[error("sink: {0}")]
+    Sink(E),
+    /// The topic cannot be read any more, or what is done not be noted.
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+/// How far each run of a source is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct SourceRecord {
+    v: V1,
+    /// The number of the next line of each run; the one heard of last is the last.
+    runs: Vec<(String, u64)>,
+}
+
+impl SourceRecord {
+    fn next(&self, run: &str) -> Option<u64> {
+        let mut runs = self.runs.iter();
+        runs.find(|(known, _)| known == run).map(|(_, next)| *next)
+    }
+
+    fn come_to(mut self, run: &str, next: u64) -> Self {
+        self.runs.retain(|(known, _)| known != run);
+        self.runs.push((run.to_owned(), next));
+        let over = self.runs.len().saturating_sub(RUNS_MAX);
+        self.runs.drain(..over);
+        self
+    }
+}
+
+/// A member of a group of collectors. Dropping it leaves the group.
+#[must_use = "a dropped collector writes nothing"]
+pub struct Collector {
+    consumer: GroupConsumer<Batch>,
+    space: KeySpace,
+    /// How far sources are, as of this ownership of their partition.
+    known: BTreeMap<(u32, String), (FencingToken, SourceRecord)>,
+    /// What the sink has failed to write.
+    pending: Option<Message<Batch>>,
+    stats: CollectorStats,
+}
+
+impl Collector {
+    pub(super) fn new(consumer: GroupConsumer<Batch>, space: KeySpace) -> Self {
+        Self {
+            consumer,
+            space,
+            known: BTreeMap::new(),
+            pending: None,
+            stats: CollectorStats::default(),
+        }
+    }
+
+    /// What it has done.
+    #[must_use]
+    pub fn stats(&self) -> CollectorStats {
+        self.stats
+    }
+
+    /// The session that it is a member under.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        self.consumer.session()
+    }
+
+    /// Has `sink` write one chunk after the other, those of a source in their order, and notes each as done
+    /// when the sink has returned. A chunk comes again when the collector ends in between, or loses its
+    /// partition; what agents have published twice does not.
+    ///
+    /// # Errors
+    /// [`CollectError::Sink`] when the sink failed: calling again gives it the chunk again.
+    /// [`CollectError::Failed`] as [`GroupConsumer::next`]; trouble with the store is waited out.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the sink's work; the chunk comes again.
+    pub async fn run<E>(
+        &mut self,
+        mut sink: impl AsyncFnMut(&Chunk) -> Result<(), E>,
+    ) -> Result<Infallible, CollectError<E>> {
+        loop {
+            let message = match self.pending.take() {
+                Some(message) => message,
+                None => match self.consumer.next().await {
+                    Ok(message) => message,
+                    Err(error) => {
+                        self.passed_over(error).await?;
+                        continue;
+                    }
+                },
+            };
+            // Until it is done, whatever becomes of this future.
+            let message = &*self.pending.insert(message);
+            let partition = message.position.partition();
+            let Some(token) = self.consumer.token(partition) else {
+                // Somebody else has it.
+                self.pending = None;
+                continue;
+            };
+            let key = source_key(&self.space, partition, &message.value.source);
+            let of = (partition, message.value.source.clone());
+            let record = match self.known.get(&of) {
+                Some((at, record)) if *at == token => record.clone(),
+                _ => self.look(&key).await?,
+            };
+            let message = self.pending.take();
+            let Some(message) = message else { continue };
+            let (chunk, duplicates) = chunk(&message.value, &record, token);
+            if let Some(chunk) = &chunk {
+                self.pending = Some(message.clone());
+                sink(chunk).await.map_err(CollectError::Sink)?;
+            }
+            let batch = &message.value;
+            let come_to = record.next(&batch.run).unwrap_or(0).max(batch.end());
+            let record = record.come_to(&batch.run, come_to);
+            let txn = self.consumer.session().client().txn();
+            let txn = txn.put(&key, Json(&record));
+            let committed = self.consumer.commit_with(&message, txn).await;
+            self.pending = None;
+            match committed {
+                Ok(_) => {
+                    self.stats.duplicates += duplicates;
+                    if let Some(chunk) = chunk {
+                        self.stats.written += u64::try_from(chunk.lines.len()).unwrap_or(0);
+                        self.stats.missing += chunk.missing;
+                    }
+                    if self.known.len() >= SOURCES_MAX {
+                        self.known.clear();
+                    }
+                    self.known.insert(of, (token, record));
+                }
+                Err(TxnError::Fenced { .. }) => {}
+                Err(error) => return Err(CollectError::Failed(error.into())),
+            }
+        }
+    }
+
+    async fn look(&self, key: &Key) -> Result<SourceRecord> {
+        let session = self.consumer.session();
+        let found = read(session.client(), key, Some(session)).await?;
+        match found {
+            Some(kv) => from_json(&kv.key, &kv.value),
+            None => Ok(SourceRecord {
+                v: V1,
+                runs: Vec::new(),
+            }),
+        }
+    }
+
+    /// Notes what there is no batch for.
+    async fn passed_over(&mut self, error: ReadError) -> Result<()> {
+        match error {
+            ReadError::Lagged(lagged) => {
+                tracing::warn!(to = %lagged.to, skipped = ?lagged.skipped, "batches were removed unwritten");
+                self.stats.removed += lagged.skipped.unwrap_or(1);
+                Ok(())
+            }
+            ReadError::Unreadable(unreadable) => {
+                tracing::error!(at = %unreadable.position, error = %unreadable.error, "an unreadable batch");
+                self.stats.unreadable += 1;
+                match self.consumer.commit(&*unreadable).await {
+                    Err(Error::Fenced { .. }) | Ok(()) => Ok(()),
+                    Err(error) => Err(error),
+                }
+            }
+            ReadError::Failed(error) => Err(error),
+        }
+    }
+
+    /// Leaves the group, and waits until the store has confirmed that.
+    ///
+    /// # Errors
+    /// As [`GroupConsumer::leave`].
+    ///
+    /// # Cancel safety
+    /// When the future is dropped, leaving goes on.
+    pub async fn leave(self) -> Result<()> {
+        self.consumer.leave().await
+    }
+}
+
+fn source_key(space: &KeySpace, partition: u32, source: &str) -> Key {
+    space.key(&format!("{partition}/{}", encode(source)))
+}
+
+/// What of a batch is to be written, if anything; and how many of its lines were before.
+fn chunk(batch: &Batch, record: &SourceRecord, token: FencingToken) -> (Option<Chunk>, u64) {
+    let next = record.next(&batch.run).unwrap_or(0);
+    let duplicates = next.saturating_sub(batch.first).min(batch.count());
+    let skip = usize::try_from(duplicates).unwrap_or(usize::MAX);
+    let lines: Vec<String> = batch.lines.iter().skip(skip).cloned().collect();
+    let chunk = (!lines.is_empty()).then(|| Chunk {
+        source: batch.source.clone(),
+        run: batch.run.clone(),
+        first: batch.first + duplicates,
+        lines,
+        missing: batch.first.saturating_sub(next),
+        token,
+    });
+    (chunk, duplicates)
+}
+
+impl fmt::Debug for Collector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Collector")
+            .field("consumer", &self.consumer)
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
+    }
+}

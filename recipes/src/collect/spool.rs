@@ -1,0 +1,218 @@
+//! Batches on the local disk, one file each, oldest first. A file comes to be as a whole, by a rename, and is
+//! synced, so a crash leaves it out or has it. One user of a folder at a time, by a lock on a file.
+//!
+//! Nothing here is asynchronous: the agent calls it where blocking is allowed.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::batch::Batch;
+
+/// The number of the first file of an empty spool: there is room before it.
+const FIRST: u64 = 1 << 48;
+
+const EXTENSION: &str = "batch";
+
+/// A folder of batches.
+#[derive(Debug)]
+pub(super) struct Spool {
+    folder: PathBuf,
+    bytes_max: u64,
+    bytes: u64,
+    entries: VecDeque<Entry>,
+    _lock: File,
+}
+
+/// One file.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    number: u64,
+    bytes: u64,
+}
+
+impl Spool {
+    /// Opens the folder, and makes it if it is not there.
+    ///
+    /// # Errors
+    /// The disk's; [`io::ErrorKind::WouldBlock`] when somebody else uses it.
+    pub(super) fn open(folder: &Path, bytes_max: u64) -> io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        let lock = File::create(folder.join("lock"))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::Error(error) => error,
+            TryLockError::WouldBlock => io::Error::new(
+                io::ErrorKind::WouldBlock,
+                "another agent uses the folder of the spool",
+            ),
+        })?;
+        let mut entries = Vec::new();
+        for file in fs::read_dir(folder)? {
+            let file = file?;
+            let path = file.path();
+            let is_batch = path.extension().is_some_and(|known| known == EXTENSION);
+            let stem = path.file_stem().and_then(|stem| stem.to_str());
+            let number = stem.and_then(|stem| u64::from_str_radix(stem, 16).ok());
+            if let Some(number) = number.filter(|_| is_batch) {
+                let bytes = file.metadata()?.len();
+                entries.push(Entry { number, bytes });
+            }
+        }
+        entries.sort_by_key(|entry| entry.number);
+        Ok(Self {
+            folder: folder.to_owned(),
+            bytes_max,
+            bytes: entries.iter().map(|entry| entry.bytes).sum(),
+            entries: entries.into(),
+            _lock: lock,
+        })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Keeps a batch behind all others; gives it back when there is no room.
+    ///
+    /// # Errors
+    /// The disk's; the batch is not kept then.
+    pub(super) fn push(&mut self, batch: &Batch) -> io::Result<bool> {
+        let number = self.entries.back().map_or(FIRST, |last| last.number + 1);
+        let Some(entry) = self.write(number, batch)? else {
+            return Ok(false);
+        };
+        self.entries.push_back(entry);
+        Ok(true)
+    }
+
+    /// Keeps a batch before all others, whatever room there is.
+    ///
+    /// # Errors
+    /// As [`Spool::push`].
+    pub(super) fn push_front(&mut self, batch: &Batch) -> io::Result<()> {
+        let number = self.entries.front().map_or(FIRST, |first| first.number - 1);
+        let most = std::mem::replace(&mut self.bytes_max, u64::MAX);
+        let written = self.write(number, batch);
+        self.bytes_max = most;
+        self.entries.extend(written?);
+        self.entries.rotate_right(1);
+        Ok(())
+    }
+
+    fn write(&mut self, number: u64, batch: &Batch) -> io::Result<Option<Entry>> {
+        let text = serde_json::to_vec(batch).map_err(io::Error::other)?;
+        let bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
+        if self.bytes.saturating_add(bytes) > self.bytes_max {
+            return Ok(None);
+        }
+        let fresh = self.folder.join("fresh");
+        let mut file = File::create(&fresh)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(&fresh, self.path(number))?;
+        File::open(&self.folder)?.sync_all()?;
+        self.bytes += bytes;
+        Ok(Some(Entry { number, bytes }))
+    }
+
+    /// The oldest batch, which stays until [`Spool::pop`]. One that cannot be read is put aside, under another
+    /// name, and told with an error.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(super) fn first(&mut self) -> io::Result<Option<Batch>> {
+        let Some(entry) = self.entries.front().copied() else {
+            return Ok(None);
+        };
+        let path = self.path(entry.number);
+        let text = fs::read(&path)?;
+        match serde_json::from_slice(&text) {
+            Ok(batch) => Ok(Some(batch)),
+            Err(error) => {
+                fs::rename(&path, path.with_extension("damaged"))?;
+                self.forget_first();
+                Err(io::Error::new(io::ErrorKind::InvalidData, error))
+            }
+        }
+    }
+
+    /// Removes the oldest batch.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(super) fn pop(&mut self) -> io::Result<()> {
+        if let Some(first) = self.entries.front() {
+            fs::remove_file(self.path(first.number))?;
+            self.forget_first();
+        }
+        Ok(())
+    }
+
+    fn forget_first(&mut self) {
+        if let Some(first) = self.entries.pop_front() {
+            self.bytes -= first.bytes;
+        }
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.folder.join(format!("{number:016x}.{EXTENSION}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(first: u64) -> Batch {
+        Batch {
+            source: "s".to_owned(),
+            run: "r".to_owned(),
+            first,
+            lines: vec!["x".repeat(100)],
+        }
+    }
+
+    #[test]
+    fn batches_outlive_their_user_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spool");
+        let mut spool = Spool::open(&path, 1 << 20).unwrap();
+        for first in 1..4 {
+            assert!(spool.push(&batch(first)).unwrap());
+        }
+        spool.push_front(&batch(0)).unwrap();
+        let busy = Spool::open(&path, 1).unwrap_err();
+        assert_eq!(busy.kind(), io::ErrorKind::WouldBlock);
+        let bytes = spool.bytes();
+        drop(spool);
+        fs::write(path.join("fresh"), "{").unwrap();
+        let mut spool = Spool::open(&path, 1 << 20).unwrap();
+        assert_eq!(spool.bytes(), bytes);
+        for first in 0..4 {
+            assert_eq!(spool.first().unwrap(), Some(batch(first)));
+            spool.pop().unwrap();
+        }
+        assert!(spool.is_empty() && spool.bytes() == 0);
+        assert_eq!(spool.first().unwrap(), None);
+    }
+
+    #[test]
+    fn a_full_spool_takes_nothing_and_damage_is_put_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(folder.path(), 400).unwrap();
+        assert!(spool.push(&batch(0)).unwrap());
+        assert!(spool.push(&batch(1)).unwrap());
+        assert!(!spool.push(&batch(2)).unwrap());
+        let first = spool.path(spool.entries[0].number);
+        fs::write(&first, "{\"source\":").unwrap();
+        let damaged = spool.first().unwrap_err();
+        assert_eq!(damaged.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(spool.first().unwrap(), Some(batch(1)));
+        assert!(first.with_extension("damaged").exists());
+    }
+}
