@@ -22,7 +22,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_proto::etcdserverpb::TxnRequest;
+use quorate_proto::mvccpb::KeyValue;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 pub use consumer::Consumer;
 pub use dead::DeadLetter;
@@ -30,10 +32,11 @@ pub use delivery::{AckError, Delivery, Nack};
 
 use crate::client::Client;
 use crate::error::{Error, Result};
-use crate::keys::{Key, KeyRange, Revision};
-use crate::kit::{Append, Appended, ItemId};
+use crate::keys::{Key, KeyRange, KeySpace, Revision};
+use crate::kit::{Append, Appended, ItemId, SegmentedLog};
 use crate::session::{Effect, Session};
 use crate::store::ops::{self, Compare};
+pub(crate) use record::Gated;
 use record::{About, ITEM_BYTES_SPARE, ItemRecord, Layout, Order};
 
 /// How often an item is taken before it becomes a dead letter, unless told otherwise.
@@ -110,6 +113,24 @@ impl Client {
 }
 
 impl<T> Queue<T> {
+    /// The queue of what lies in the closed segments of a log, several at a time, for a recipe that closes
+    /// them.
+    pub(crate) fn gated(
+        client: Client,
+        space: KeySpace,
+        log: SegmentedLog,
+        gated: Gated,
+    ) -> Self {
+        Self {
+            layout: Layout::gated(client, space, log, gated),
+            // Without keys it holds nothing up, and what is put off keeps its place.
+            order: Order::Keyed,
+            max_attempts: None,
+            key_of: None,
+            of: PhantomData,
+        }
+    }
+
     /// Items are given out one after the other, exactly in the order of their commits: the next one when the
     /// one before is acknowledged or put aside. All consumers of the queue must say so.
     #[must_use]
@@ -357,6 +378,11 @@ impl<T: Serialize> Queue<T> {
         Ok(key)
     }
 
+    /// An item as it is written.
+    pub(crate) fn written(&self, value: &T) -> Result<Bytes> {
+        self.item(value, About::now())
+    }
+
     fn item(&self, value: &T, about: About) -> Result<Bytes> {
         let key = self.key_of.as_ref().map(|key_of| key_of(value));
         let about = About { key, ..about };
@@ -381,6 +407,20 @@ impl<T: Serialize> Queue<T> {
     ) -> Result<Appended> {
         let append = Append { items, besides };
         self.layout.log.append(session, &append).await
+    }
+}
+
+/// An item's value, or why it cannot be read; and when it was pushed.
+pub(crate) fn read_item<T: DeserializeOwned>(
+    kv: &KeyValue,
+) -> (std::result::Result<T, String>, u64) {
+    let key = Key::from(kv.key.clone());
+    match ItemRecord::<T>::read(&key, &kv.value) {
+        Ok(record) => (Ok(record.value), record.about.since_ms),
+        Err(error) => {
+            let about = About::read(&key, &kv.value).unwrap_or_else(|_| About::unknown());
+            (Err(error.to_string()), about.since_ms)
+        }
     }
 }
 
