@@ -1,5 +1,5 @@
 //! Coordination recipes over any etcd v3 store: locks, elections, synchronisers, membership, service
-//! registry and load balancing, settings, queues, task progress.
+//! registry and load balancing, settings, queues, job dispatch, task progress.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -34,6 +34,8 @@
 //! | several keys, no lock | [`Stm`], [`Txn`] |
 //! | settings that change while programs run | [`Config`], [`ConfigGroup`] |
 //! | work to be done by whoever is free | [`queue`] |
+//! | work that waits until a condition holds, then goes together | [`ConditionQueue`] |
+//! | commands for others, and their replies | [`dispatch`] |
 //! | how far it is | [`progress`] |
 //! | recipes of one's own | [`kit`], and the stores to test them with in [`store`] |
 //!
@@ -70,6 +72,15 @@
 //! | an `ack()`, `nack()` future | goes on unobserved |
 //! | a `push()` future | an unknown outcome, as an `add()` |
 //! | a consumer | takes nothing any more; its deliveries go on |
+//! | a `join()` of a condition queue; `withdraw()`, `start()`, `mark_done()` | an unknown outcome, as an `add()`; the gate is left to others to open |
+//! | a `take()` future | a claim that is on its way is undone |
+//! | a batch, a command | given back at once |
+//! | a `send()` of a command | an unknown outcome, as an `add()` |
+//! | a `next()` of an inbox | what is on its way goes back, and may count as an attempt |
+//! | a `reply()`, `fail()`, `stop()` of a command | goes on unobserved, once it has been sent |
+//! | an inbox, a job | takes nothing any more, and is not there for others; nothing |
+//! | an `ack()` of a batch | done, or given back |
+//! | an `opened()` future | nothing is held |
 //! | a reporter without `finish` | the task is reported as abandoned |
 //! | a pick | the instance is not outstanding any more |
 //! | a following of settings | the watch is closed, the acknowledgement removed; a snapshot file stays |
@@ -95,6 +106,8 @@
 //! | `config` | `live/…` what is published and gray releases, `history/…`, `ack/…` what instances run |
 //! | `barrier`, `double-barrier`, `cyclic-barrier`, `latch` | holds and members, and a register of the state |
 //! | `queue` | `head` and `segment/…`, the items; `try/…`, who has them; `delayed/…`, `dead/…` |
+//! | `condition` | `head` and `segment/…`, the tasks; `gate/…` what has opened; `claim/…`, `try/…` who has them; `signal/…`, `done/…` |
+//! | `dispatch` | `job/…` how far each is, `cancel/…`; `inbox/…` and `service/…`, queues of commands; `here/…`, `cast/…` |
 //! | `counter`, `adder`, `ids`, `rate` | the number; cells; the last id; grants and the rule |
 //!
 //! `quorate/epoch` is the store's epoch, which every fence compares. Kept keys, and whatever is written
@@ -109,6 +122,7 @@ pub mod condition;
 pub mod config;
 pub mod counter;
 mod departure;
+pub mod dispatch;
 pub mod election;
 pub mod error;
 mod follow;
@@ -143,6 +157,7 @@ pub use client::{Client, ClientBuilder, Identity};
 pub use condition::ConditionQueue;
 pub use config::{Config, ConfigGroup};
 pub use counter::{Adder, AtomicCounter, IdBlocks};
+pub use dispatch::Dispatcher;
 pub use election::{Election, Leader, Leadership};
 pub use error::{Error, LostReason, Result, TxnError};
 pub use keys::{Key, KeyRange, KeySpace, LeaseId, Name, Revision};

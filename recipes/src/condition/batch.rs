@@ -60,10 +60,7 @@ impl Looker {
                 }
                 (revision, None) => {
                     look.revision = look.revision.min(revision);
-                    let also = [
-                        self.layout.gates().range(),
-                        self.layout.claims().range(),
-                    ];
+                    let also = [self.layout.gates().range(), self.layout.claims().range()];
                     self.wait(&look, &also, &mut pause).await?;
                 }
             }

@@ -347,7 +347,9 @@ impl<T> ConditionQueue<T> {
     pub async fn mark_done(&self, session: &Session, id: &str) -> Result<()> {
         let gated = self.gated();
         let Some(note) = gated.when_done(&ItemId::named(0, id)) else {
-            return Err(Error::Invalid(format!("nobody waits for {id:?} to be done")));
+            return Err(Error::Invalid(format!(
+                "nobody waits for {id:?} to be done"
+            )));
         };
         session.belongs_to(&self.layout().client)?;
         self.agree().await?;
@@ -480,14 +482,14 @@ impl<T: Serialize> ConditionQueue<T> {
         session.belongs_to(&layout.client)?;
         self.agree().await?;
         let item = self.tasks().written(value)?;
-        let besides = Effect {
+        let besides = |_: &ItemId| Effect {
             when: match self.rule().once {
                 true => vec![Compare::absent(layout.log.head_key())],
                 false => Vec::new(),
             },
             ..Effect::default()
         };
-        let placed = layout.log.append_named(session, id, &item, &besides);
+        let placed = layout.log.append_named(session, id, &item, besides);
         match placed.await? {
             Placed::Done {
                 id,

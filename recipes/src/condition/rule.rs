@@ -111,7 +111,9 @@ impl Condition {
 
     fn check_terms(&self) -> Result<()> {
         match self {
-            Self::Len(0) => Err(invalid("a condition of no tasks; 1 is the least".to_owned())),
+            Self::Len(0) => Err(invalid(
+                "a condition of no tasks; 1 is the least".to_owned(),
+            )),
             Self::All(parts) | Self::Any(parts) if parts.is_empty() => {
                 Err(invalid("a condition of no terms".to_owned()))
             }
@@ -175,9 +177,7 @@ impl Condition {
             Self::Present(id) => {
                 proof(facts.present.contains(id), vec![Compare::present(item(id))])
             }
-            Self::Absent(id) => {
-                proof(!facts.present.contains(id), vec![Compare::absent(item(id))])
-            }
+            Self::Absent(id) => proof(!facts.present.contains(id), vec![Compare::absent(item(id))]),
             Self::Left(id) => proof(
                 facts.left.contains(id) && !facts.present.contains(id),
                 vec![

@@ -76,16 +76,31 @@ async fn a_batch_is_all_that_joined_before_its_gate() {
     }
     let mut batch = soon(queue.take(&place.session)).await.unwrap();
     assert_eq!(ids(batch.tasks()), ["c", "a/b", ""]);
-    assert_eq!((batch.gate().epoch, batch.tasks()[0].value.clone()), (0, Ok(7)));
+    assert_eq!(
+        (batch.gate().epoch, batch.tasks()[0].value.clone()),
+        (0, Ok(7))
+    );
     assert_eq!(batch.gate().reason, "len(3)");
     let status = queue.status().await.unwrap();
     assert_eq!((status.epoch, status.gathering), (1, 2));
-    assert_eq!((status.passed, status.claimed, status.gates.len()), (3, 1, 1));
+    assert_eq!(
+        (status.passed, status.claimed, status.gates.len()),
+        (3, 1, 1)
+    );
     let unmet = place.client.txn().when(Compare::present("x")).put("y", "");
     let refused = batch.ack_with(unmet).await;
-    assert!(matches!(refused, Err(TxnError::Conflict { .. })), "{refused:?}");
-    let done = batch.ack_with(place.client.txn().put("y", "")).await.unwrap();
-    assert_eq!(place.client.get("y").await.unwrap().unwrap().mod_revision, done.0);
+    assert!(
+        matches!(refused, Err(TxnError::Conflict { .. })),
+        "{refused:?}"
+    );
+    let done = batch
+        .ack_with(place.client.txn().put("y", ""))
+        .await
+        .unwrap();
+    assert_eq!(
+        place.client.get("y").await.unwrap().unwrap().mod_revision,
+        done.0
+    );
     assert!(matches!(
         batch.ack_with(place.client.txn().put("y", "twice")).await,
         Err(TxnError::Fenced { .. })
@@ -115,7 +130,10 @@ async fn an_id_gathers_once_and_may_be_withdrawn() {
     place.join(&queue, "b").await;
     assert_eq!(queue.status().await.unwrap().epoch, 0, "only one is there");
     place.join(&queue, "c").await;
-    assert!(!queue.withdraw(&place.session, "b").await.unwrap(), "it has passed");
+    assert!(
+        !queue.withdraw(&place.session, "b").await.unwrap(),
+        "it has passed"
+    );
     let batch = soon(queue.take(&place.session)).await.unwrap();
     assert_eq!(ids(batch.tasks()), ["b", "c"]);
 }
@@ -157,7 +175,9 @@ async fn a_gate_does_not_open_for_one_who_has_gone() {
 async fn a_late_copy_opens_no_second_gate() {
     let place = Place::new().await;
     let queue = place.queue(Condition::len(1));
-    place.faulty.plan("quorate/condition/q/gate/", [Fault::Late]);
+    place
+        .faulty
+        .plan("quorate/condition/q/gate/", [Fault::Late]);
     assert_eq!(place.join(&queue, "a").await, Some(0));
     place.faulty.deliver().await;
     let status = queue.status().await.unwrap();
@@ -189,9 +209,16 @@ async fn terms_hold_at_the_gate() {
     place.join(&start, "a").await;
     assert!(start.withdraw(session, "no").await.unwrap());
     let status = start.status().await.unwrap();
-    assert_eq!((status.epoch, status.started), (1, false), "the start is used up");
+    assert_eq!(
+        (status.epoch, status.started),
+        (1, false),
+        "the start is used up"
+    );
     assert_eq!(status.gates[0].reason, "started and absent(\"no\")");
-    assert!(matches!(start.mark_done(session, "x").await, Err(Error::Invalid(_))));
+    assert!(matches!(
+        start.mark_done(session, "x").await,
+        Err(Error::Invalid(_))
+    ));
 
     let place = Place::new().await;
     let session = &place.session;
@@ -204,7 +231,10 @@ async fn terms_hold_at_the_gate() {
     assert_eq!(done.status().await.unwrap().epoch, 1);
     batch.ack().await.unwrap();
     let batch = soon(done.take(session)).await.unwrap();
-    assert_eq!((ids(batch.tasks()), &*batch.gate().reason), (vec!["c"], "done(\"a\")"));
+    assert_eq!(
+        (ids(batch.tasks()), &*batch.gate().reason),
+        (vec!["c"], "done(\"a\")")
+    );
     batch.ack().await.unwrap();
     place.join(&done, "d").await;
     assert_eq!(done.status().await.unwrap().epoch, 2, "used up");
@@ -243,18 +273,31 @@ async fn one_taker_has_a_batch_and_the_next_one_if_it_dies() {
     place.join(&queue, "a").await;
     let mut first = soon(queue.take(&dying)).await.unwrap();
     no_news(queue.take(&place.session)).await;
-    place.client.store().lease_revoke(dying.lease()).await.unwrap();
+    place
+        .client
+        .store()
+        .lease_revoke(dying.lease())
+        .await
+        .unwrap();
     let mut second = soon(queue.take(&place.session)).await.unwrap();
     assert_eq!(ids(second.tasks()), ["a"]);
     let txn = || place.client.txn().put("effect", "");
     assert!(first.ack_with(txn()).await.is_err());
     second.ack_with(txn()).await.unwrap();
-    assert_eq!(place.client.get("effect").await.unwrap().unwrap().version, 1);
+    assert_eq!(
+        place.client.get("effect").await.unwrap().unwrap().version,
+        1
+    );
     assert_eq!(place.left(), [""; 0]);
     // Given back.
     place.join(&queue, "b").await;
     drop(soon(queue.take(&place.session)).await.unwrap());
-    soon(queue.take(&place.session)).await.unwrap().ack().await.unwrap();
+    soon(queue.take(&place.session))
+        .await
+        .unwrap()
+        .ack()
+        .await
+        .unwrap();
     assert_eq!(place.left(), [""; 0]);
 }
 
@@ -284,7 +327,9 @@ async fn a_fan_gives_them_out_one_by_one() {
         delivery.ack().await.unwrap();
     }
     // It keeps its place, and the rest goes on.
-    last.nack(Nack::After(Duration::from_secs(9))).await.unwrap();
+    last.nack(Nack::After(Duration::from_secs(9)))
+        .await
+        .unwrap();
     for id in ["e", "f"] {
         place.join(&queue, id).await;
     }
@@ -298,7 +343,10 @@ async fn a_fan_gives_them_out_one_by_one() {
     drop(consumer);
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(place.left(), [""; 0]);
-    assert!(matches!(queue.take(&place.session).await, Err(Error::Invalid(_))));
+    assert!(matches!(
+        queue.take(&place.session).await,
+        Err(Error::Invalid(_))
+    ));
 }
 
 /// Whoever comes to a fan later finds what is left of it.
@@ -314,7 +362,10 @@ async fn a_fan_has_many_epochs_and_takers() {
         let session = place.client.session().await.unwrap();
         let consumer = queue.consumer(&session).await.unwrap();
         for _ in 0..10 {
-            let delivery = soon(consumer.try_pop()).await.unwrap().expect("one is there");
+            let delivery = soon(consumer.try_pop())
+                .await
+                .unwrap()
+                .expect("one is there");
             assert!(found.insert(delivery.id().name().to_owned()));
             delivery.ack().await.unwrap();
         }
@@ -323,7 +374,10 @@ async fn a_fan_has_many_epochs_and_takers() {
     let consumer = queue.consumer(&place.session).await.unwrap();
     assert!(consumer.try_pop().await.unwrap().is_none());
     let status = queue.status().await.unwrap();
-    assert_eq!((status.passed, status.gathering, status.gates.len()), (0, 1, 0));
+    assert_eq!(
+        (status.passed, status.gathering, status.gates.len()),
+        (0, 1, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -368,7 +422,12 @@ async fn once_is_once() {
         assert_eq!(late, Joined::Late);
         assert_eq!(queue.start(&place.session).await.unwrap(), None);
         if release == Release::Batch {
-            soon(queue.take(&place.session)).await.unwrap().ack().await.unwrap();
+            soon(queue.take(&place.session))
+                .await
+                .unwrap()
+                .ack()
+                .await
+                .unwrap();
         }
         // Also by one who knows nothing, and when the gate is not there any more.
         let other = Client::new(place.store.clone());

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_proto::etcdserverpb::TxnRequest;
+use quorate_proto::etcdserverpb::{RequestOp, TxnRequest};
 use quorate_proto::mvccpb::KeyValue;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -113,14 +113,30 @@ impl Client {
 }
 
 impl<T> Queue<T> {
+    /// The queue whose keys lie below `space`, for a recipe that pushes to its log.
+    pub(crate) fn below(client: Client, space: KeySpace) -> Self {
+        Self {
+            layout: Layout::below(client, space),
+            order: Order::Parallel,
+            max_attempts: None,
+            key_of: None,
+            of: PhantomData,
+        }
+    }
+
+    pub(crate) fn log(&self) -> &SegmentedLog {
+        &self.layout.log
+    }
+
+    /// What takes an item out, whoever has it.
+    pub(crate) fn taken_out(&self, id: &ItemId) -> [RequestOp; 2] {
+        let item = KeyRange::one(self.layout.log.key(id));
+        [item, self.layout.tries_of(id)].map(ops::delete)
+    }
+
     /// The queue of what lies in the closed segments of a log, several at a time, for a recipe that closes
     /// them.
-    pub(crate) fn gated(
-        client: Client,
-        space: KeySpace,
-        log: SegmentedLog,
-        gated: Gated,
-    ) -> Self {
+    pub(crate) fn gated(client: Client, space: KeySpace, log: SegmentedLog, gated: Gated) -> Self {
         Self {
             layout: Layout::gated(client, space, log, gated),
             // Without keys it holds nothing up, and what is put off keeps its place.

@@ -55,7 +55,10 @@ impl Gated {
 
 impl Layout {
     pub(super) fn new(client: Client, name: &str) -> Self {
-        let space = KeySpace::of("queue", name);
+        Self::below(client, KeySpace::of("queue", name))
+    }
+
+    pub(super) fn below(client: Client, space: KeySpace) -> Self {
         let log = SegmentedLog::new(client.clone(), space.clone());
         Self {
             client,
@@ -66,12 +69,7 @@ impl Layout {
     }
 
     /// Of a queue below `space` whose segments somebody else closes.
-    pub(super) fn gated(
-        client: Client,
-        space: KeySpace,
-        log: SegmentedLog,
-        gated: Gated,
-    ) -> Self {
+    pub(super) fn gated(client: Client, space: KeySpace, log: SegmentedLog, gated: Gated) -> Self {
         Self {
             client,
             space,

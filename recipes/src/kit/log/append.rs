@@ -247,7 +247,7 @@ impl SegmentedLog {
 
     /// Notes an append, and rolls on if the segment is full: of items that are there, or of those that this
     /// handle has put there, since what was deleted costs the store's readers as well.
-    async fn appended(&self, head: Head, items: usize, live: Option<usize>) {
+    pub(super) async fn appended(&self, head: Head, items: usize, live: Option<usize>) {
         let full = {
             let mut known = self.known();
             let Some(now) = known.as_mut().filter(|known| known.head == head) else {

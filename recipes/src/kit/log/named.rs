@@ -34,8 +34,9 @@ pub enum Placed {
 }
 
 impl SegmentedLog {
-    /// Appends an item under a name, exactly once, unless the segment has one of that name. Costs one round
-    /// trip; one more when the head is another than this handle knew. It closes no segment.
+    /// Appends an item under a name, exactly once, unless the segment has one of that name, with what
+    /// `besides` gives for the place. Costs one round trip; one more when the segment was full, or another than
+    /// this handle knew.
     ///
     /// # Errors
     /// As [`SegmentedLog::append`].
@@ -47,20 +48,22 @@ impl SegmentedLog {
         session: &Session,
         name: &str,
         item: &Bytes,
-        besides: &Effect,
+        besides: impl Fn(&ItemId) -> Effect,
     ) -> Result<Placed> {
         session.belongs_to(&self.client)?;
         let mut pause = Backoff::contended(&self.client);
         loop {
             let head = self.head(Some(session)).await?;
             let id = ItemId::named(head.segment, name);
-            let effect = self.placing(head, &id, item, besides);
+            let effect = self.placing(head, &id, item, besides(&id));
             match session.actor().apply(effect).await? {
                 Effected::Applied {
                     revision,
                     responses,
                 } => {
                     let items = responses.map(|found| ops::count(&found, 1));
+                    let live = items.map(|items| usize::try_from(items).unwrap_or(usize::MAX));
+                    self.appended(head, 1, live).await;
                     return Ok(Placed::Done {
                         id,
                         revision,
@@ -81,23 +84,23 @@ impl SegmentedLog {
         }
     }
 
-    fn placing(&self, head: Head, id: &ItemId, item: &Bytes, besides: &Effect) -> Effect {
+    pub(crate) fn placing(&self, head: Head, id: &ItemId, item: &Bytes, besides: Effect) -> Effect {
         let key = self.key(id);
         let mut count = ops::range(self.segment(head.segment));
         count.count_only = true;
         Effect {
             when: [self.is_head(head), Compare::absent(&key)]
                 .into_iter()
-                .chain(besides.when.iter().cloned())
+                .chain(besides.when)
                 .collect(),
             then: [ops::put(&key, item.clone(), None), ops::read(count)]
                 .into_iter()
-                .chain(besides.then.iter().cloned())
+                .chain(besides.then)
                 .collect(),
             otherwise: [ops::get(self.head_key()), ops::get(&key)]
                 .map(ops::read)
                 .into_iter()
-                .chain(besides.otherwise.iter().cloned())
+                .chain(besides.otherwise)
                 .collect(),
         }
     }
@@ -177,9 +180,9 @@ mod tests {
     }
 
     async fn place(log: &SegmentedLog, session: &Session, name: &str) -> Placed {
-        let (item, besides) = (Bytes::from_static(b"x"), Effect::default());
-        let placed = log.append_named(session, name, &item, &besides).await;
-        placed.unwrap()
+        let item = Bytes::from_static(b"x");
+        let placed = log.append_named(session, name, &item, |_| Effect::default());
+        placed.await.unwrap()
     }
 
     #[tokio::test(start_paused = true)]
@@ -223,10 +226,7 @@ mod tests {
             Placed::Done { .. }
         ));
         faulty.deliver().await;
-        assert!(matches!(
-            place(&log, &session, "a").await,
-            Placed::There(_)
-        ));
+        assert!(matches!(place(&log, &session, "a").await, Placed::There(_)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "tests stop at what they did not expect")]
 
 mod circles;
+mod conditions;
 mod configs;
 mod counts;
+mod dispatches;
 mod gathered;
 mod kept;
 mod members;
@@ -80,6 +82,8 @@ gates! {
     config,
     queue,
     ordered_queue,
+    condition,
+    dispatch,
 }
 
 #[test]
