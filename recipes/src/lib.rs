@@ -1,5 +1,5 @@
 //! Coordination recipes over any etcd v3 store: locks, elections, synchronisers, membership, service
-//! registry and load balancing, settings, queues, topics, task progress.
+//! registry and load balancing, settings, queues, topics, job dispatch, task progress.
 //!
 //! Everything a process holds, it holds under a [`Session`]: one lease, kept alive in the
 //! background. Every guard can write through a transaction that the *store* refuses once the guard
@@ -37,6 +37,8 @@
 //! | work to be done by whoever is free, the urgent first | [`queue`], [`PriorityQueue`](queue::PriorityQueue) |
 //! | work to be done at its time, once | [`Cron`] |
 //! | messages for all who want them | [`topic`], lines of logs [`collect`] |
+//! | work that waits until a condition holds, then goes together | [`ConditionQueue`] |
+//! | commands for others, and their replies | [`dispatch`] |
 //! | how far it is | [`progress`] |
 //! | recipes of one's own | [`kit`], and the stores to test them with in [`store`] |
 //!
@@ -82,6 +84,15 @@
 //! | a retainer | removes nothing any more; another one goes on |
 //! | a log agent | stops; lines in memory are lost, those in the spool stay |
 //! | a log collector, or its `run()` future | leaves; stops, and the chunk comes again |
+//! | a `join()` of a condition queue; `withdraw()`, `start()`, `mark_done()` | an unknown outcome, as an `add()`; the gate is left to others to open |
+//! | a `take()` future | a claim that is on its way is undone |
+//! | a batch, a command | given back at once |
+//! | a `send()` of a command | an unknown outcome, as an `add()` |
+//! | a `next()` of an inbox | what is on its way goes back, and may count as an attempt |
+//! | a `reply()`, `fail()`, `stop()` of a command | goes on unobserved, once it has been sent |
+//! | an inbox, a job | takes nothing any more, and is not there for others; nothing |
+//! | an `ack()` of a batch | done, or given back |
+//! | an `opened()` future | nothing is held |
 //! | a reporter without `finish` | the task is reported as abandoned |
 //! | a pick | the instance is not outstanding any more |
 //! | a following of settings | the watch is closed, the acknowledgement removed; a snapshot file stays |
@@ -111,6 +122,8 @@
 //! | `queue` | `head` and `segment/…`, the items; `try/…`, who has them; `delayed/…`, `dead/…`; `bound`, the limit; `lane/…`, those of a lane |
 //! | `topic`, `live-topic` | `meta`; `partition/…`, heads and messages; `group/…`, cursors; `removed/…`, `share/…`, `retainer/…`; `last` |
 //! | `collect` | how far each source is |
+//! | `condition` | `head` and `segment/…`, the tasks; `gate/…` what has opened; `claim/…`, `try/…` who has them; `signal/…`, `done/…` |
+//! | `dispatch` | `job/…` how far each is, `cancel/…`; `inbox/…` and `service/…`, queues of commands; `here/…`, `cast/…` |
 //! | `counter`, `adder`, `ids`, `rate` | the number; cells; the last id; grants and the rule |
 //!
 //! `quorate/epoch` is the store's epoch, which every fence compares. Kept keys, and whatever is written
@@ -122,10 +135,12 @@ pub mod barrier;
 mod client;
 pub mod clock;
 pub mod collect;
+pub mod condition;
 pub mod config;
 pub mod counter;
 pub mod cron;
 mod departure;
+pub mod dispatch;
 pub mod election;
 pub mod error;
 mod follow;
@@ -160,9 +175,11 @@ pub mod watch;
 pub use assign::{Partition, PartitionSet, Partitions};
 pub use barrier::{Barrier, CyclicBarrier, DoubleBarrier};
 pub use client::{Client, ClientBuilder, Identity};
+pub use condition::ConditionQueue;
 pub use config::{Config, ConfigGroup};
 pub use counter::{Adder, AtomicCounter, IdBlocks};
 pub use cron::Cron;
+pub use dispatch::Dispatcher;
 pub use election::{Election, Leader, Leadership};
 pub use error::{Error, LostReason, Result, TxnError};
 pub use keys::{Key, KeyRange, KeySpace, LeaseId, Name, Revision};

@@ -12,7 +12,7 @@ pub use contender::Contender;
 pub use line::Line;
 pub(crate) use line::{fresh_key, is_of_recipes, priority_of};
 
-pub use log::{Append, Appended, Head, ItemId, Position, SegmentedLog};
+pub use log::{Append, Appended, Head, ItemId, Placed, Position, Rolled, SegmentedLog};
 
 pub use crate::session::{Actor, Attach, Claim, Claimed, Effect, Effected, Lane, NewKey, Owned};
 pub use crate::wait::Backoff;

@@ -51,7 +51,9 @@ impl<T> Consumer<T> {
         session: &Session,
     ) -> Result<Self> {
         session.belongs_to(&layout.client)?;
-        agree(&layout, order, session).await?;
+        if layout.gated.is_none() {
+            agree(&layout, order, session).await?;
+        }
         let consumers = layout.consumers();
         let key = fresh_key(session, &consumers);
         let name = consumers.suffix(key.as_bytes());
@@ -65,7 +67,9 @@ impl<T> Consumer<T> {
             // The key has a fresh nonce, and the claim no condition.
             return Err(Error::Conflict);
         };
-        delay::start(&layout, session, front.tasks());
+        if layout.gated.is_none() {
+            delay::start(&layout, session, front.tasks());
+        }
         Ok(Self {
             layout: Arc::new(layout),
             order,

@@ -206,7 +206,9 @@ impl<T: Send + 'static> Delivery<T> {
     /// # Cancel safety
     /// As [`Delivery::ack`].
     pub async fn ack_with(self, txn: Txn) -> Result<Revision, AckError<T>> {
-        let taken_out = self.taken.taken_out(true);
+        let mut taken_out = self.taken.taken_out(true);
+        let gated = self.taken.layout.gated.as_ref();
+        taken_out.extend(gated.and_then(|gated| gated.when_done(self.id())));
         self.end(txn, taken_out, Place::Left).await
     }
 

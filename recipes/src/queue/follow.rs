@@ -25,6 +25,9 @@ use crate::watch::{Batch, Change, Origin};
 /// Most segments that one consumer knows at a time, however many of their items cannot be taken.
 const SEGMENTS_MAX: usize = 64;
 
+/// As many items as a front should have, however large the segments are.
+const FRONT_ITEMS: usize = 256;
+
 /// The front of a queue as one consumer sees it. Dropping it stops following.
 pub(super) struct Front {
     shared: Arc<Shared>,
@@ -216,6 +219,8 @@ struct Follower {
     head: Option<Head>,
     /// Whether each segment was, or is being, listed after it was closed: then no item of it is missing.
     segments: BTreeMap<u64, bool>,
+    /// Segments before this one are open, or have been, or have no items.
+    next: u64,
     look: Look,
 }
 
@@ -237,6 +242,7 @@ impl Follower {
             unlisted: HashSet::new(),
             head: None,
             segments: BTreeMap::new(),
+            next: 0,
             look: Look::Done,
         };
         follower.open(Source::Consumers);
@@ -368,6 +374,7 @@ impl Follower {
         self.streams
             .retain(|(source, _)| !matches!(source, Source::Segment(_)));
         self.segments.clear();
+        self.next = 0;
         self.unlisted.clear();
         self.shared.window().forget_items();
     }
@@ -483,29 +490,25 @@ impl Follower {
             })
             .map(|(segment, _)| *segment)
             .collect();
-        let mut last = self.segments.keys().next_back().copied();
         for segment in done {
             self.segments.remove(&segment);
             self.close(Source::Segment(segment));
         }
         // Only from where nothing is missing, so that no item comes to be known after one behind it.
         let whole = self.unlisted.is_empty() && self.segments.values().all(|complete| *complete);
-        let wants_more = whole
-            && match last {
-                Some(last) => last < head.segment && self.has_little_left(),
-                None => true,
-            };
-        if wants_more {
-            let from = last.map_or(0, |last| last + 1);
+        let end = self.end(head);
+        if whole && self.next < end && (self.segments.is_empty() || self.has_little_left()) {
             let log = &self.shared.layout.log;
-            let next = log.first_with_items(from, head.segment).await?;
-            let next = next.unwrap_or(head.segment).max(from);
-            self.open(Source::Segment(next));
-            last = Some(next);
+            let next = log.first_with_items(self.next, end - 1).await?;
+            let next = next.unwrap_or(head.segment).max(self.next);
+            if next < end {
+                self.open(Source::Segment(next));
+            }
+            self.next = end.min(next.saturating_add(1));
         }
         if let Look::Rest(look, true) = self.look
             && self.unlisted.is_empty()
-            && last.is_some()
+            && (self.next > 0 || end == 0)
         {
             self.look = Look::Done;
             self.shared.news.send_modify(|news| news.synced = look);
@@ -513,8 +516,16 @@ impl Follower {
         Ok(())
     }
 
+    /// Segments before this one are given out.
+    fn end(&self, head: Head) -> u64 {
+        match &self.shared.layout.gated {
+            Some(_) => head.segment,
+            None => head.segment.saturating_add(1),
+        }
+    }
+
     fn has_little_left(&self) -> bool {
-        let enough = self.shared.layout.log.segment_items() / 2 + 1;
+        let enough = self.shared.layout.log.segment_items().min(FRONT_ITEMS) / 2 + 1;
         let now = self.shared.now();
         self.segments.len() < SEGMENTS_MAX && self.shared.window().free(now) < enough
     }

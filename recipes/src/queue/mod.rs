@@ -24,7 +24,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use quorate_proto::etcdserverpb::TxnRequest;
+use quorate_proto::etcdserverpb::{RequestOp, TxnRequest};
 use serde::Serialize;
 
 pub use consumer::Consumer;
@@ -36,12 +36,13 @@ pub(crate) use lanes::{lane_space, lanes_key, lanes_of};
 use crate::client::Client;
 use crate::error::Result;
 use crate::keys::{KeyRange, KeySpace, Revision};
-use crate::kit::ItemId;
+use crate::kit::{ItemId, SegmentedLog};
 use crate::lock::Limit;
 use crate::session::Session;
 use crate::store::ops::{self, Compare};
 use bound::Bound;
 use record::{About, Layout, Order};
+pub(crate) use record::{Gated, read_item};
 
 /// The kind of key space that queues live in.
 pub(crate) const KIND: &str = "queue";
@@ -121,13 +122,38 @@ impl Client {
 
 impl<T> Queue<T> {
     pub(crate) fn new(client: &Client, space: KeySpace) -> Self {
+        Self::laid_out(Layout::new(client.clone(), space))
+    }
+
+    fn laid_out(layout: Layout) -> Self {
         Self {
-            layout: Layout::new(client.clone(), space),
+            layout,
             order: Order::Parallel,
             max_attempts: Some(ATTEMPTS_MAX),
             bound: Bound::None,
             key_of: None,
             of: PhantomData,
+        }
+    }
+
+    pub(crate) fn log(&self) -> &SegmentedLog {
+        &self.layout.log
+    }
+
+    /// What takes an item out, whoever has it.
+    pub(crate) fn taken_out(&self, id: &ItemId) -> [RequestOp; 2] {
+        let item = KeyRange::one(self.layout.log.key(id));
+        [item, self.layout.tries_of(id)].map(ops::delete)
+    }
+
+    /// The queue of what lies in the closed segments of a log, several at a time, for a recipe that closes
+    /// them.
+    pub(crate) fn gated(client: Client, space: KeySpace, log: SegmentedLog, gated: Gated) -> Self {
+        Self {
+            // Without keys it holds nothing up, and what is put off keeps its place.
+            order: Order::Keyed,
+            max_attempts: None,
+            ..Self::laid_out(Layout::gated(client, space, log, gated))
         }
     }
 

@@ -182,6 +182,11 @@ impl<T: Serialize> Queue<T> {
         }
     }
 
+    /// An item as it is written.
+    pub(crate) fn written(&self, value: &T) -> Result<Bytes> {
+        self.item(value, About::now())
+    }
+
     fn item(&self, value: &T, about: About) -> Result<Bytes> {
         let key = self.key_of.as_ref().map(|key_of| key_of(value));
         let about = About { key, ..about };

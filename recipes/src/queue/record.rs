@@ -1,8 +1,12 @@
 //! How a queue lies in the store: its keys, and what is written under them.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use quorate_proto::etcdserverpb::RequestOp;
+use quorate_proto::mvccpb::KeyValue;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -10,8 +14,9 @@ use serde_json::value::RawValue;
 use crate::client::Client;
 use crate::clock;
 use crate::error::Result;
-use crate::keys::{Key, KeyRange, KeySpace};
+use crate::keys::{Key, KeyRange, KeySpace, decode};
 use crate::kit::{ItemId, SegmentedLog};
+use crate::store::ops;
 use crate::value::{Json, V1, Value, from_json};
 
 /// The longest reason that is kept with a dead letter, in bytes.
@@ -26,12 +31,48 @@ pub(super) struct Layout {
     pub(super) client: Client,
     space: KeySpace,
     pub(super) log: SegmentedLog,
+    /// Items are given out only once their segment is closed. Somebody else closes it then, and sees to what
+    /// consumers agree on; nothing is delayed.
+    pub(super) gated: Option<Gated>,
+}
+
+/// What else a recipe wants of a queue whose segments it closes.
+#[derive(Debug, Clone)]
+pub(crate) struct Gated {
+    /// Where it is noted that an item is done.
+    pub(crate) done: KeySpace,
+    /// The names of those of which it is.
+    pub(crate) noted: Arc<BTreeSet<String>>,
+}
+
+impl Gated {
+    /// What notes that an item is done, if it is to be.
+    pub(crate) fn when_done(&self, id: &ItemId) -> Option<RequestOp> {
+        let name = decode(id.name()).filter(|name| self.noted.contains(name))?;
+        let key = self.done.child(&name).itself();
+        Some(ops::put(key, clock::wall_millis().to_string().into(), None))
+    }
 }
 
 impl Layout {
     pub(super) fn new(client: Client, space: KeySpace) -> Self {
         let log = SegmentedLog::new(client.clone(), space.clone());
-        Self { client, space, log }
+        Self {
+            client,
+            space,
+            log,
+            gated: None,
+        }
+    }
+
+    /// Of a queue below `space` whose segments somebody else closes.
+    pub(super) fn gated(client: Client, space: KeySpace, log: SegmentedLog, gated: Gated) -> Self {
+        Self {
+            client,
+            space,
+            log,
+            gated: Some(gated),
+        }
     }
 
     /// What the queue's consumers have agreed on.
@@ -305,5 +346,19 @@ impl fmt::Display for Order {
 impl Settings {
     pub(super) fn new(order: Order) -> Self {
         Self { v: V1, order }
+    }
+}
+
+/// An item's value, or why it cannot be read; and when it was pushed.
+pub(crate) fn read_item<T: DeserializeOwned>(
+    kv: &KeyValue,
+) -> (std::result::Result<T, String>, u64) {
+    let key = Key::from(kv.key.clone());
+    match ItemRecord::<T>::read(&key, &kv.value) {
+        Ok(record) => (Ok(record.value), record.about.since_ms),
+        Err(error) => {
+            let about = About::read(&key, &kv.value).unwrap_or_else(|_| About::unknown());
+            (Err(error.to_string()), about.since_ms)
+        }
     }
 }

@@ -243,6 +243,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+    use crate::condition::{Condition, Release};
     use crate::config::{Expect, Rule};
     use crate::error::Error;
     use crate::keys::Revision;
@@ -259,6 +260,10 @@ mod tests {
         let before = store.revision();
         let c = root.namespace("a/");
         let s = &session;
+        let conditional = |release| {
+            let when = Condition::started().or(Condition::done("a"));
+            c.condition_queue::<u32>("m", when).release(release)
+        };
         let (mutex, rw, many) = (c.mutex("m"), c.rw_lock("m"), NonZeroU32::MIN);
         let refused: Vec<Result<()>> = vec![
             mutex.lock(s).await.map(drop),
@@ -343,6 +348,12 @@ mod tests {
                 .await
                 .map(drop),
             c.group::<u32>("m").join(s, 1).await.map(drop),
+            conditional(Release::Batch).join(s, "a", &1).await.map(drop),
+            conditional(Release::Batch).withdraw(s, "a").await.map(drop),
+            conditional(Release::Batch).start(s).await.map(drop),
+            conditional(Release::Batch).mark_done(s, "a").await,
+            conditional(Release::Batch).take(s).await.map(drop),
+            conditional(Release::Fan).consumer(s).await.map(drop),
             c.partitions("m", 1).join(s).await.map(drop),
             c.stm()
                 .under(s)

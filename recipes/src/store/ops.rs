@@ -59,6 +59,16 @@ impl Compare {
         Self::new(range, CompareResult::Equal, TargetUnion::CreateRevision(0))
     }
 
+    /// A key of the range exists. Where several do, all of them do.
+    #[must_use]
+    pub fn occupied(range: KeyRange) -> Self {
+        Self::new(
+            range,
+            CompareResult::Greater,
+            TargetUnion::CreateRevision(0),
+        )
+    }
+
     /// The key was created at this revision, and has existed since; 0: it does not exist.
     #[must_use]
     pub fn create_revision(key: impl Into<Key>, revision: Revision) -> Self {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bodies::{
-    assign, balance, barriers, config, counters, crons, deadlocks, elections, latches, leased,
-    lock_forms, membership, once, probes, progress, queues, rates, registry, rw_locks, semaphores,
-    session, successions, topics, transactions,
+    assign, balance, barriers, conditions, config, counters, crons, deadlocks, dispatch, elections,
+    latches, leased, lock_forms, membership, once, probes, progress, queues, rates, registry,
+    rw_locks, semaphores, session, successions, topics, transactions,
 };
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
@@ -146,6 +146,14 @@ on_every_store! {
     topics::who_has_gone_commits_nothing,
     topics::what_is_removed_is_told,
     topics::live_messages_are_heard,
+    conditions::batches_are_exact,
+    conditions::a_batch_goes_to_the_next_taker,
+    conditions::gates_open_for_those_who_wait,
+    conditions::fans_and_broadcasts,
+    dispatch::jobs_end_once,
+    dispatch::who_is_gone_replies_nothing,
+    dispatch::jobs_are_cancelled_and_expire,
+    dispatch::casts_reach_all_that_are_there,
     counters::additions_are_exact,
     counters::numbers_are_set_and_compared,
     counters::additions_survive_lost_answers,

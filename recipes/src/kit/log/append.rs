@@ -50,6 +50,25 @@ pub enum Appended {
     },
 }
 
+/// What became of a roll.
+#[derive(Debug)]
+pub enum Rolled {
+    /// The segment is closed, and what was to be done besides is done.
+    Done {
+        /// The segment that is appended to from now on.
+        head: Head,
+        /// The answers to `besides.then`.
+        responses: Vec<ResponseOp>,
+    },
+    /// The segment was not the head any more; nothing was written.
+    Moved(Head),
+    /// A condition besides did not hold; nothing was written.
+    Refused {
+        /// The answers to `besides.otherwise`.
+        responses: Vec<ResponseOp>,
+    },
+}
+
 impl SegmentedLog {
     /// How many of `items`, from the first on, fit into one transaction with so much besides; at least one.
     #[must_use]
@@ -193,9 +212,14 @@ impl SegmentedLog {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Reads the head anew before it is used again.
+    pub(crate) fn forget(&self) {
+        *self.known() = None;
+    }
+
     /// Notes the head as an answer had it. Returns what is known now: another task may have learnt of a
     /// later one meanwhile.
-    fn learn(&self, head: Head) -> Head {
+    pub(super) fn learn(&self, head: Head) -> Head {
         let mut known = self.known();
         let now = known.filter(|known| known.head.since >= head.since);
         let now = now.unwrap_or(Known::new(head));
@@ -205,7 +229,7 @@ impl SegmentedLog {
 
     /// What a refusal says: the answers of the reads besides, if it was a condition besides that did not
     /// hold; `None` when the segment was another one.
-    fn refused(
+    pub(super) fn refused(
         &self,
         sent: Head,
         mut responses: Vec<ResponseOp>,
@@ -225,7 +249,7 @@ impl SegmentedLog {
     /// Notes an append, and rolls on if the segment is full: of items that are there, or of those that this
     /// handle has put there, since what was deleted costs the store's readers as well. Items of others are
     /// taken to be as large as its own.
-    async fn appended(&self, head: Head, items: &[Bytes], live: Option<usize>) {
+    pub(super) async fn appended(&self, head: Head, items: &[Bytes], live: Option<usize>) {
         let full = {
             let mut known = self.known();
             let Some(now) = known.as_mut().filter(|known| known.head == head) else {
@@ -248,22 +272,46 @@ impl SegmentedLog {
     /// # Errors
     /// The store's. May have been done then.
     pub async fn roll(&self, head: Head) -> Result<Head> {
+        Ok(match self.roll_with(head, Effect::default()).await? {
+            Rolled::Done { head, .. } | Rolled::Moved(head) => head,
+            // There is no condition besides.
+            Rolled::Refused { .. } => head,
+        })
+    }
+
+    /// As [`SegmentedLog::roll`], with conditions, and what is done in the same transaction: everything in the
+    /// segment is committed before, and nothing can come into it later. A copy that comes late changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// The store's. May have been done then.
+    pub async fn roll_with(&self, head: Head, besides: Effect) -> Result<Rolled> {
         let key = self.head_key();
         let segment = head.segment + 1;
         let value = Value::from(Json(Record { v: V1, segment })).into_bytes(&key)?;
+        let when = [Compare::mod_revision(&key, head.since)];
+        let when = when.into_iter().chain(besides.when).map(Into::into);
+        let then = [ops::put(&key, value, None)];
         let request = TxnRequest {
-            compare: vec![Compare::mod_revision(&key, head.since).into()],
-            success: vec![ops::put(&key, value, None)],
-            failure: vec![ops::read(ops::get(&key))],
+            compare: when.collect(),
+            success: then.into_iter().chain(besides.then).collect(),
+            failure: [ops::read(ops::get(&key))]
+                .into_iter()
+                .chain(besides.otherwise)
+                .collect(),
         };
-        let answer = self.client.store().txn(request).await?;
-        let now = if answer.succeeded {
+        let mut answer = self.client.store().txn(request).await?;
+        if answer.succeeded {
             let since = Revision(answer.header.map_or(0, |header| header.revision));
-            Head { segment, since }
-        } else {
-            self.head_of(ops::kvs(&answer.responses, 0).first())?
-        };
-        Ok(self.learn(now))
+            let head = Head { segment, since };
+            self.learn(head);
+            let responses = answer.responses.split_off(1);
+            return Ok(Rolled::Done { head, responses });
+        }
+        match self.refused(head, answer.responses)? {
+            Some(responses) => Ok(Rolled::Refused { responses }),
+            None => Ok(Rolled::Moved(self.head(None).await?)),
+        }
     }
 }
 

@@ -6,9 +6,10 @@
 //! one. Within a segment the store's own revisions are the order. Rolling on to the next segment, once one
 //! is full, is one write of the head.
 //!
-//! `append` writes; here is how items are named and where they lie.
+//! `append` writes, `named` items under names of the caller's; here is how items are named and where they lie.
 
 mod append;
+mod named;
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -18,11 +19,12 @@ use std::sync::{Arc, Mutex};
 use quorate_proto::mvccpb::KeyValue;
 use serde::{Deserialize, Serialize};
 
-pub use append::{Append, Appended};
+pub use append::{Append, Appended, Rolled};
+pub use named::Placed;
 
 use crate::client::Client;
 use crate::error::{Error, Result};
-use crate::keys::{Key, KeyRange, KeySpace, Revision};
+use crate::keys::{Key, KeyRange, KeySpace, Revision, encode};
 use crate::store::ops;
 use crate::value::{V1, from_json};
 use crate::wait;
@@ -120,7 +122,14 @@ impl ItemId {
         self.segment
     }
 
-    /// The name in the segment.
+    /// The item of this name, which is escaped as the names of recipes are.
+    #[must_use]
+    pub fn named(segment: u64, name: &str) -> Self {
+        let name = encode(name);
+        Self { segment, name }
+    }
+
+    /// The name within the segment, as it is written in the key.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -200,6 +209,12 @@ impl SegmentedLog {
     pub fn with_segment_items(mut self, items: usize) -> Self {
         self.segment_items = items.max(1);
         self
+    }
+
+    /// Goes on to the next segment only when told to.
+    #[must_use]
+    pub fn without_automatic_roll(self) -> Self {
+        self.with_segment_items(usize::MAX)
     }
 
     /// Items after which a segment is full.

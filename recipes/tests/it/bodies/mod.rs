@@ -9,10 +9,12 @@
 pub mod assign;
 pub mod balance;
 pub mod barriers;
+pub mod conditions;
 pub mod config;
 pub mod counters;
 pub mod crons;
 pub mod deadlocks;
+pub mod dispatch;
 pub mod elections;
 pub mod faults;
 pub mod latches;

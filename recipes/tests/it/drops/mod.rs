@@ -185,6 +185,8 @@ macro_rules! dropped_everywhere {
 }
 
 mod budgets;
+mod conditions;
+mod dispatches;
 mod gatherings;
 mod leaders;
 mod locks;

@@ -4,12 +4,14 @@ mod adder;
 mod assign;
 mod barrier;
 mod combined;
+mod condition;
 mod config;
 mod counter;
 mod cron;
 mod cyclic_barrier;
 mod deadlock;
 mod delayed;
+mod dispatch;
 mod double_barrier;
 mod election;
 mod exclusive;
@@ -35,12 +37,16 @@ pub use adder::Adder;
 pub use assign::Assign;
 pub use barrier::{Barrier, Waits};
 pub use combined::Combined;
+pub use condition::{
+    Condition, Crowd, Kind as ConditionKind, Passages, condition_may_remain, numbers, task_done,
+};
 pub use config::Config;
 pub use counter::Counter;
 pub use cron::{Cron, Starts};
 pub use cyclic_barrier::CyclicBarrier;
 pub use deadlock::{Circle, Deadlock, Finds, Found, Wait};
 pub use delayed::Delayed;
+pub use dispatch::{Dispatch, Staff, dispatch_may_remain, job_done, ops};
 pub use double_barrier::DoubleBarrier;
 pub use election::Election;
 pub use exclusive::Exclusive;
@@ -103,6 +109,8 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<BoundedQueue>(),
     entry::<Cron>(),
     entry::<Topic>(),
+    entry::<Condition>(),
+    entry::<Dispatch>(),
 ];
 
 const fn entry<S: Scenario>() -> (&'static str, Run) {

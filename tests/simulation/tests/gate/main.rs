@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "tests stop at what they did not expect")]
 
 mod circles;
+mod conditions;
 mod configs;
 mod counts;
 mod crons;
+mod dispatches;
 mod gathered;
 mod kept;
 mod members;
@@ -85,6 +87,8 @@ gates! {
     bounded_queue,
     cron,
     topic,
+    condition,
+    dispatch,
 }
 
 #[test]

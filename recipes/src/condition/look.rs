@@ -1,0 +1,321 @@
+//! Looking whether a gate can open, opening it, and waiting for what may change that. Whoever joins looks once,
+//! whoever waits looks again after every change.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use quorate_proto::etcdserverpb::{RequestOp, ResponseOp, TxnRequest};
+
+use super::record::{Gate, GateRecord, Layout};
+use super::rule::{Condition, Facts, Proof, Release, Rule};
+use crate::clock::Instant;
+use crate::error::{Error, Result};
+use crate::keys::{KeyRange, Revision};
+use crate::kit::{Head, Rolled};
+use crate::session::Effect;
+use crate::store::ops::{self, Compare};
+use crate::value::{Json, Value};
+use crate::wait::{self, Backoff};
+
+/// Epochs of a broadcast whose gates are kept, with those who passed them.
+pub(super) const GATES_KEPT: u64 = 8;
+
+/// How much later than a change those who wait look: who made the change opens the gate itself.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+
+/// Looks, for one handle and its clones.
+#[derive(Debug, Clone)]
+pub(super) struct Looker {
+    pub(super) layout: Layout,
+    pub(super) rule: Arc<Rule>,
+    /// The last epoch in which a task was seen, and when that was first.
+    seen: Arc<Mutex<Option<(u64, Instant)>>>,
+}
+
+/// What a look has found.
+#[derive(Debug)]
+pub(super) struct Look {
+    pub(super) revision: Revision,
+    /// What is joined now.
+    pub(super) head: Head,
+    /// When time alone may open its gate.
+    due: Option<Instant>,
+}
+
+/// What is read in one look, besides what the terms of the condition ask for.
+const READS: usize = 6;
+
+impl Looker {
+    pub(super) fn new(layout: Layout, rule: Rule) -> Self {
+        Self {
+            layout,
+            rule: Arc::new(rule),
+            seen: Arc::default(),
+        }
+    }
+
+    /// Looks, and opens the gate as often as it can be opened. Trouble with the store is waited out.
+    ///
+    /// # Errors
+    /// The store's final refusals; [`Error::Codec`] for a head that cannot be read.
+    pub(super) async fn look(&self) -> Result<Look> {
+        let mut pause = Backoff::contended(&self.layout.client);
+        loop {
+            let head = self.layout.log.head(None).await?;
+            let request = self.reads(head);
+            let (answer, _) = wait::repeat(&self.layout.client, request).await?;
+            let revision = Revision(answer.header.map_or(0, |header| header.revision));
+            if !answer.succeeded {
+                self.layout.log.forget();
+                continue;
+            }
+            self.sweep(head, &answer.responses).await?;
+            if self.is_over(head) {
+                let due = None;
+                return Ok(Look {
+                    revision,
+                    head,
+                    due,
+                });
+            }
+            let facts = self.facts(head, &answer.responses);
+            let judged = match facts.items {
+                0 => Err(None),
+                _ => self.rule.condition.judge(&facts, &self.layout),
+            };
+            let proof = match judged {
+                Ok(proof) => proof,
+                Err(due) => {
+                    return Ok(Look {
+                        revision,
+                        head,
+                        due,
+                    });
+                }
+            };
+            match self.open(head, &facts, proof).await {
+                // The next epoch may have tasks already.
+                Ok(_) => {}
+                Err(Error::Store(error)) if error.is_transient() => {}
+                Err(error) => return Err(error),
+            }
+            pause.pause().await;
+        }
+    }
+
+    /// Whether no gate opens any more.
+    fn is_over(&self, head: Head) -> bool {
+        self.rule.once && head.segment > 0
+    }
+
+    fn reads(&self, head: Head) -> TxnRequest {
+        let layout = &self.layout;
+        let keys = |range: KeyRange, limit| {
+            let mut read = ops::range(range);
+            read.keys_only = true;
+            read.limit = limit;
+            read
+        };
+        let mut count = ops::range(layout.log.segment(head.segment));
+        count.count_only = true;
+        let reads = [
+            ops::get(layout.withdrawn()),
+            count,
+            keys(layout.signals(head.segment).range(), 0),
+            keys(layout.all_done().range(), 0),
+            keys(layout.log.range(0, Some(head.segment)), 1),
+            keys(layout.gates().range(), 1),
+        ];
+        debug_assert_eq!(reads.len(), READS, "the terms' come behind them");
+        let items = self.named().into_iter();
+        let items = items.map(|id| keys(KeyRange::one(layout.item(head.segment, &id)), 0));
+        TxnRequest {
+            compare: vec![layout.log.is_head(head).into()],
+            success: reads.into_iter().chain(items).map(ops::read).collect(),
+            failure: Vec::new(),
+        }
+    }
+
+    /// Tasks that the condition wants to be there, or not.
+    fn named(&self) -> BTreeSet<String> {
+        self.rule.condition.ids(|term| match term {
+            Condition::Present(id) | Condition::Absent(id) | Condition::Left(id) => Some(id),
+            _ => None,
+        })
+    }
+
+    fn facts(&self, head: Head, found: &[ResponseOp]) -> Facts {
+        let (layout, epoch) = (&self.layout, head.segment);
+        let items = usize::try_from(ops::count(found, 1)).unwrap_or(usize::MAX);
+        let signals = ops::kvs(found, 2).iter();
+        let started = layout.started(epoch);
+        let named = self.named().into_iter().enumerate();
+        let done = layout.all_done();
+        let now = layout.client.now();
+        Facts {
+            epoch,
+            items,
+            withdrawn_at: Revision(ops::kvs(found, 0).first().map_or(0, |kv| kv.mod_revision)),
+            started: signals.clone().any(|kv| kv.key == *started.as_bytes()),
+            left: signals
+                .filter_map(|kv| layout.left_id(epoch, &kv.key))
+                .collect(),
+            done: ops::kvs(found, 3)
+                .iter()
+                .filter_map(|kv| crate::keys::decode(done.suffix(&kv.key)?))
+                .collect(),
+            present: named
+                .filter(|(index, _)| !ops::kvs(found, READS + index).is_empty())
+                .map(|(_, id)| id)
+                .collect(),
+            since: self.seen(epoch, items > 0, now),
+            now,
+        }
+    }
+
+    /// When a task was first seen in an epoch.
+    fn seen(&self, epoch: u64, there: bool, now: Instant) -> Option<Instant> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if there && seen.is_none_or(|(known, _)| known != epoch) {
+            *seen = Some((epoch, now));
+        }
+        seen.filter(|(known, _)| *known == epoch)
+            .map(|(_, since)| since)
+    }
+
+    /// Opens the gate, if what the proof says still holds: in the transaction that has later tasks join the
+    /// next epoch, so that exactly those pass that are there at its revision.
+    async fn open(&self, head: Head, facts: &Facts, proof: Proof) -> Result<Rolled> {
+        let layout = &self.layout;
+        let gate = layout.gate(head.segment);
+        let record = GateRecord::now(proof.why);
+        let open = ops::put(&gate, Value::from(Json(record)).into_bytes(&gate)?, None);
+        let used_up = self.rule.condition.ids(|term| match term {
+            Condition::Done(id) => Some(id),
+            _ => None,
+        });
+        let used_up = used_up.iter().map(|id| KeyRange::one(layout.done(id)));
+        let used_up = used_up.chain([layout.signals(head.segment).range()]);
+        let besides = Effect {
+            when: proof
+                .when
+                .into_iter()
+                .chain([Compare::mod_revision(
+                    layout.withdrawn(),
+                    facts.withdrawn_at,
+                )])
+                .collect(),
+            then: [open]
+                .into_iter()
+                .chain(used_up.map(ops::delete))
+                .chain(self.too_old(head))
+                .collect(),
+            otherwise: Vec::new(),
+        };
+        let rolled = layout.log.roll_with(head, besides).await?;
+        if let Rolled::Done { head: now, .. } = &rolled {
+            tracing::info!(gate = %gate, revision = %now.since, "a gate opened");
+        }
+        Ok(rolled)
+    }
+
+    /// What a broadcast does not keep any longer when this epoch ends.
+    fn too_old(&self, head: Head) -> Vec<RequestOp> {
+        match (head.segment + 1).checked_sub(GATES_KEPT) {
+            Some(before) if self.rule.release == Release::Broadcast && before > 0 => vec![
+                ops::delete(self.layout.gates_before(before)),
+                ops::delete(self.layout.log.range(0, Some(before))),
+            ],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Removes the gates of a fan that all tasks have gone through. Nothing comes into their segments later,
+    /// so a copy that comes late removes no other.
+    async fn sweep(&self, head: Head, found: &[ResponseOp]) -> Result<()> {
+        if self.rule.release != Release::Fan {
+            return Ok(());
+        }
+        let first = ops::kvs(found, 4).first();
+        let first = first.and_then(|kv| self.layout.log.item(&kv.key));
+        let first = first.map_or(head.segment, |id| id.segment());
+        let gates = self.layout.gates();
+        let oldest = ops::kvs(found, 5).first();
+        let oldest = oldest.and_then(|kv| Layout::epoch_of(&gates, &kv.key));
+        if oldest.is_some_and(|oldest| oldest < first) {
+            let delete = TxnRequest {
+                success: vec![ops::delete(self.layout.gates_before(first))],
+                ..TxnRequest::default()
+            };
+            wait::repeat(&self.layout.client, delete).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until something has changed since a look that may change what it found.
+    pub(super) async fn wait(
+        &self,
+        look: &Look,
+        also: &[KeyRange],
+        pause: &mut Backoff,
+    ) -> Result<()> {
+        let (layout, epoch) = (&self.layout, look.head.segment);
+        let head = layout.log.head_key();
+        let ranges: Vec<KeyRange> = [
+            KeyRange::one(&head),
+            layout.log.segment(epoch),
+            layout.signals(epoch).range(),
+            layout.all_done().range(),
+        ]
+        .into_iter()
+        .chain(also.iter().cloned())
+        .collect();
+        let opened = AtomicBool::new(false);
+        let from = Revision(look.revision.0 + 1);
+        let changed = wait::until_event(&layout.client, &ranges, from, pause, |event| {
+            let key = event.kv.as_ref().map(|kv| &kv.key[..]).unwrap_or_default();
+            let of_gates = key == &head.as_bytes()[..] || also.iter().any(|r| r.contains(key));
+            opened.fetch_or(of_gates, Ordering::Relaxed);
+            true
+        });
+        match look.due {
+            Some(due) => layout.client.before(due, changed).await.unwrap_or(Ok(()))?,
+            None => changed.await?,
+        }
+        if !opened.load(Ordering::Relaxed) && look.due.is_none_or(|due| due > layout.client.now()) {
+            let client = &layout.client;
+            client.sleep(client.jitter(LOOK_PAUSE)).await;
+        }
+        Ok(())
+    }
+
+    /// Looks for ever.
+    pub(super) async fn go_on(&self) -> Result<Infallible> {
+        let mut pause = Backoff::between_attempts(&self.layout.client);
+        loop {
+            let look = self.look().await?;
+            self.wait(&look, &[], &mut pause).await?;
+        }
+    }
+
+    /// Waits until the gate of an epoch is open.
+    ///
+    /// # Errors
+    /// [`Error::Removed`] when it was, and is not kept any more.
+    pub(super) async fn opened(&self, epoch: u64) -> Result<Gate> {
+        let mut pause = Backoff::between_attempts(&self.layout.client);
+        loop {
+            let look = self.look().await?;
+            if look.head.segment > epoch {
+                let key = self.layout.gate(epoch);
+                let found = wait::read(&self.layout.client, ops::get(&key)).await?;
+                let gate = found.kvs.first().map(|kv| Gate::of(epoch, kv));
+                return gate.unwrap_or(Err(Error::Removed(key)));
+            }
+            self.wait(&look, &[], &mut pause).await?;
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Where commands come in: an instance's own, and those of the services it works for.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::select_all;
+use quorate_proto::etcdserverpb::TxnRequest;
+use serde::de::DeserializeOwned;
+
+use super::command::{Command, Worker};
+use super::job::Known;
+use super::record::{Envelope, Layout, State, Target};
+use crate::error::{Error, Result, TxnError};
+use crate::kit::{Claim, Claimed, Owned, fresh_key};
+use crate::lock::ContenderRecord;
+use crate::queue::{AckError, Consumer, Delivery};
+use crate::session::Session;
+use crate::store::ops;
+use crate::value::{Json, Value};
+use crate::wait;
+
+/// Takes commands, for as long as it and its session live. Dropping it ends no command.
+pub struct Inbox<C, R> {
+    layout: Layout,
+    session: Session,
+    consumers: Vec<Consumer<Envelope>>,
+    max_attempts: u32,
+    retention: Duration,
+    /// Says that the instance is here.
+    _here: Option<Owned>,
+    of: PhantomData<fn() -> (C, R)>,
+}
+
+/// What is to be done with a job that was taken.
+enum Verdict {
+    /// It is to be done.
+    Accept(Known),
+    /// It ends so.
+    End(Known, State),
+    /// It has ended, and was left in the inbox.
+    Leftover,
+}
+
+impl<C, R> Inbox<C, R> {
+    pub(super) async fn open(
+        layout: Layout,
+        session: &Session,
+        targets: Vec<Target>,
+        max_attempts: u32,
+        retention: Duration,
+    ) -> Result<Self> {
+        session.belongs_to(&layout.client)?;
+        if targets.is_empty() {
+            return Err(Error::Invalid("an inbox of nobody".to_owned()));
+        }
+        let mut consumers = Vec::with_capacity(targets.len());
+        for target in &targets {
+            consumers.push(layout.queue(target).consumer(session).await?);
+        }
+        let instance = targets.into_iter().find_map(|target| match target {
+            Target::Instance(name) => Some(name),
+            Target::Any(_) => None,
+        });
+        let here = match instance {
+            Some(name) => Some(here(&layout, session, &name).await?),
+            None => None,
+        };
+        Ok(Self {
+            layout,
+            session: session.clone(),
+            consumers,
+            max_attempts,
+            retention,
+            _here: here,
+            of: PhantomData,
+        })
+    }
+}
+
+/// Says that an instance is here, from when it takes what is sent to it.
+async fn here(layout: &Layout, session: &Session, name: &str) -> Result<Owned> {
+    let key = fresh_key(session, &layout.here().child(name));
+    let record = Value::from(Json(ContenderRecord::of(session, name))).into_bytes(&key)?;
+    let claim = Claim::of(key, record);
+    let claimed = session
+        .actor()
+        .run(|actor| async move { actor.claim(claim).await });
+    match claimed.await? {
+        Claimed::Made { owned, .. } => Ok(owned),
+        // The key has a fresh nonce, and the claim no condition.
+        Claimed::Refused { .. } => Err(Error::Conflict),
+    }
+}
+
+impl<C, R> Inbox<C, R>
+where
+    C: DeserializeOwned + Send + 'static,
+    R: Send + 'static,
+{
+    /// Takes the next command, and waits for one while there is none. Jobs that were cancelled, whose time is
+    /// over, that were taken too often or cannot be read are ended on the way.
+    ///
+    /// # Errors
+    /// [`Error::SessionLost`] at once when the session is lost; the store's final refusals. Trouble with the
+    /// store is waited out.
+    ///
+    /// # Cancel safety
+    /// No command is lost when the future is dropped: one that was on its way goes back, and may count as an
+    /// attempt.
+    pub async fn next(&self) -> Result<Command<C, R>> {
+        loop {
+            let pops = self.consumers.iter().map(|one| one.pop().boxed());
+            let (delivery, _, others) = select_all(pops).await;
+            // What they had on their way goes back.
+            drop(others);
+            if let Some(command) = self.accept(delivery?).await? {
+                return Ok(command);
+            }
+        }
+    }
+
+    /// Takes a job on, unless it is not to be done any more.
+    async fn accept(&self, delivery: Delivery<Envelope>) -> Result<Option<Command<C, R>>> {
+        let id = delivery.value().job.clone();
+        loop {
+            match self.judge(&id, &delivery).await? {
+                Verdict::Leftover => {
+                    settled(delivery.ack().await)?;
+                    return Ok(None);
+                }
+                Verdict::End(known, state) => {
+                    let worker = self.worker(&id, known);
+                    let txn = self.layout.client.txn();
+                    settled(delivery.ack_with(worker.ending(txn, state).await?).await)?;
+                    return Ok(None);
+                }
+                Verdict::Accept(known) => {
+                    let command: C = match serde_json::from_str(delivery.value().command.get()) {
+                        Ok(command) => command,
+                        Err(error) => {
+                            let why = format!("it cannot be read: {error}");
+                            let worker = self.worker(&id, known);
+                            let txn = self.layout.client.txn();
+                            let txn = worker.ending(txn, State::failed(&why)).await?;
+                            settled(delivery.ack_with(txn).await)?;
+                            return Ok(None);
+                        }
+                    };
+                    let mut worker = self.worker(&id, known);
+                    let state = State::Delivered {
+                        attempt: delivery.attempt(),
+                    };
+                    let txn = delivery.txn();
+                    match worker.advance(txn, state, true).await {
+                        Ok(()) => return Ok(Some(Command::new(command, delivery, worker))),
+                        // It was cancelled, or has expired, in between.
+                        Err(TxnError::Conflict { .. }) => {}
+                        Err(TxnError::Fenced { .. }) => return Ok(None),
+                        Err(TxnError::Failed(error)) => return Err(error),
+                    }
+                }
+            }
+        }
+    }
+
+    fn worker(&self, id: &str, known: Known) -> Worker {
+        Worker {
+            layout: self.layout.clone(),
+            session: self.session.clone(),
+            id: id.to_owned(),
+            record: known.record,
+            at: known.at,
+            retention: self.retention,
+        }
+    }
+
+    async fn judge(&self, id: &str, delivery: &Delivery<Envelope>) -> Result<Verdict> {
+        let request = TxnRequest {
+            success: [self.layout.job(id), self.layout.cancel(id)]
+                .map(|key| ops::read(ops::get(key)))
+                .into(),
+            ..TxnRequest::default()
+        };
+        let (found, _) = wait::repeat(&self.layout.client, request).await?;
+        let Some(kv) = ops::kvs(&found.responses, 0).first() else {
+            return Ok(Verdict::Leftover);
+        };
+        let known = Known::of(kv)?;
+        if known.record.state.is_end() || known.record.item(id) != *delivery.id() {
+            return Ok(Verdict::Leftover);
+        }
+        if !ops::kvs(&found.responses, 1).is_empty() {
+            return Ok(Verdict::End(known, State::Cancelled));
+        }
+        let now = self.layout.client.wall_millis();
+        if known.record.due_ms().is_some_and(|due| due <= now) {
+            return Ok(Verdict::End(known, State::Expired));
+        }
+        if delivery.attempt() > self.max_attempts {
+            let why = format!("taken {} times without success", self.max_attempts);
+            return Ok(Verdict::End(known, State::failed(&why)));
+        }
+        Ok(Verdict::Accept(known))
+    }
+}
+
+/// What the end of a job in passing came to: who has lost it by then has nothing to do with it any more.
+fn settled<T>(ended: std::result::Result<T, AckError<Envelope>>) -> Result<()> {
+    match ended {
+        // Dropped, it goes back, and is looked at again.
+        Ok(_) | Err(AckError::Fenced { .. } | AckError::Conflict { .. }) => Ok(()),
+        Err(AckError::Failed(error)) => Err(error),
+    }
+}
+
+impl<C, R> fmt::Debug for Inbox<C, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbox")
+            .field("dispatcher", &self.layout.prefix())
+            .field("consumers", &self.consumers.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,256 @@
+//! A job as whoever sent it sees it: how far it is, how it ended, and asking for its end.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
+use quorate_proto::etcdserverpb::TxnRequest;
+use quorate_proto::mvccpb::KeyValue;
+use serde::de::DeserializeOwned;
+
+use super::record::{Ended, JobRecord, JobState, Layout, State};
+use crate::error::{Error, Result};
+use crate::keys::{KeyRange, LeaseId, Revision};
+use crate::store::StoreError;
+use crate::store::ops::{self, Compare};
+use crate::wait::{self, Backoff};
+use crate::watch::Change;
+
+/// A job that was sent. A handle: cheap to clone, holds nothing; dropping it ends nothing.
+pub struct Job<R> {
+    layout: Layout,
+    id: String,
+    retention: Duration,
+    of: PhantomData<fn() -> R>,
+}
+
+impl<R> Clone for Job<R> {
+    fn clone(&self) -> Self {
+        Self {
+            layout: self.layout.clone(),
+            id: self.id.clone(),
+            retention: self.retention,
+            of: PhantomData,
+        }
+    }
+}
+
+/// A job's record as it was read.
+pub(super) struct Known {
+    pub(super) record: JobRecord,
+    /// The mod revision of its key.
+    pub(super) at: Revision,
+}
+
+impl Known {
+    pub(super) fn of(kv: &KeyValue) -> Result<Self> {
+        Ok(Self {
+            record: JobRecord::read(kv)?,
+            at: Revision(kv.mod_revision),
+        })
+    }
+}
+
+impl<R> Job<R> {
+    pub(super) fn new(layout: Layout, id: String, retention: Duration) -> Self {
+        Self {
+            layout,
+            id,
+            retention,
+            of: PhantomData,
+        }
+    }
+
+    /// The id, by which any process finds the job again: see [`Dispatcher::job`](super::Dispatcher::job).
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    async fn read(&self) -> Result<(Revision, Known)> {
+        let key = self.layout.job(&self.id);
+        let found = wait::read(&self.layout.client, ops::get(&key)).await?;
+        let revision = Revision(found.header.map_or(0, |header| header.revision));
+        match found.kvs.first() {
+            Some(kv) => Ok((revision, Known::of(kv)?)),
+            None => Err(Error::Removed(key)),
+        }
+    }
+
+    /// Asks for the end of the job. One that nobody has taken is cancelled at once, and never runs; whoever
+    /// has it is told, and may end it otherwise. Returns whether it had not ended.
+    ///
+    /// # Errors
+    /// [`Error::Removed`] when it has ended so long ago that it is not kept any more; [`Error::Codec`]; the
+    /// store's final refusals. Trouble with the store is waited out.
+    ///
+    /// # Cancel safety
+    /// When the future is dropped, it may still be asked for.
+    pub async fn cancel(&self) -> Result<bool> {
+        let mut pause = Backoff::contended(&self.layout.client);
+        let mut sent = false;
+        loop {
+            let (_, known) = self.read().await?;
+            if known.record.state.is_end() {
+                // Perhaps by a copy whose answer was lost.
+                return Ok(sent && matches!(known.record.state, State::Cancelled));
+            }
+            if matches!(known.record.state, State::Queued) {
+                sent = true;
+                if self.end(&known, State::Cancelled).await? {
+                    return Ok(true);
+                }
+            } else {
+                let job = self.layout.job(&self.id);
+                let request = TxnRequest {
+                    compare: vec![Compare::mod_revision(job, known.at).into()],
+                    success: vec![ops::put(self.layout.cancel(&self.id), Bytes::new(), None)],
+                    failure: Vec::new(),
+                };
+                let (answer, _) = wait::repeat(&self.layout.client, request).await?;
+                if answer.succeeded {
+                    return Ok(true);
+                }
+            }
+            pause.pause().await;
+        }
+    }
+
+    /// Ends a job that is as known, whoever has it. Returns whether it was as known.
+    async fn end(&self, known: &Known, state: State) -> Result<bool> {
+        let client = &self.layout.client;
+        let key = self.layout.job(&self.id);
+        let lease = retained(client, self.retention).await?;
+        let value = known.record.with(state, &key)?;
+        let queue = self.layout.queue(&known.record.target);
+        let gone = queue.taken_out(&known.record.item(&self.id));
+        let cancel = ops::delete(KeyRange::one(self.layout.cancel(&self.id)));
+        let request = TxnRequest {
+            compare: vec![Compare::mod_revision(&key, known.at).into()],
+            success: [ops::put(&key, value, Some(lease)), cancel]
+                .into_iter()
+                .chain(gone)
+                .collect(),
+            failure: Vec::new(),
+        };
+        match wait::repeat(client, request).await {
+            Ok((answer, _)) => Ok(answer.succeeded),
+            // It took longer than the retention; with another lease then.
+            Err(StoreError::LeaseNotFound) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A lease that nobody renews, for the record of a job that has ended.
+async fn retained(client: &crate::client::Client, retention: Duration) -> Result<LeaseId> {
+    let mut pause = Backoff::between_attempts(client);
+    loop {
+        match client
+            .store()
+            .lease_grant(client.lease_id(), retention)
+            .await
+        {
+            Ok(lease) => return Ok(lease.id),
+            Err(error) if error.is_transient() || error == StoreError::LeaseExists => {
+                pause.pause().await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+impl<R: DeserializeOwned> Job<R> {
+    /// How far it is now.
+    ///
+    /// # Errors
+    /// [`Error::Removed`] when it has ended so long ago that it is not kept any more; [`Error::Codec`] for a
+    /// reply that is no `R`; the store's final refusals. Trouble with the store is waited out.
+    pub async fn state(&self) -> Result<JobState<R>> {
+        let (_, known) = self.read().await?;
+        JobState::of(&self.layout.job(&self.id), known.record.state)
+    }
+
+    /// Waits until it has ended. While its time is over and nobody has ended it, whoever waits writes that it
+    /// has expired.
+    ///
+    /// # Errors
+    /// As [`Job::state`].
+    ///
+    /// # Cancel safety
+    /// Nothing is held.
+    pub async fn wait(&self) -> Result<Ended<R>> {
+        let client = &self.layout.client;
+        let key = self.layout.job(&self.id);
+        let mut pause = Backoff::between_attempts(client);
+        loop {
+            let (revision, known) = self.read().await?;
+            let due = known.record.due_ms();
+            let left = due.map(|due| due.saturating_sub(client.wall_millis()));
+            if left == Some(0) {
+                self.end(&known, State::Expired).await?;
+                continue;
+            }
+            if let JobState::Ended(ended) = JobState::of(&key, known.record.state)? {
+                return Ok(ended);
+            }
+            let range = [KeyRange::one(&key)];
+            let news =
+                wait::until_event(client, &range, Revision(revision.0 + 1), &mut pause, |_| {
+                    true
+                });
+            match left {
+                Some(left) => {
+                    let due = client.deadline(Duration::from_millis(left));
+                    client.before(due, news).await.unwrap_or(Ok(()))?;
+                }
+                None => news.await?,
+            }
+        }
+    }
+
+    /// How far it is, at first and after each change; changes that follow one another quickly may be
+    /// skipped after a lost connection. Ends after the first error, and after the end of the job.
+    pub fn states(&self) -> impl Stream<Item = Result<JobState<R>>> + Send + use<R>
+    where
+        R: Send + 'static,
+    {
+        let key = self.layout.job(&self.id);
+        let batches = self.layout.client.watch(KeyRange::one(&key)).into_stream();
+        let states = batches.flat_map(move |batch| {
+            let key = key.clone();
+            let changes: Vec<Result<JobState<R>>> = match batch {
+                Err(error) => vec![Err(error)],
+                Ok(batch) if batch.changes.is_empty() => vec![Err(Error::Removed(key))],
+                Ok(batch) => batch
+                    .changes
+                    .into_iter()
+                    .map(|change| match change {
+                        Change::Put { kv, .. } => {
+                            Known::of(&kv).and_then(|known| JobState::of(&key, known.record.state))
+                        }
+                        Change::Delete { key, .. } => Err(Error::Removed(key)),
+                    })
+                    .collect(),
+            };
+            stream::iter(changes)
+        });
+        // Ends with the last one, and not only when more would come.
+        stream::unfold(Some(states.boxed()), |states| async move {
+            let mut states = states?;
+            let state = states.next().await?;
+            let over = matches!(state, Err(_) | Ok(JobState::Ended(_)));
+            Some((state, (!over).then_some(states)))
+        })
+    }
+}
+
+impl<R> fmt::Debug for Job<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,329 @@
+//! How dispatched jobs lie in the store: their keys, and what is written under them.
+
+use bytes::Bytes;
+use quorate_proto::mvccpb::KeyValue;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::client::Client;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::keys::{Key, KeySpace, Revision, decode};
+use crate::kit::ItemId;
+use crate::queue::Queue;
+use crate::value::{Json, V1, Value, from_json};
+
+/// The longest reason or message that is kept, in bytes.
+const TEXT_BYTES_MAX: usize = 1_024;
+
+/// The keys of one dispatcher.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    pub(super) client: Client,
+    space: KeySpace,
+}
+
+/// Who is to do a job.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// The instance of this name, and no other.
+    Instance(String),
+    /// Any one of those that work for this service.
+    Any(String),
+}
+
+impl Layout {
+    pub(super) fn new(client: Client, name: &str) -> Self {
+        let space = KeySpace::of("dispatch", name);
+        Self { client, space }
+    }
+
+    pub(super) fn prefix(&self) -> &str {
+        self.space.prefix()
+    }
+
+    pub(super) fn jobs(&self) -> KeySpace {
+        self.space.child("job")
+    }
+
+    /// How far a job is.
+    pub(super) fn job(&self, id: &str) -> Key {
+        self.jobs().child(id).itself()
+    }
+
+    pub(super) fn cancels(&self) -> KeySpace {
+        self.space.child("cancel")
+    }
+
+    /// Asks for the end of a job that somebody has.
+    pub(super) fn cancel(&self, id: &str) -> Key {
+        self.cancels().child(id).itself()
+    }
+
+    /// The jobs of one call to many.
+    pub(super) fn cast(&self, id: &str) -> Key {
+        self.space.child("cast").child(id).itself()
+    }
+
+    /// Instances whose inbox is open; leased.
+    pub(super) fn here(&self) -> KeySpace {
+        self.space.child("here")
+    }
+
+    /// The instance that a key of those says is here.
+    pub(super) fn instance_of(&self, key: &[u8]) -> Option<String> {
+        let here = self.here();
+        let (name, _) = here.suffix(key)?.split_once('/')?;
+        decode(name)
+    }
+
+    pub(super) fn inbox(&self, target: &Target) -> KeySpace {
+        match target {
+            Target::Instance(name) => self.space.child("inbox").child(name),
+            Target::Any(name) => self.space.child("service").child(name),
+        }
+    }
+
+    /// Those who take what is sent to the target; leased.
+    pub(super) fn takers(&self, target: &Target) -> KeySpace {
+        self.inbox(target).child("consumer")
+    }
+
+    pub(super) fn queue(&self, target: &Target) -> Queue<Envelope> {
+        Queue::new(&self.client, self.inbox(target)).without_max_attempts()
+    }
+}
+
+/// The value of an item of an inbox.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Envelope {
+    /// The job's id.
+    pub(super) job: String,
+    pub(super) command: Box<RawValue>,
+}
+
+/// The value of a job's key.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct JobRecord {
+    v: V1,
+    pub(super) target: Target,
+    /// The segment of the inbox that it is in.
+    pub(super) segment: u64,
+    /// When it was sent, by the sender's wall clock.
+    pub(super) since_ms: u64,
+    /// When it expires, unless it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) deadline_ms: Option<u64>,
+    /// When it expires, unless it was delivered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) start_by_ms: Option<u64>,
+    pub(super) state: State,
+}
+
+/// How far a job is, as it is written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum State {
+    Queued,
+    Delivered {
+        attempt: u32,
+    },
+    Running {
+        attempt: u32,
+        fraction: f64,
+        message: String,
+    },
+    Done(Box<RawValue>),
+    Failed(String),
+    Expired,
+    Cancelled,
+}
+
+impl State {
+    /// Whether nothing comes after it.
+    pub(super) fn is_end(&self) -> bool {
+        matches!(
+            self,
+            Self::Done(_) | Self::Failed(_) | Self::Expired | Self::Cancelled
+        )
+    }
+
+    pub(super) fn failed(reason: &str) -> Self {
+        Self::Failed(cut(reason))
+    }
+}
+
+/// A text, as much of it as is kept.
+pub(super) fn cut(text: &str) -> String {
+    text[..text.floor_char_boundary(TEXT_BYTES_MAX)].to_owned()
+}
+
+impl JobRecord {
+    pub(super) fn queued(
+        target: Target,
+        segment: u64,
+        deadline_ms: Option<u64>,
+        start_by_ms: Option<u64>,
+    ) -> Self {
+        Self {
+            v: V1,
+            target,
+            segment,
+            since_ms: clock::wall_millis(),
+            deadline_ms,
+            start_by_ms,
+            state: State::Queued,
+        }
+    }
+
+    pub(super) fn item(&self, id: &str) -> ItemId {
+        ItemId::named(self.segment, id)
+    }
+
+    pub(super) fn read(kv: &KeyValue) -> Result<Self> {
+        from_json(&kv.key, &kv.value)
+    }
+
+    /// The same job in another state, as it is written.
+    pub(super) fn with(&self, state: State, key: &Key) -> Result<Bytes> {
+        let record = Self {
+            state,
+            ..self.clone()
+        };
+        record.write(key)
+    }
+
+    pub(super) fn write(&self, key: &Key) -> Result<Bytes> {
+        Value::from(Json(self)).into_bytes(key)
+    }
+
+    /// When it expires as it is now, by wall clocks.
+    pub(super) fn due_ms(&self) -> Option<u64> {
+        let start_by = self
+            .start_by_ms
+            .filter(|_| matches!(self.state, State::Queued));
+        match self.state.is_end() {
+            true => None,
+            false => self.deadline_ms.into_iter().chain(start_by).min(),
+        }
+    }
+}
+
+/// The value of a cast's key.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct CastRecord {
+    v: V1,
+    /// By the name of each recipient: the id of its job.
+    pub(super) jobs: Vec<(String, String)>,
+}
+
+impl CastRecord {
+    pub(super) fn new(jobs: Vec<(String, String)>) -> Self {
+        Self { v: V1, jobs }
+    }
+}
+
+/// How far a job is.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum JobState<R> {
+    /// Nobody has taken it yet.
+    Queued,
+    /// Somebody has it, or had it and gave it back.
+    Delivered {
+        /// How often it was taken, this time included.
+        attempt: u32,
+    },
+    /// Somebody has it, or had it, and told how far it is.
+    Running {
+        /// How often it was taken, this time included.
+        attempt: u32,
+        /// How much of it is done: 0 to 1.
+        fraction: f64,
+        /// What was told.
+        message: String,
+    },
+    /// It has ended.
+    Ended(Ended<R>),
+}
+
+/// How a job ended. Nothing changes that any more.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Ended<R> {
+    /// It is done, with this reply.
+    Done(R),
+    /// It failed, for this reason.
+    Failed(String),
+    /// It was not done, or not begun, in time.
+    Expired,
+    /// It was cancelled.
+    Cancelled,
+}
+
+impl<R: DeserializeOwned> JobState<R> {
+    pub(super) fn of(key: &Key, state: State) -> Result<Self> {
+        Ok(match state {
+            State::Queued => Self::Queued,
+            State::Delivered { attempt } => Self::Delivered { attempt },
+            State::Running {
+                attempt,
+                fraction,
+                message,
+            } => Self::Running {
+                attempt,
+                fraction,
+                message,
+            },
+            State::Done(reply) => {
+                let reply = serde_json::from_str(reply.get()).map_err(|error| Error::Codec {
+                    key: key.clone(),
+                    reason: error.to_string(),
+                })?;
+                Self::Ended(Ended::Done(reply))
+            }
+            State::Failed(reason) => Self::Ended(Ended::Failed(reason)),
+            State::Expired => Self::Ended(Ended::Expired),
+            State::Cancelled => Self::Ended(Ended::Cancelled),
+        })
+    }
+}
+
+/// A job in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct JobLine {
+    /// The job's id.
+    pub id: String,
+    /// Who is to do it.
+    pub target: Target,
+    /// `queued`, `delivered`, `running`, `done`, `failed`, `expired`, `cancelled`.
+    pub state: &'static str,
+    /// When it was sent, in milliseconds since the Unix epoch by the sender's wall clock.
+    pub since_ms: u64,
+    /// The revision of its last change.
+    pub revision: Revision,
+}
+
+impl JobLine {
+    pub(super) fn of(id: String, kv: &KeyValue) -> Result<Self> {
+        let record = JobRecord::read(kv)?;
+        Ok(Self {
+            id,
+            state: match record.state {
+                State::Queued => "queued",
+                State::Delivered { .. } => "delivered",
+                State::Running { .. } => "running",
+                State::Done(_) => "done",
+                State::Failed(_) => "failed",
+                State::Expired => "expired",
+                State::Cancelled => "cancelled",
+            },
+            target: record.target,
+            since_ms: record.since_ms,
+            revision: Revision(kv.mod_revision),
+        })
+    }
+}

@@ -1,0 +1,164 @@
+//! What a history says about dispatched jobs: which states each went through, and by whose hand it ended.
+
+use std::collections::BTreeMap;
+
+use quorate_proto::mvccpb::event::EventType;
+use quorate_recipes::keys::Revision;
+use quorate_recipes::store::Commit;
+use serde_json::Value;
+
+use super::{Told, job_done};
+use crate::history::{History, key_of};
+
+const PREFIX: &str = "quorate/dispatch/d/";
+
+/// The states that nothing comes after.
+const ENDS: [&str; 4] = ["done", "failed", "expired", "cancelled"];
+
+/// The jobs, as they went through a history.
+#[derive(Debug, Default)]
+pub(super) struct Jobs {
+    /// Every job that came to be, each time.
+    pub(super) sent: Vec<i64>,
+    /// The number of each job.
+    numbers: BTreeMap<String, i64>,
+    /// The state of each job now, or its last one.
+    states: BTreeMap<String, String>,
+    /// When each job was done, by its number.
+    done: BTreeMap<i64, Revision>,
+    /// The lease of whoever has a job.
+    claims: BTreeMap<String, i64>,
+}
+
+/// The job that the key of an item, or of what is said of its taking, is about.
+fn job_of(rest: &str, part: &str) -> Option<String> {
+    let (_, rest) = rest.split_once(part)?;
+    rest.split('/').nth(1).map(str::to_owned)
+}
+
+impl Jobs {
+    pub(super) fn of(history: &History) -> Result<Self, String> {
+        let mut jobs = Self::default();
+        for commit in &history.commits {
+            let told = |broken: String| format!("at revision {}: {broken}", commit.revision);
+            jobs.take(commit).map_err(told)?;
+        }
+        Ok(jobs)
+    }
+
+    fn take(&mut self, commit: &Commit) -> Result<(), String> {
+        let claims = self.claims.clone();
+        let mut ended: BTreeMap<String, String> = BTreeMap::new();
+        let mut gone: Vec<String> = Vec::new();
+        let mut effects: BTreeMap<i64, (String, i64)> = BTreeMap::new();
+        for change in &commit.changes {
+            let (key, put) = (key_of(change), change.r#type() == EventType::Put);
+            let value = change.kv.as_ref().filter(|_| put).map(|kv| &kv.value[..]);
+            if let (Some(number), Some(kv)) = (key.strip_prefix("effect/"), &change.kv) {
+                let lease = String::from_utf8_lossy(&kv.value).into_owned();
+                effects.insert(number.parse().unwrap_or(-1), (lease, kv.version));
+                continue;
+            }
+            let Some(rest) = key.strip_prefix(PREFIX) else {
+                continue;
+            };
+            if let Some(id) = rest.strip_prefix("job/") {
+                if let Some(value) = value
+                    && let Some(end) = self.state(id, value)?
+                {
+                    ended.insert(id.to_owned(), end);
+                }
+            } else if let Some(id) = job_of(rest, "/segment/") {
+                match value {
+                    Some(value) => {
+                        let item: Value = serde_json::from_slice(value).unwrap_or_default();
+                        let number = item["value"]["command"].as_i64().unwrap_or(-1);
+                        self.sent.push(number);
+                        self.numbers.insert(id, number);
+                    }
+                    None => gone.push(id),
+                }
+            } else if rest.ends_with("/claim")
+                && let Some(id) = job_of(rest, "/try/")
+            {
+                let lease = change.kv.as_ref().map_or(0, |kv| kv.lease);
+                match put {
+                    true => drop(self.claims.insert(id, lease)),
+                    false => drop(self.claims.remove(&id)),
+                }
+            }
+        }
+        for id in &gone {
+            let over = self.states.get(id).map(String::as_str);
+            if !over.is_some_and(|state| ENDS.contains(&state)) {
+                return Err(format!("job {id} left its inbox and is {over:?}"));
+            }
+        }
+        for (id, end) in ended {
+            let number = self.numbers.get(&id).copied().unwrap_or(-1);
+            let effect = effects.remove(&number);
+            let lease = claims.get(&id).map(|lease| format!("{lease:x}"));
+            if !gone.contains(&id) {
+                return Err(format!("job {id} is {end}, and still in its inbox"));
+            }
+            if (end == "done") != effect.is_some() {
+                return Err(format!("job {id} is {end}, with {effect:?}"));
+            }
+            if let Some((by, version)) = effect {
+                if Some(&by) != lease.as_ref() || version != 1 {
+                    return Err(format!(
+                        "lease {by} ended job {id} for the {version}th time, which {lease:?} had"
+                    ));
+                }
+                self.done.insert(number, commit.revision);
+            }
+        }
+        match effects.first_key_value() {
+            Some((number, _)) => {
+                let key = job_done(*number);
+                Err(format!("{key} is written for a job that did not end"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Takes in a state of a job. Returns it if it is an end.
+    fn state(&mut self, id: &str, value: &[u8]) -> Result<Option<String>, String> {
+        let record: Value = serde_json::from_slice(value).unwrap_or_default();
+        let state = match &record["state"] {
+            Value::String(name) => name.clone(),
+            Value::Object(of) => of.keys().next().cloned().unwrap_or_default(),
+            _ => String::new(),
+        };
+        let before = self.states.insert(id.to_owned(), state.clone());
+        let may_follow = match (before.as_deref(), state.as_str()) {
+            (None, after) => after == "queued",
+            (Some(before), _) if ENDS.contains(&before) => false,
+            (Some("queued"), "delivered" | "expired" | "cancelled" | "failed") => true,
+            (Some("delivered" | "running"), "delivered" | "running") => true,
+            (Some("delivered" | "running"), after) => ENDS.contains(&after),
+            _ => false,
+        };
+        match may_follow {
+            true => Ok(Some(state).filter(|state| ENDS.contains(&state.as_str()))),
+            false => Err(format!("job {id} was {before:?}, and is {state} then")),
+        }
+    }
+
+    /// Judges what clients were told.
+    pub(super) fn check(&self, told: &Told) -> Result<(), String> {
+        for (number, at) in &told.done {
+            let done = self.done.get(number);
+            if done != Some(at) {
+                return Err(format!("job {number}: told done at {at}, done at {done:?}"));
+            }
+        }
+        for (id, ended) in &told.ended {
+            let state = self.states.get(id).map(String::as_str);
+            if state != Some(*ended) {
+                return Err(format!("job {id}: told {ended}, and it is {state:?}"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,201 @@
+//! Broken condition queues.
+
+use quorate_proto::etcdserverpb::TxnRequest;
+use quorate_recipes::condition::Batch;
+use quorate_recipes::store::ops::{self, Compare};
+use quorate_recipes::{Error, Fenced as _, KeyRange, Result, Session};
+use quorate_simulation::scenarios::{
+    ConditionKind as Kind, Crowd, condition_may_remain, numbers, task_done,
+};
+use quorate_simulation::{History, Player, Scenario};
+
+use super::mutants::is_found;
+
+const PREFIX: &str = "quorate/condition/b";
+
+/// One of the ways to break a condition queue.
+trait Broken: 'static {
+    const NAME: &'static str;
+
+    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()>;
+}
+
+struct World<B> {
+    crowd: Crowd,
+    of: std::marker::PhantomData<B>,
+}
+
+impl<B: Broken> Scenario for World<B> {
+    const NAME: &'static str = B::NAME;
+
+    fn new() -> Self {
+        Self {
+            crowd: Crowd::new(),
+            of: std::marker::PhantomData,
+        }
+    }
+
+    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
+        B::step(&self.crowd, player, session).await
+    }
+
+    fn may_meet(&self, _error: &Error) -> bool {
+        true
+    }
+
+    fn end(&self) {
+        self.crowd.end();
+    }
+
+    fn may_remain(&self, key: &str) -> bool {
+        condition_may_remain(key) || key.starts_with("quorate/condition/")
+    }
+
+    fn check(&self, history: &History) -> std::result::Result<(), String> {
+        self.crowd.check(history)
+    }
+}
+
+/// How far the queue is, as anybody can read it: the epoch that gathers, and how many do.
+async fn gathering(player: &Player) -> Result<(u64, u64)> {
+    let status = Kind::Batch.handle(player).status().await?;
+    Ok((status.epoch, status.gathering))
+}
+
+async fn send(player: &Player, request: TxnRequest) -> Result<()> {
+    match player.client().store().txn(request).await {
+        Err(error) if !error.is_transient() => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// The gate is opened by the number that was counted, whatever has become of the epoch meanwhile.
+struct NoHeadCompare;
+
+impl Broken for NoHeadCompare {
+    const NAME: &'static str = "a gate that opens without a look at the head";
+
+    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
+        crowd.join(player, session, Kind::Batch).await?;
+        let (epoch, there) = gathering(player).await?;
+        player.pause(300).await;
+        if there == 0 {
+            return Ok(());
+        }
+        let value = format!(r#"{{"v":1,"segment":{}}}"#, epoch + 1);
+        let gate = r#"{"v":1,"reason":"","since_ms":0}"#;
+        let request = TxnRequest {
+            success: vec![
+                ops::put(format!("{PREFIX}/head"), value.into(), None),
+                ops::put(format!("{PREFIX}/gate/{epoch:016x}"), gate.into(), None),
+            ],
+            ..TxnRequest::default()
+        };
+        match there {
+            3.. => send(player, request).await,
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A task is taken out without a word to those who have counted it.
+struct SilentWithdrawal;
+
+impl Broken for SilentWithdrawal {
+    const NAME: &'static str = "a withdrawal that those who count do not hear of";
+
+    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
+        let (number, epoch) = crowd.join(player, session, Kind::Broadcast).await?;
+        player.pause(50).await;
+        let key = format!("quorate/condition/c/segment/{epoch:016x}/{number}");
+        let mut head = ops::get("quorate/condition/c/head");
+        head.keys_only = true;
+        let found = player.client().store().range(head).await?;
+        let at = found.kvs.first().map_or(0, |kv| kv.mod_revision);
+        let status = Kind::Broadcast.handle(player).status().await?;
+        if status.epoch != epoch {
+            return Ok(());
+        }
+        let head = quorate_recipes::Revision(at);
+        let request = TxnRequest {
+            compare: vec![
+                Compare::mod_revision("quorate/condition/c/head", head).into(),
+                Compare::present(&key).into(),
+            ],
+            success: vec![ops::delete(KeyRange::one(&key))],
+            failure: Vec::new(),
+        };
+        send(player, request).await
+    }
+}
+
+/// A task joins the epoch that it knows of.
+struct LateJoin;
+
+impl Broken for LateJoin {
+    const NAME: &'static str = "a task that joins without a look at the head";
+
+    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
+        crowd.join(player, session, Kind::Batch).await?;
+        let (epoch, _) = gathering(player).await?;
+        player.pause(300).await;
+        let name = player.below(u64::MAX >> 2);
+        let key = format!("{PREFIX}/segment/{epoch:016x}/{name}");
+        let item = r#"{"v":1,"since_ms":0,"value":1}"#;
+        player.client().put(key, item).await?;
+        Ok(())
+    }
+}
+
+/// A batch is done by whoever had it once.
+struct NoClaimCompare;
+
+impl NoClaimCompare {
+    async fn end(player: &Player, batch: Batch<i64>) -> Result<()> {
+        player.pause(9_000).await;
+        let gate = format!("{PREFIX}/gate/{:016x}", batch.gate().epoch);
+        let tasks = KeyRange::prefix(format!("{PREFIX}/segment/{:016x}/", batch.gate().epoch));
+        let lease = batch.fence().lease().to_string();
+        let done = numbers(&batch).into_iter();
+        let done = done.map(|n| ops::put(task_done(Kind::Batch, n), lease.clone().into(), None));
+        let gone = [tasks, KeyRange::one(&gate)].map(ops::delete);
+        let request = TxnRequest {
+            compare: vec![Compare::create_revision(&gate, batch.gate().revision).into()],
+            success: gone.into_iter().chain(done).collect(),
+            failure: Vec::new(),
+        };
+        send(player, request).await
+    }
+}
+
+impl Broken for NoClaimCompare {
+    const NAME: &'static str = "a batch whose end does not ask who has it";
+
+    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
+        crowd.join(player, session, Kind::Batch).await?;
+        match crowd.take(player, session).await? {
+            Some(batch) => Self::end(player, batch).await,
+            None => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn a_gate_without_its_head_is_found() {
+    is_found::<World<NoHeadCompare>>("opened for head");
+}
+
+#[test]
+fn a_gate_for_one_who_has_gone_is_found() {
+    is_found::<World<SilentWithdrawal>>("opened for {");
+}
+
+#[test]
+fn a_task_that_joins_too_late_is_found() {
+    is_found::<World<LateJoin>>("joined epoch");
+}
+
+#[test]
+fn a_batch_ended_by_one_who_lost_it_is_found() {
+    is_found::<World<NoClaimCompare>>("ended");
+}

@@ -1,0 +1,181 @@
+//! Broken dispatchers.
+
+use quorate_proto::etcdserverpb::TxnRequest;
+use quorate_recipes::store::ops::{self, Compare};
+use quorate_recipes::{Error, Fenced as _, KeyRange, Result, Session};
+use quorate_simulation::scenarios::{Staff, dispatch_may_remain, job_done, ops as dispatcher};
+use quorate_simulation::{History, Player, Scenario};
+use serde_json::{Value, json};
+
+use super::mutants::is_found;
+
+const PREFIX: &str = "quorate/dispatch/d";
+
+/// One of the ways to break a dispatcher.
+trait Broken: 'static {
+    const NAME: &'static str;
+
+    async fn step(staff: &Staff, player: &Player, session: &Session) -> Result<()>;
+}
+
+struct World<B> {
+    staff: Staff,
+    of: std::marker::PhantomData<B>,
+}
+
+impl<B: Broken> Scenario for World<B> {
+    const NAME: &'static str = B::NAME;
+
+    fn new() -> Self {
+        Self {
+            staff: Staff::default(),
+            of: std::marker::PhantomData,
+        }
+    }
+
+    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
+        B::step(&self.staff, player, session).await
+    }
+
+    fn may_meet(&self, _error: &Error) -> bool {
+        true
+    }
+
+    fn end(&self) {
+        self.staff.end();
+    }
+
+    fn may_remain(&self, key: &str) -> bool {
+        dispatch_may_remain(key) || key.starts_with("quorate/dispatch/")
+    }
+
+    fn check(&self, history: &History) -> std::result::Result<(), String> {
+        self.staff.check(history)
+    }
+}
+
+/// A job's record as anybody can read it, and the key of its item.
+async fn record(player: &Player, id: &str) -> Result<Option<(Value, String)>> {
+    let found = player.client().get(format!("{PREFIX}/job/{id}")).await?;
+    let Some(kv) = found else { return Ok(None) };
+    let record: Value = serde_json::from_slice(&kv.value).unwrap_or_default();
+    let inbox = match (&record["target"]["instance"], &record["target"]["any"]) {
+        (Value::String(name), _) => format!("inbox/{name}"),
+        (_, Value::String(name)) => format!("service/{name}"),
+        _ => return Ok(None),
+    };
+    let segment = record["segment"].as_u64().unwrap_or(0);
+    Ok(Some((
+        record,
+        format!("{PREFIX}/{inbox}/segment/{segment:016x}/{id}"),
+    )))
+}
+
+/// Ends a job in this state, whatever has become of it.
+async fn end(
+    player: &Player,
+    id: &str,
+    state: Value,
+    also: Option<(String, String)>,
+) -> Result<()> {
+    let Some((mut record, item)) = record(player, id).await? else {
+        return Ok(());
+    };
+    player.pause(6_000).await;
+    record["state"] = state;
+    let key = format!("{PREFIX}/job/{id}");
+    let also = also.map(|(key, value)| ops::put(key, value.into(), None));
+    let request = TxnRequest {
+        compare: vec![Compare::present(&key).into()],
+        success: [
+            ops::put(&key, record.to_string().into(), None),
+            ops::delete(KeyRange::one(&item)),
+        ]
+        .into_iter()
+        .chain(also)
+        .collect(),
+        failure: Vec::new(),
+    };
+    match player.client().store().txn(request).await {
+        Err(error) if !error.is_transient() => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Whoever had a command once ends its job.
+struct NoClaimCompare;
+
+impl Broken for NoClaimCompare {
+    const NAME: &'static str = "a reply that does not ask who has the command";
+
+    async fn step(staff: &Staff, player: &Player, session: &Session) -> Result<()> {
+        staff.send(player, session).await?;
+        let Some(command) = staff.take(player, session).await? else {
+            return Ok(());
+        };
+        let effect = job_done(*command.value());
+        let lease = command.fence().lease().to_string();
+        let done = json!({ "done": command.value() });
+        end(player, command.job(), done, Some((effect, lease))).await
+    }
+}
+
+/// A job is cancelled that nobody had when somebody looked.
+struct NoStateCompare;
+
+impl Broken for NoStateCompare {
+    const NAME: &'static str = "a cancellation that does not ask how far the job is";
+
+    async fn step(staff: &Staff, player: &Player, session: &Session) -> Result<()> {
+        let job = staff.send(player, session).await?;
+        let cancelling = end(player, job.id(), json!("cancelled"), None);
+        let working = async {
+            if let Some(mut command) = staff.take(player, session).await? {
+                let lease = command.fence().lease().to_string();
+                let number = *command.value();
+                let txn = player.client().txn().put(job_done(number), lease);
+                command.reply_with(&number, txn).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        let (cancelled, worked) = tokio::join!(cancelling, working);
+        cancelled.and(worked)
+    }
+}
+
+/// A copy of the whole command is sent without a lane.
+struct SentTwice;
+
+impl Broken for SentTwice {
+    const NAME: &'static str = "a command that is sent again under another id";
+
+    async fn step(staff: &Staff, player: &Player, session: &Session) -> Result<()> {
+        let job = staff.send(player, session).await?;
+        let Some((_, item)) = record(player, job.id()).await? else {
+            return Ok(());
+        };
+        let Some(kv) = player.client().get(&item).await? else {
+            return Ok(());
+        };
+        let item: Value = serde_json::from_slice(&kv.value).unwrap_or_default();
+        let number = item["value"]["command"].as_i64().unwrap_or(0);
+        let target = quorate_recipes::dispatch::Target::Any("s".to_owned());
+        dispatcher(player).send(session, target, &number).await?;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_reply_by_one_who_lost_it_is_found() {
+    is_found::<World<NoClaimCompare>>("job");
+}
+
+#[test]
+fn a_cancellation_of_what_has_ended_is_found() {
+    is_found::<World<NoStateCompare>>("and is cancelled then");
+}
+
+#[test]
+fn a_command_sent_twice_is_found() {
+    is_found::<World<SentTwice>>("took place twice");
+}
