@@ -54,11 +54,11 @@ type Desk = (LeaseId, Rc<Inbox<i64, i64>>);
 
 /// What clients were told.
 #[derive(Debug, Default)]
-pub struct Told {
+struct Told {
     /// When a job was done, by who did it.
-    pub done: Vec<(i64, Revision)>,
+    done: Vec<(i64, Revision)>,
     /// How jobs have ended, by who waited, as their records say.
-    pub ended: Vec<(String, &'static str)>,
+    ended: Vec<(String, &'static str)>,
 }
 
 fn word(ended: &Ended<i64>) -> &'static str {

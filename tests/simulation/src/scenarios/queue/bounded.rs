@@ -101,8 +101,9 @@ pub fn check_limit(
         changes.push((commit.at, items.len() == most || !waiting.is_empty()));
     }
     for (from, to) in told_full {
-        let at_first = changes.iter().rev().find(|(at, _)| at <= from);
-        let meanwhile = changes.iter().filter(|(at, _)| at > from && at <= to);
+        // Of commits at the very moment nobody knows which came before.
+        let at_first = changes.iter().rev().find(|(at, _)| at < from);
+        let meanwhile = changes.iter().filter(|(at, _)| (from..=to).contains(&at));
         if !at_first.into_iter().chain(meanwhile).any(|(_, full)| *full) {
             return Err(format!("told at {to:?} that it is full, which it was not"));
         }
