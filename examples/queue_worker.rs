@@ -56,7 +56,8 @@ async fn main() -> anyhow::Result<()> {
     let session = client.session().await?;
     let items: Vec<u64> = (0..ITEMS).collect();
     queue(&client).push_all(&session, &items).await?;
-    let patient = tokio::spawn({
+    let mut patient = tokio::task::JoinSet::new();
+    patient.spawn({
         let (client, args) = (client.clone(), args.clone());
         async move { work(&client, &args).await }
     });
@@ -64,7 +65,7 @@ async fn main() -> anyhow::Result<()> {
         let short = Duration::from_millis(25);
         drop(tokio::time::timeout(short, work(&client, &args)).await);
     }
-    patient.abort();
+    patient.shutdown().await;
     let (_, effects) = client.list(KeyRange::prefix("effect/")).await?;
     let once = effects.iter().filter(|kv| kv.version == 1).count();
     println!("{once} of {ITEMS} items done exactly once");

@@ -15,6 +15,7 @@ use quorate_harness::{eventually, knobs};
 use quorate_recipes::queue::Queue;
 use quorate_recipes::store::Remote;
 use quorate_recipes::{Client, KeyRange};
+use tokio::task::JoinSet;
 
 const CONSUMERS: usize = 8;
 /// The shortest that a member grants with etcd's default timers, in seconds.
@@ -33,7 +34,8 @@ async fn killed_consumers_leave_exactly_one_effect_an_item() -> anyhow::Result<(
     let queue: Queue<u64> = client.queue("work").without_max_attempts();
 
     let stop = Arc::new(AtomicBool::new(false));
-    let pushing = tokio::spawn(push(client.clone(), queue.clone(), Arc::clone(&stop)));
+    let mut pushing = JoinSet::new();
+    pushing.spawn(push(client.clone(), queue.clone(), Arc::clone(&stop)));
     let logs = tempfile::tempdir()?;
     let start = |n: usize| {
         let mut command = Command::new(crate::example("queue_worker")?);
@@ -64,7 +66,7 @@ async fn killed_consumers_leave_exactly_one_effect_an_item() -> anyhow::Result<(
         workers[n] = start(n)?;
     }
     stop.store(true, Ordering::Relaxed);
-    let pushed = pushing.await??;
+    let pushed = pushing.join_next().await.context("it pushes")???;
     eventually("the queue is empty", 4 * LIMIT, || async {
         let status = queue.status().await.ok()?;
         (status.items + status.delayed == 0).then_some(())

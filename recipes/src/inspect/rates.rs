@@ -75,14 +75,12 @@ impl Inspect {
                     break;
                 }
             }
-            Err(StoreError::NotApplied(Cause::new("the watch ended")))
+            Err::<(), StoreError>(StoreError::NotApplied(Cause::new("the watch ended")))
         };
         let began = self.client.now();
         let until = self.client.deadline(during);
-        match self.client.before(until, count).await {
-            Some(Err(error)) => return Err(StoreError::into(error)),
-            Some(Ok(())) | None => {}
-        }
+        // Nothing but trouble ends it before.
+        self.client.before(until, count).await.transpose()?;
         let during = self.client.now().saturating_duration_since(began);
         Ok(Rates { during, queues })
     }
