@@ -245,6 +245,7 @@ mod tests {
     use super::*;
     use crate::condition::{Condition, Release};
     use crate::config::{Expect, Rule};
+    use crate::dispatch::{Sending, Target};
     use crate::error::Error;
     use crate::keys::Revision;
     use crate::stm::Transaction;
@@ -264,6 +265,7 @@ mod tests {
             let when = Condition::started().or(Condition::done("a"));
             c.condition_queue::<u32>("m", when).release(release)
         };
+        let ops = c.dispatcher::<u32, u32>("m");
         let (mutex, rw, many) = (c.mutex("m"), c.rw_lock("m"), NonZeroU32::MIN);
         let refused: Vec<Result<()>> = vec![
             mutex.lock(s).await.map(drop),
@@ -354,6 +356,11 @@ mod tests {
             conditional(Release::Batch).mark_done(s, "a").await,
             conditional(Release::Batch).take(s).await.map(drop),
             conditional(Release::Fan).consumer(s).await.map(drop),
+            ops.send(s, Target::Any("a".to_owned()), &1).await.map(drop),
+            ops.send_all(s, |_| true, &1, Sending::new())
+                .await
+                .map(drop),
+            ops.inbox(s, [Target::Any("a".to_owned())]).await.map(drop),
             c.partitions("m", 1).join(s).await.map(drop),
             c.stm()
                 .under(s)

@@ -707,18 +707,20 @@ async fn one_removes_at_a_time_and_each_segment_once() {
 #[tokio::test(start_paused = true)]
 async fn a_late_removal_changes_nothing() {
     let place = Place::new().await;
-    place.publish(0..9).await;
-    place.faulty.plan(
-        "quorate/topic/t/removed",
-        vec![Fault::Late, Fault::Unanswered],
-    );
+    place.publish(0..14).await;
+    let removals = "quorate/topic/t/removed";
+    let faults = [Fault::Late, Fault::Unanswered];
+    place.faulty.plan(removals, faults);
     place.remove(Retention::default().max_segments(1)).await;
-    place.faulty.deliver().await;
-    let status = place.topic().status().await.unwrap();
-    assert_eq!(
-        (status.partitions[0].removed, status.partitions[0].messages),
-        (4, 5)
-    );
+    let kept = async || {
+        let status = place.topic().status().await.unwrap();
+        let partition = &status.partitions[0];
+        (partition.removed, partition.messages)
+    };
+    assert_eq!(kept().await, (8, 6));
+    // That of the first segment.
+    assert_eq!(place.faulty.deliver().await, (1, 0));
+    assert_eq!(kept().await, (8, 6));
 }
 
 #[tokio::test(start_paused = true)]

@@ -250,6 +250,9 @@ impl SegmentedLog {
     /// handle has put there, since what was deleted costs the store's readers as well. Items of others are
     /// taken to be as large as its own.
     pub(super) async fn appended(&self, head: Head, items: &[Bytes], live: Option<usize>) {
+        if !self.rolls {
+            return;
+        }
         let full = {
             let mut known = self.known();
             let Some(now) = known.as_mut().filter(|known| known.head == head) else {

@@ -44,6 +44,8 @@ pub struct SegmentedLog {
     space: KeySpace,
     segments: KeySpace,
     segment_items: usize,
+    /// Whether a full segment is closed by who fills it.
+    rolls: bool,
     known: Arc<Mutex<Option<Known>>>,
 }
 
@@ -199,6 +201,7 @@ impl SegmentedLog {
             space,
             segments,
             segment_items: SEGMENT_ITEMS,
+            rolls: true,
             known: Arc::default(),
         }
     }
@@ -213,8 +216,9 @@ impl SegmentedLog {
 
     /// Goes on to the next segment only when told to.
     #[must_use]
-    pub fn without_automatic_roll(self) -> Self {
-        self.with_segment_items(usize::MAX)
+    pub fn without_automatic_roll(mut self) -> Self {
+        self.rolls = false;
+        self
     }
 
     /// Items after which a segment is full.

@@ -213,6 +213,25 @@ mod tests {
         assert_eq!(out.await.unwrap(), Some(ItemId::named(2, "c")));
     }
 
+    /// Neither by their number nor by their size.
+    #[tokio::test(start_paused = true)]
+    async fn a_segment_without_an_automatic_roll_stays_open() {
+        let client = Client::new(MemStore::new());
+        let session = client.session().await.unwrap();
+        let log = log(&client).with_segment_items(1);
+        let item = Bytes::from(vec![b'x'; 1 << 20]);
+        for n in 0..6 {
+            let name = n.to_string();
+            let placed = log.append_named(&session, &name, &item, |_| Effect::default());
+            let placed = placed.await.unwrap();
+            assert!(
+                matches!(&placed, Placed::Done { id, .. } if id.segment() == 0),
+                "{placed:?}"
+            );
+        }
+        assert_eq!(log.head(None).await.unwrap().since, Revision(0));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_late_copy_takes_out_nothing_that_came_later() {
         let faulty = Faulty::new(MemStore::new());
