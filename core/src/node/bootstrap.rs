@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
+use futures::future::BoxFuture;
 use quorate_proto::Reason;
 use tokio::sync::Semaphore;
 use tokio_util::sync::DropGuard;
@@ -90,17 +91,29 @@ pub(super) async fn start(
     let runtime = OwnRuntime::start();
     let runtime = runtime.map_err(|error| Error::from(Reason::Internal).caused_by(error))?;
     let (network, hold) = (Tasks::new(), runtime.hold());
-    let assembled = runtime.run(async move {
-        let assembled = assemble(config, peer_listener, &network, hold).await;
+    let assembled = runtime
+        .run(assembly(config, peer_listener, network, hold))
+        .await;
+    let node = assembled.map_err(|error| Error::from(Reason::Internal).caused_by(error))??;
+    runtime.end_with_callers();
+    Ok(node)
+}
+
+/// Boxed so that all a member consists of is compiled with this crate: the body of an `async fn` is
+/// compiled again in every program that awaits it, which would then hold all of consensus twice.
+fn assembly(
+    config: Config,
+    peer_listener: Option<TcpListener>,
+    network: Tasks,
+    runtime: DropGuard,
+) -> BoxFuture<'static, Result<Node, StartError>> {
+    Box::pin(async move {
+        let assembled = assemble(config, peer_listener, &network, runtime).await;
         if assembled.is_err() {
             network.cancel();
         }
         assembled
-    });
-    let assembled = assembled.await;
-    let node = assembled.map_err(|error| Error::from(Reason::Internal).caused_by(error))??;
-    runtime.end_with_callers();
-    Ok(node)
+    })
 }
 
 async fn assemble(
