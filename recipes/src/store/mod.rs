@@ -64,6 +64,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Watches several ranges on one stream. The stream must end when the server it comes from
     /// has no leader, so that a cut-off server cannot keep a watcher silent for ever.
     ///
+    /// A watcher with no start revision begins where its `created` answer says, which may be later
+    /// than the return of this call.
+    ///
     /// # Errors
     /// The transient kinds, and [`StoreError::Auth`]. A compacted start revision is not an error
     /// here: it arrives as a canceled answer with its `compact_revision`.

@@ -31,6 +31,12 @@ use crate::keys::LeaseId;
 /// Most attempts of one call, when each was certainly not applied, unless told otherwise.
 const ATTEMPTS_MAX: usize = 8;
 
+/// What may be on the way of one stream that nobody reads, such as a watch.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+
+/// The most that HTTP/2 knows (RFC 9113, section 6.9.1): a connection has no window that its streams share.
+const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
+
 /// Longest pause before the next attempt of a call, once every endpoint was tried.
 const ROUND_PAUSE: Duration = Duration::from_millis(200);
 
@@ -203,6 +209,9 @@ impl RemoteBuilder {
             .keep_alive_timeout(self.ping_timeout)
             .keep_alive_while_idle(true)
             .tcp_nodelay(true)
+            // What nobody reads fills the window of its own stream, and never that of all the others.
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .connect_lazy();
         Ok(Server { url, channel })
     }

@@ -40,6 +40,7 @@ on_a_cluster! {
     faults::dropped_in_flight_leaves_nothing,
     faults::waiting_survives_ended_watches,
     faults::own_values_survive_lost_answers,
+    faults::unread_watches_hold_up_nothing,
 }
 
 /// A program that blocks its only thread for longer than its lease lives keeps what it holds if the store's

@@ -37,4 +37,5 @@ on_a_node! {
     faults::dropped_in_flight_leaves_nothing,
     faults::waiting_survives_ended_watches,
     faults::own_values_survive_lost_answers,
+    faults::unread_watches_hold_up_nothing,
 }

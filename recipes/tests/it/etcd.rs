@@ -47,6 +47,7 @@ on_etcd! {
     faults::dropped_in_flight_leaves_nothing,
     faults::waiting_survives_ended_watches,
     faults::own_values_survive_lost_answers,
+    faults::unread_watches_hold_up_nothing,
 }
 
 /// A session is lost by its own clock while the server is silent, and stays lost.

@@ -2,11 +2,15 @@
 //! done twice, and nobody loses what is theirs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use quorate_recipes::{Client, Error, Store};
+use futures::StreamExt;
+use quorate_proto::etcdserverpb::WatchCreateRequest;
+use quorate_recipes::{Client, Error, KeyRange, Store};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use super::{cut_time_and_again, keys_below, session, watched};
+use super::{cut_time_and_again, keys_below, session, short_session, watched};
 use crate::support::{soon, until};
 use quorate_recipes::store::faulty::{Fault, Faulty};
 
@@ -177,4 +181,44 @@ pub async fn own_values_survive_lost_answers(client: &Client) {
     client.delete(leader.key()).await.unwrap();
     let outcome = leader.proclaim("z".to_owned()).await;
     assert!(matches!(outcome, Err(Error::Removed(_))), "{outcome:?}");
+}
+
+/// Watches that nobody reads, with more on their way than a connection holds by default, hold up neither calls nor
+/// the renewals of leases.
+pub async fn unread_watches_hold_up_nothing(client: &Client) {
+    const WATCHES: usize = 8;
+    const VALUES: usize = 8;
+    let session = short_session(client).await;
+    let range = KeyRange::prefix("unread/");
+    let mut watches = Vec::new();
+    for _ in 0..WATCHES {
+        let request = WatchCreateRequest {
+            key: range.start.clone(),
+            range_end: range.end.clone(),
+            ..WatchCreateRequest::default()
+        };
+        let mut watch = client.store().watch(vec![request]).await.unwrap();
+        let created = soon("a watch", watch.next()).await.unwrap().unwrap();
+        assert!(created.created && !created.canceled, "{created:?}");
+        watches.push(watch);
+    }
+    for n in 0..VALUES {
+        let value = vec![b'x'; 1 << 20];
+        client.put(format!("unread/{n}"), value).await.unwrap();
+    }
+    // Longer than the lease lives by itself.
+    let until = Instant::now() + Duration::from_secs(6);
+    while Instant::now() < until {
+        let read = soon("an answer", client.get("unread/none")).await;
+        assert!(read.unwrap().is_none());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    session.check().unwrap();
+    for mut watch in watches {
+        let mut seen = 0;
+        while seen < VALUES {
+            let answer = soon("an event", watch.next()).await.unwrap().unwrap();
+            seen += answer.events.len();
+        }
+    }
 }
