@@ -436,36 +436,27 @@ impl Worker {
         }
         let drop_oldest = self.shared.limits.overflow == Overflow::DropOldest;
         let is_sending_first = self.sending.as_ref().is_some_and(|s| s.from_spool);
-        let (spool, dropped, outcome) = tokio::task::spawn_blocking(move || {
-            let mut dropped = 0;
-            let mut work = || -> io::Result<()> {
-                for batch in back.iter().rev() {
-                    spool.push_front(batch)?;
-                }
-                for batch in &over {
-                    let mut kept = spool.push(batch)?;
-                    while !kept && drop_oldest && !is_sending_first && !spool.is_empty() {
-                        dropped += spool.first().ok().flatten().map_or(1, |old| old.count());
-                        spool.pop()?;
-                        kept = spool.push(batch)?;
-                    }
-                    if !kept {
-                        dropped += batch.count();
-                    }
-                }
-                Ok(())
-            };
-            let outcome = work();
-            (spool, dropped, outcome)
+        let (spool, spilled) = tokio::task::spawn_blocking(move || {
+            let spilled = spill(&mut spool, back, over, drop_oldest && !is_sending_first);
+            (spool, spilled)
         })
         .await
         .map_err(io::Error::other)?;
         let mut state = self.shared.state();
-        state.stats.dropped += dropped;
+        state.stats.dropped += spilled.dropped;
         state.stats.spooled_bytes = spool.bytes();
+        if closed {
+            let left = spilled.left.iter().map(Batch::count);
+            state.stats.dropped += left.sum::<u64>();
+        } else {
+            // They wait where they were until the disk takes them.
+            for batch in spilled.left.into_iter().rev() {
+                state.sealed.push_front(batch);
+            }
+        }
         drop(state);
         self.spool = Some(spool);
-        outcome
+        spilled.outcome
     }
 
     /// Begins to publish what has waited longest, if nothing is being published.
@@ -604,6 +595,48 @@ impl Worker {
         if before > settled {
             self.shared.settled.send_replace(before);
         }
+    }
+}
+
+/// What came of moving batches to the disk.
+struct Spilled {
+    /// Lines that were dropped for want of room.
+    dropped: u64,
+    /// Batches that the disk did not take, in their order.
+    left: VecDeque<Batch>,
+    outcome: io::Result<()>,
+}
+
+/// Moves batches to the disk: `back` before all that is there, `over` behind it, in the place of the oldest if
+/// there is no room otherwise and that is allowed.
+fn spill(spool: &mut Spool, back: Vec<Batch>, over: Vec<Batch>, drop_oldest: bool) -> Spilled {
+    let (mut back, mut over) = (VecDeque::from(back), VecDeque::from(over));
+    let mut dropped = 0;
+    let mut work = || -> io::Result<()> {
+        while let Some(batch) = back.back() {
+            spool.push_front(batch)?;
+            back.pop_back();
+        }
+        while let Some(batch) = over.front() {
+            let mut kept = spool.push(batch)?;
+            while !kept && drop_oldest && !spool.is_empty() {
+                dropped += spool.first().ok().flatten().map_or(1, |old| old.count());
+                spool.pop()?;
+                kept = spool.push(batch)?;
+            }
+            if !kept {
+                dropped += batch.count();
+            }
+            over.pop_front();
+        }
+        Ok(())
+    };
+    let outcome = work();
+    back.append(&mut over);
+    Spilled {
+        dropped,
+        left: back,
+        outcome,
     }
 }
 

@@ -144,13 +144,14 @@ impl Spool {
     /// Removes the oldest batch.
     ///
     /// # Errors
-    /// The disk's.
+    /// The disk's; the batch is not given again then, but by a spool that is opened later.
     pub(super) fn pop(&mut self) -> io::Result<()> {
-        if let Some(first) = self.entries.front() {
-            fs::remove_file(self.path(first.number))?;
-            self.forget_first();
-        }
-        Ok(())
+        let Some(first) = self.entries.front() else {
+            return Ok(());
+        };
+        let removed = fs::remove_file(self.path(first.number));
+        self.forget_first();
+        removed
     }
 
     fn forget_first(&mut self) {

@@ -181,3 +181,31 @@ async fn the_spool_takes_over_and_outlives_the_agent() {
     assert!(soon(run).await.is_err());
     assert_eq!(collected, numbers(100..141));
 }
+
+/// What a disk does not take, as when it is full, waits in memory, and what finds no room there is counted.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_takes_nothing_loses_nothing_uncounted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let faulty = Faulty::new(MemStore::new());
+    let client = Client::builder(faulty.clone()).seed(1).build();
+    faulty.disconnect(Outage::Refused);
+    let agent = client.log_collection("l").agent("host").batch_bytes(2);
+    let agent = agent.window(2).spool(&path, 1 << 20).await.unwrap();
+    std::fs::remove_dir_all(&path).unwrap();
+    let mut taken = Vec::new();
+    for line in numbers(10..20) {
+        if agent.log(line.clone()) {
+            taken.push(line);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    faulty.reconnect();
+    soon(agent.flush()).await.unwrap();
+    let stats = soon(agent.close()).await.unwrap();
+    assert_eq!(stats.published, stats.accepted, "{stats:?}");
+    assert_eq!(stats.accepted + stats.dropped, 10, "{stats:?}");
+    assert!(taken.len() >= 4, "{taken:?}");
+    let (collected, _) = collect(&client, "archive", taken.len()).await;
+    assert_eq!(collected, taken);
+}
