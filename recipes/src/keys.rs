@@ -4,7 +4,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// The root that all keys of the recipes lie under.
 pub const ROOT: &str = "quorate";
@@ -14,7 +14,9 @@ pub const ROOT: &str = "quorate";
 pub use quorate_proto::epoch::EPOCH_KEY;
 
 /// A revision of the store: it grows by one with each writing transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 pub struct Revision(pub i64);
 
 impl fmt::Display for Revision {

@@ -166,6 +166,8 @@ mod snapshot;
 pub mod stm;
 pub mod store;
 mod tasks;
+#[cfg(test)]
+mod testing;
 pub mod topic;
 pub mod txn;
 mod value;

@@ -46,7 +46,7 @@ pub(super) struct Look {
 }
 
 /// What is read in one look, besides what the terms of the condition ask for.
-const READS: usize = 6;
+const READS: usize = 5;
 
 impl Looker {
     pub(super) fn new(layout: Layout, rule: Rule) -> Self {
@@ -119,14 +119,11 @@ impl Looker {
             read.limit = limit;
             read
         };
-        let mut count = ops::range(layout.log.segment(head.segment));
-        count.count_only = true;
         let reads = [
             ops::get(layout.withdrawn()),
-            count,
+            ops::counting(layout.log.segment(head.segment)),
             keys(layout.signals(head.segment).range(), 0),
             keys(layout.all_done().range(), 0),
-            keys(layout.log.range(0, Some(head.segment)), 1),
             keys(layout.gates().range(), 1),
         ];
         debug_assert_eq!(reads.len(), READS, "the terms' come behind them");
@@ -239,13 +236,16 @@ impl Looker {
         if self.rule.release != Release::Fan {
             return Ok(());
         }
-        let first = ops::kvs(found, 4).first();
-        let first = first.and_then(|kv| self.layout.log.item(&kv.key));
-        let first = first.map_or(head.segment, |id| id.segment());
         let gates = self.layout.gates();
-        let oldest = ops::kvs(found, 5).first();
+        let oldest = ops::kvs(found, 4).first();
         let oldest = oldest.and_then(|kv| Layout::epoch_of(&gates, &kv.key));
-        if oldest.is_some_and(|oldest| oldest < first) {
+        let Some(oldest) = oldest.filter(|oldest| *oldest < head.segment) else {
+            return Ok(());
+        };
+        let log = &self.layout.log;
+        let first = log.first_with_items(oldest, head.segment - 1).await?;
+        let first = first.unwrap_or(head.segment);
+        if oldest < first {
             let delete = TxnRequest {
                 success: vec![ops::delete(self.layout.gates_before(first))],
                 ..TxnRequest::default()

@@ -384,11 +384,7 @@ impl<T> ConditionQueue<T> {
     /// [`Error::Codec`] for a head or a gate that cannot be read; the store's.
     pub async fn status(&self) -> Result<ConditionStatus> {
         let layout = self.layout();
-        let count = |range| {
-            let mut read = ops::range(range);
-            read.count_only = true;
-            ops::read(read)
-        };
+        let count = |range| ops::read(ops::counting(range));
         loop {
             let found = layout.client.get(layout.log.head_key()).await?;
             let head = layout.log.head_of(found.as_ref())?;

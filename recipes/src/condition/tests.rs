@@ -7,60 +7,31 @@ use super::*;
 use crate::error::TxnError;
 use crate::queue::Nack;
 use crate::store::faulty::{Calls, Fault, Stage};
-use crate::store::{Counting, Faulty, MemStore};
+use crate::testing::{Place, no_news, soon};
 
-struct Place {
-    store: MemStore,
-    faulty: Faulty<MemStore>,
-    counting: Counting<Faulty<MemStore>>,
-    client: Client,
-    session: Session,
+/// What there is to do with a condition queue at a place.
+trait OfConditions {
+    fn queue(&self, condition: Condition) -> ConditionQueue<u32>;
+
+    /// Everything that is kept, but for what always is.
+    fn left(&self) -> Vec<String>;
+
+    async fn join(&self, queue: &ConditionQueue<u32>, id: &str) -> Option<u64>;
 }
 
-impl Place {
-    async fn new() -> Self {
-        let store = MemStore::new();
-        let faulty = Faulty::new(store.clone());
-        let counting = Counting::new(faulty.clone());
-        let client = Client::builder(counting.clone()).seed(1).build();
-        let session = client.session().await.unwrap();
-        Self {
-            store,
-            faulty,
-            counting,
-            client,
-            session,
-        }
-    }
-
+impl OfConditions for Place {
     fn queue(&self, condition: Condition) -> ConditionQueue<u32> {
         self.client.condition_queue("q", condition)
     }
 
-    /// Everything that is kept, but for what always is.
     fn left(&self) -> Vec<String> {
-        let mut left = self.store.keys("quorate/condition/q/");
-        left.retain(|key| {
-            let of = |name: &str| key.ends_with(name);
-            !of("/head") && !of("/rule") && !of("/withdrawn")
-        });
-        left
+        self.keys_but("quorate/condition/q/", &["/head", "/rule", "/withdrawn"])
     }
 
     async fn join(&self, queue: &ConditionQueue<u32>, id: &str) -> Option<u64> {
         let joined = queue.join(&self.session, id, &7).await.unwrap();
         joined.epoch()
     }
-}
-
-async fn soon<T>(work: impl Future<Output = T>) -> T {
-    let done = tokio::time::timeout(Duration::from_secs(60), work).await;
-    done.expect("it ends by itself")
-}
-
-async fn no_news<T: fmt::Debug>(work: impl Future<Output = T>) {
-    let done = tokio::time::timeout(Duration::from_secs(60), work).await;
-    assert!(done.is_err(), "{done:?}");
 }
 
 fn ids<T>(tasks: &[Task<T>]) -> Vec<&str> {

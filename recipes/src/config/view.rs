@@ -26,7 +26,6 @@ pub enum Source {
 #[non_exhaustive]
 pub struct Part {
     /// The revision at which it was published; of a gray release, at which that was begun or changed.
-    #[serde(with = "number")]
     pub revision: Revision,
     /// Its number among the publications of the key; `None` for a gray release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,26 +40,9 @@ pub struct Part {
 #[non_exhaustive]
 pub struct Rejection {
     /// The revision.
-    #[serde(with = "number")]
     pub revision: Revision,
     /// Why.
     pub reason: String,
-}
-
-/// A revision, written as a number.
-mod number {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    use crate::keys::Revision;
-
-    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
-    pub(super) fn serialize<S: Serializer>(at: &Revision, to: S) -> Result<S::Ok, S::Error> {
-        at.0.serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Revision, D::Error> {
-        i64::deserialize(from).map(Revision)
-    }
 }
 
 /// What an instance is to use now, of a setting or a group.

@@ -213,10 +213,8 @@ impl<C, R> Dispatcher<C, R> {
     /// The store's.
     pub async fn status(&self) -> Result<DispatchStatus> {
         let layout = &self.layout;
-        let mut jobs = ops::range(layout.jobs().range());
-        jobs.count_only = true;
-        let mut cancels = ops::range(layout.cancels().range());
-        cancels.count_only = true;
+        let jobs = ops::counting(layout.jobs().range());
+        let cancels = ops::counting(layout.cancels().range());
         let mut here = ops::range(layout.here().range());
         here.keys_only = true;
         let request = TxnRequest {

@@ -9,6 +9,7 @@ use crate::error::TxnError;
 use crate::keys::KeyRange;
 use crate::store::faulty::Fault;
 use crate::store::{Faulty, MemStore};
+use crate::testing::{no_news, soon};
 
 struct Place {
     store: MemStore,
@@ -61,16 +62,6 @@ fn to(name: &str) -> Target {
 
 fn any(name: &str) -> Target {
     Target::Any(name.to_owned())
-}
-
-async fn soon<T>(work: impl Future<Output = T>) -> T {
-    let done = tokio::time::timeout(Duration::from_secs(60), work).await;
-    done.expect("it ends by itself")
-}
-
-async fn no_news<T: fmt::Debug>(work: impl Future<Output = T>) {
-    let done = tokio::time::timeout(Duration::from_secs(60), work).await;
-    assert!(done.is_err(), "{done:?}");
 }
 
 #[tokio::test(start_paused = true)]

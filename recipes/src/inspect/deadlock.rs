@@ -12,9 +12,9 @@ use quorate_proto::mvccpb::KeyValue;
 use serde::Serialize;
 
 use super::Inspect;
-use super::look::by_name;
+use super::look::{by_name, whole_kind};
 use crate::error::Result;
-use crate::keys::{KeyRange, ROOT, Revision};
+use crate::keys::Revision;
 use crate::lock::{Holder, introduced, weight};
 
 /// Time between two looks at the same circle.
@@ -163,7 +163,7 @@ impl Inspect {
         let mut waits = Vec::new();
         let mut at = Revision(0);
         for kind in LockKind::ALL {
-            let range = KeyRange::prefix(format!("{ROOT}/{}/", kind.segment()));
+            let range = whole_kind(kind.segment());
             let (revision, kvs) = self.client.list_at(range, at).await?;
             at = revision;
             for (name, mut line) in by_name(kind.segment(), kvs) {

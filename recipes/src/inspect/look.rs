@@ -114,14 +114,12 @@ impl Look {
 
     /// All keys of one kind.
     pub(super) async fn list_kind(&self, kind: &str) -> Result<Vec<KeyValue>> {
-        let root = format!("{ROOT}/{kind}/");
-        self.list(KeyRange::prefix(root)).await
+        self.list(whole_kind(kind)).await
     }
 
     /// How many keys a range has.
     pub(super) async fn count(&self, range: KeyRange) -> Result<u64> {
-        let mut request = ops::range(range);
-        request.count_only = true;
+        let mut request = ops::counting(range);
         request.revision = self.at.0;
         let answer = self.client.store().range(request).await?;
         Ok(u64::try_from(answer.count).unwrap_or(0))
@@ -181,6 +179,11 @@ fn session(kv: &KeyValue) -> SessionInfo {
         who: record.map(|record| record.who),
         revision: Revision(kv.create_revision),
     }
+}
+
+/// The keys of a whole kind.
+pub(super) fn whole_kind(kind: &str) -> KeyRange {
+    KeyRange::prefix(format!("{ROOT}/{kind}/"))
 }
 
 /// Keys by the name that follows `<root>/<kind>/`, each with what follows the name; those of names that cannot be

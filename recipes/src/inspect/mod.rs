@@ -33,7 +33,7 @@ pub use rates::{QueueRates, Rates};
 
 use crate::client::Client;
 use crate::error::Result;
-use crate::keys::{KeyRange, KeySpace, LeaseId, ROOT, Revision};
+use crate::keys::{KeyRange, KeySpace, LeaseId, Revision};
 use look::Look;
 
 /// Kinds of keys that are told as something else, or belong to something that is.
@@ -271,9 +271,4 @@ async fn others(look: &Look) -> Result<Vec<OtherInfo>> {
         }
     }
     Ok(found)
-}
-
-/// The keys of a whole kind.
-fn whole_kind(kind: &str) -> KeyRange {
-    KeyRange::prefix(format!("{ROOT}/{kind}/"))
 }

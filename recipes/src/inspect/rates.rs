@@ -9,7 +9,8 @@ use quorate_proto::mvccpb::Event;
 use quorate_proto::mvccpb::event::EventType;
 use serde::Serialize;
 
-use super::{Inspect, whole_kind};
+use super::Inspect;
+use super::look::whole_kind;
 use crate::error::Result;
 use crate::keys::{Key, decode};
 use crate::queue;

@@ -62,8 +62,8 @@ struct BoundRecord {
 }
 
 /// What lets one push in.
-pub(super) struct Entry {
-    layout: Layout,
+pub(super) struct Entry<'a> {
+    layout: &'a Layout,
     effect: Effect,
     room: Option<OwnedMutexGuard<Option<Room>>>,
     limit: Option<Limit>,
@@ -89,12 +89,12 @@ impl Bound {
     }
 
     /// Lets an item in; `None` when there is no room and the caller does not wait.
-    pub(super) async fn enter(
+    pub(super) async fn enter<'a>(
         &self,
-        layout: &Layout,
+        layout: &'a Layout,
         session: &Session,
         patience: Patience,
-    ) -> Result<Option<Entry>> {
+    ) -> Result<Option<Entry<'a>>> {
         session.belongs_to(&layout.client)?;
         let Self::Limited { limit, known } = self else {
             return Ok(Some(Entry::unlimited(layout)));
@@ -185,11 +185,7 @@ async fn until_less(layout: &Layout, counted: Revision, pause: &mut Backoff) -> 
 
 /// Reads the limit, and how many items there are.
 fn reads(layout: &Layout) -> [RequestOp; READS] {
-    let count = |range: KeyRange| {
-        let mut read = ops::range(range);
-        read.count_only = true;
-        ops::read(read)
-    };
+    let count = |range: KeyRange| ops::read(ops::counting(range));
     [
         ops::read(ops::get(layout.bound())),
         count(layout.log.range(0, None)),
@@ -242,12 +238,12 @@ pub(super) fn limit_of(bound: &KeyValue) -> Result<u32> {
     Ok(record.limit)
 }
 
-impl Entry {
+impl<'a> Entry<'a> {
     /// Lets everything in, if there is no limit.
-    pub(super) fn unlimited(layout: &Layout) -> Self {
+    pub(super) fn unlimited(layout: &'a Layout) -> Self {
         let bound = layout.bound();
         Self {
-            layout: layout.clone(),
+            layout,
             effect: Effect {
                 when: vec![Compare::absent(&bound)],
                 then: Vec::new(),
@@ -260,7 +256,7 @@ impl Entry {
     }
 
     fn limited(
-        layout: &Layout,
+        layout: &'a Layout,
         limit: Limit,
         known: OwnedMutexGuard<Option<Room>>,
         first: Option<Hold>,
@@ -273,7 +269,7 @@ impl Entry {
         };
         let record = Value::from(Json(record)).into_bytes(&bound)?;
         Ok(Self {
-            layout: layout.clone(),
+            layout,
             effect: Effect {
                 when: vec![Compare::mod_revision(&bound, room.at)],
                 then: vec![ops::put(&bound, record, None)],
@@ -334,7 +330,7 @@ impl Entry {
                 }),
             };
         };
-        let now = read(&self.layout, limit, found)?;
+        let now = read(self.layout, limit, found)?;
         let room = self.room.as_mut().expect("there is a limit");
         let as_known = room.is_some_and(|known| known.at == now.at);
         **room = Some(now);

@@ -28,11 +28,7 @@ impl<T> Queue<T> {
             request.revision = revision.0;
             ops::read(request)
         };
-        let count = |range: KeyRange| {
-            let mut request = ops::range(range);
-            request.count_only = true;
-            read(request)
-        };
+        let count = |range: KeyRange| read(ops::counting(range));
         let mut tries = ops::range(layout.tries().range());
         tries.keys_only = most == 0;
         let mut first = ops::range(layout.log.range(0, None));

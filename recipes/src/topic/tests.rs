@@ -5,33 +5,21 @@ use futures::StreamExt;
 use super::*;
 use crate::error::TxnError;
 use crate::keys::{KeyRange, Revision};
+use crate::store::MemStore;
 use crate::store::faulty::Fault;
-use crate::store::{Counting, Faulty, MemStore};
+use crate::testing::{Place, soon};
 
-struct Place {
-    store: MemStore,
-    faulty: Faulty<MemStore>,
-    counting: Counting<Faulty<MemStore>>,
-    client: Client,
-    session: Session,
+/// What there is to do with a topic at a place.
+trait OfTopics {
+    fn topic(&self) -> Topic<u32>;
+
+    async fn publish(&self, values: std::ops::Range<u32>) -> Vec<Position>;
+
+    /// Has everything removed that `retention` lets go.
+    async fn remove(&self, retention: Retention);
 }
 
-impl Place {
-    async fn new() -> Self {
-        let store = MemStore::new();
-        let faulty = Faulty::new(store.clone());
-        let counting = Counting::new(faulty.clone());
-        let client = Client::builder(counting.clone()).seed(1).build();
-        let session = client.session().await.unwrap();
-        Self {
-            store,
-            faulty,
-            counting,
-            client,
-            session,
-        }
-    }
-
+impl OfTopics for Place {
     fn topic(&self) -> Topic<u32> {
         self.client.topic("t").with_segment_items(4)
     }
@@ -45,7 +33,6 @@ impl Place {
         positions
     }
 
-    /// Has everything removed that `retention` lets go.
     async fn remove(&self, retention: Retention) {
         let topic = self.topic().retain(retention.look_every(TICK));
         let retainer = topic.retainer(&self.session).unwrap();
@@ -56,11 +43,6 @@ impl Place {
 }
 
 const TICK: Duration = Duration::from_millis(100);
-
-async fn soon<T>(work: impl Future<Output = T>) -> T {
-    let done = tokio::time::timeout(Duration::from_secs(60), work).await;
-    done.expect("it ends by itself")
-}
 
 async fn values(messages: &mut Subscription<u32>, count: usize) -> Vec<u32> {
     let mut values = Vec::new();

@@ -176,8 +176,7 @@ impl SegmentedLog {
         let ids = ids(head, batch, append);
         let puts = ids.iter().zip(&append.items);
         let puts = puts.map(|(id, item)| ops::put(self.key(id), item.clone(), None));
-        let mut live = ops::range(self.segment(head.segment));
-        live.count_only = true;
+        let live = ops::counting(self.segment(head.segment));
         let besides = &append.besides;
         let is_head = Compare::mod_revision(self.head_key(), head.since);
         let read_head = ops::read(ops::get(self.head_key()));

@@ -88,8 +88,7 @@ impl SegmentedLog {
 
     pub(crate) fn placing(&self, head: Head, id: &ItemId, item: &Bytes, besides: Effect) -> Effect {
         let key = self.key(id);
-        let mut count = ops::range(self.segment(head.segment));
-        count.count_only = true;
+        let count = ops::counting(self.segment(head.segment));
         Effect {
             when: [self.is_head(head), Compare::absent(&key)]
                 .into_iter()

@@ -7,10 +7,10 @@ use futures::FutureExt;
 use futures::future::join_all;
 
 use super::*;
-use crate::error::Error;
-use crate::error::LostReason;
+use crate::error::{Error, LostReason};
+use crate::store::Store;
 use crate::store::faulty::{Calls, Fault, Held, Stage};
-use crate::store::{Counting, Faulty, MemStore, Store};
+use crate::testing::{Place, no_news, soon};
 
 mod bounds;
 mod ends;
@@ -19,36 +19,23 @@ mod orders;
 mod pushing;
 mod taking;
 
-struct Place {
-    store: MemStore,
-    faulty: Faulty<MemStore>,
-    counting: Counting<Faulty<MemStore>>,
-    client: Client,
-    session: Session,
+/// What there is to do with a queue at a place.
+trait OfQueues {
+    fn queue(&self) -> Queue<u32>;
+
+    /// Cuts all watches of one consumer, and lets none come back before it is released: those of the front, of
+    /// delayed items, and of who sees to them.
+    async fn without_watches(&self) -> Vec<Held>;
+
+    /// Everything of the queue that is kept, save its head and what consumers have agreed on.
+    fn left(&self) -> Vec<String>;
 }
 
-impl Place {
-    async fn new() -> Self {
-        let store = MemStore::new();
-        let faulty = Faulty::new(store.clone());
-        let counting = Counting::new(faulty.clone());
-        let client = Client::builder(counting.clone()).seed(1).build();
-        let session = client.session().await.unwrap();
-        Self {
-            store,
-            faulty,
-            counting,
-            client,
-            session,
-        }
-    }
-
+impl OfQueues for Place {
     fn queue(&self) -> Queue<u32> {
         self.client.queue("q")
     }
 
-    /// Cuts all watches of one consumer, and lets none come back before it is released: those of the front, of
-    /// delayed items, and of who sees to them.
     async fn without_watches(&self) -> Vec<Held> {
         let watches: Vec<Held> = (1..=6)
             .map(|nth| self.faulty.hold(nth, Calls::Read, Stage::NotSent))
@@ -60,20 +47,7 @@ impl Place {
         watches
     }
 
-    /// Everything of the queue that is kept, save its head and what consumers have agreed on.
     fn left(&self) -> Vec<String> {
-        let mut left = self.store.keys("quorate/queue/");
-        left.retain(|key| !key.ends_with("/head") && !key.ends_with("/settings"));
-        left
+        self.keys_but("quorate/queue/", &["/head", "/settings"])
     }
-}
-
-async fn soon<T>(work: impl Future<Output = T>) -> T {
-    let done = tokio::time::timeout(Duration::from_secs(60), work).await;
-    done.expect("it ends by itself")
-}
-
-async fn no_news<T: fmt::Debug>(work: impl Future<Output = T>) {
-    let done = tokio::time::timeout(Duration::from_secs(60), work).await;
-    assert!(done.is_err(), "{done:?}");
 }

@@ -11,6 +11,8 @@
 #![expect(clippy::print_stdout, reason = "a tool that prints what it measured")]
 #![expect(clippy::disallowed_methods, reason = "measures what clients see")]
 
+use std::cell::RefCell;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -155,6 +157,18 @@ async fn by_length(cluster: &ProcessCluster, long: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Takes items and ends them until that fails.
+async fn take_on(
+    consumer: &Consumer<u64>,
+    note: impl Fn(u64),
+) -> Result<Infallible, quorate_recipes::Error> {
+    loop {
+        let delivery = consumer.pop().await?;
+        note(*delivery.value());
+        delivery.ack().await?;
+    }
+}
+
 async fn by_consumers(cluster: &ProcessCluster) -> anyhow::Result<()> {
     let (pusher, _) = client(cluster)?;
     let session = pusher.session().await?;
@@ -183,14 +197,8 @@ async fn by_consumers(cluster: &ProcessCluster) -> anyhow::Result<()> {
     };
     let taken = async {
         // Dropping a pop that waits takes nothing.
-        let all = join_all(consumers.iter().map(|consumer| async move {
-            loop {
-                consumer.pop().await?.ack().await?;
-            }
-            #[expect(unreachable_code, reason = "says what the loop may fail with")]
-            anyhow::Ok(())
-        }));
-        all.await
+        let all = consumers.iter().map(|consumer| take_on(consumer, |_| {}));
+        join_all(all).await
     };
     tokio::select! {
         failed = taken => println!("taking ended: {failed:?}"),
@@ -209,19 +217,10 @@ async fn by_consumers(cluster: &ProcessCluster) -> anyhow::Result<()> {
     let pops = consumers.iter().take(CONSUMERS - IDLE);
     let held: Vec<Delivery<u64>> = try_join_all(pops.map(Consumer::pop)).await?;
     tokio::time::sleep(QUIET).await;
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-    let idle = join_all(consumers[CONSUMERS - IDLE..].iter().map(|consumer| {
-        let tell = tell.clone();
-        async move {
-            loop {
-                let delivery = consumer.pop().await?;
-                tell.send((*delivery.value(), Instant::now()))?;
-                delivery.ack().await?;
-            }
-            #[expect(unreachable_code, reason = "says what the loop may fail with")]
-            anyhow::Ok(())
-        }
-    }));
+    let told = RefCell::new(Vec::new());
+    let note = |item| told.borrow_mut().push((item, Instant::now()));
+    let idle = consumers[CONSUMERS - IDLE..].iter();
+    let idle = join_all(idle.map(|consumer| take_on(consumer, note)));
     let pushed = tokio::select! {
         failed = idle => anyhow::bail!("taking ended: {failed:?}"),
         pushed = async {
@@ -231,7 +230,7 @@ async fn by_consumers(cluster: &ProcessCluster) -> anyhow::Result<()> {
         } => pushed?,
     };
     let mut waits = Histogram::<u64>::new(3)?;
-    while let Ok((item, at)) = told.try_recv() {
+    for (item, at) in told.take() {
         let wait = at.saturating_duration_since(pushed[usize::try_from(item)?]);
         waits.record(u64::try_from(wait.as_micros())?)?;
     }
