@@ -13,11 +13,12 @@ use futures::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 
 use super::batch::Batch;
-use super::spool::Spool;
+use super::spool::{self, Spool};
 use crate::client::Client;
 use crate::clock::{self, Instant};
 use crate::error::{Error, Result};
 use crate::session::Session;
+use crate::store::StoreError;
 use crate::tasks::Tasks;
 use crate::topic::Topic;
 use crate::wait::Backoff;
@@ -36,6 +37,12 @@ const AT_ONCE: usize = 8;
 
 /// The part of a request that the lines of a batch may be: written as JSON, a byte takes up to six.
 const BYTES_PART: usize = 8;
+
+/// What a line takes beside its text: two quotes and a comma.
+const LINE_BYTES: usize = 3;
+
+/// How long a spool is let alone that cannot be read.
+const SPOOL_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is dropped when there is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,8 +74,8 @@ pub struct AgentStats {
     pub accepted: u64,
     /// Lines that are published, those of former runs from the spool included.
     pub published: u64,
-    /// Lines that were dropped: without room, too long, refused by the store for good, or damaged on disk (a
-    /// damaged batch counts as one).
+    /// Lines that were dropped: without room, too long, impossible to publish, or damaged or missing on disk (such
+    /// a batch counts as one).
     pub dropped: u64,
     /// Bytes in the spool now.
     pub spooled_bytes: u64,
@@ -102,8 +109,8 @@ impl AgentBuilder {
         }
     }
 
-    /// A batch is closed at so many bytes of lines: 64 KiB if not told, at most an eighth of what the store
-    /// takes in one request. A line that is longer is dropped.
+    /// A batch is closed at so many bytes of lines, three more for each line: 64 KiB if not told, at most an
+    /// eighth of what the store takes in one request. A line that is longer is dropped.
     pub fn batch_bytes(mut self, bytes: usize) -> Self {
         self.batch_bytes = bytes.max(1);
         self
@@ -163,6 +170,7 @@ impl AgentBuilder {
             batch_time: self.batch_time,
             window: self.window,
             spool,
+            spool_rests_until: None,
             session: None,
             sending: None,
         };
@@ -194,7 +202,7 @@ async fn blocking<T: Send + 'static>(
 
 /// Gathers the lines of a source and publishes them. Taking a line never waits.
 ///
-/// Dropping it stops it at once: lines that are in memory are lost. [`Agent::close`] does not lose them.
+/// Dropping it stops it at once: lines that are in memory are lost, other than with [`Agent::close`].
 #[derive(Debug)]
 #[must_use = "a dropped agent publishes nothing"]
 pub struct Agent {
@@ -243,7 +251,8 @@ impl Agent {
     }
 
     /// Takes no more lines, and ends: with a spool, once everything that is not published is there; without
-    /// one, once everything is published. Tells what it has done.
+    /// one, once everything is published. What a full or failing disk does not take is dropped and counted. Tells
+    /// what it has done.
     ///
     /// # Errors
     /// [`Error::Closed`] when the runtime is shutting down.
@@ -312,12 +321,13 @@ impl Shared {
 
     fn take(&self, line: String) -> bool {
         let mut state = self.state();
-        let too_long = line.len() > self.limits.batch_bytes;
+        let bytes = line.len() + LINE_BYTES;
+        let too_long = bytes > self.limits.batch_bytes;
         if too_long || state.closed {
             state.stats.dropped += 1;
             return false;
         }
-        if state.open_bytes + line.len() > self.limits.batch_bytes {
+        if state.open_bytes + bytes > self.limits.batch_bytes {
             self.seal(&mut state);
         }
         let full = state.open.is_empty() && state.sealed.len() >= self.limits.queue;
@@ -328,7 +338,7 @@ impl Shared {
         if state.open.is_empty() {
             state.since = Some(self.client.now());
         }
-        state.open_bytes += line.len();
+        state.open_bytes += bytes;
         state.open.push(line);
         state.next += 1;
         state.stats.accepted += 1;
@@ -363,7 +373,14 @@ impl Shared {
 struct Sending {
     batches: Vec<Batch>,
     from_spool: bool,
-    work: BoxFuture<'static, (Option<Session>, Result<()>)>,
+    work: BoxFuture<'static, Sent>,
+}
+
+/// What came of publishing.
+struct Sent {
+    session: Option<Session>,
+    /// Lines that are refused for what they are.
+    refused: u64,
 }
 
 struct Worker {
@@ -372,6 +389,8 @@ struct Worker {
     batch_time: Duration,
     window: usize,
     spool: Option<Spool>,
+    /// Until when the spool is let alone.
+    spool_rests_until: Option<Instant>,
     session: Option<Session>,
     sending: Option<Sending>,
 }
@@ -434,10 +453,13 @@ impl Worker {
             self.spool = Some(spool);
             return Ok(());
         }
-        let drop_oldest = self.shared.limits.overflow == Overflow::DropOldest;
         let is_sending_first = self.sending.as_ref().is_some_and(|s| s.from_spool);
+        let droppable = match self.shared.limits.overflow {
+            Overflow::DropNewest => None,
+            Overflow::DropOldest => Some(usize::from(is_sending_first)),
+        };
         let (spool, spilled) = tokio::task::spawn_blocking(move || {
-            let spilled = spill(&mut spool, back, over, drop_oldest && !is_sending_first);
+            let spilled = spill(&mut spool, back, over, droppable);
             (spool, spilled)
         })
         .await
@@ -461,6 +483,11 @@ impl Worker {
 
     /// Begins to publish what has waited longest, if nothing is being published.
     async fn send(&mut self) {
+        let now = self.shared.client.now();
+        if self.spool_rests_until.is_some_and(|until| now < until) {
+            return;
+        }
+        self.spool_rests_until = None;
         while self.sending.is_none() {
             let (batches, from_spool) = match self.first_of_spool().await {
                 Ok(Some(batch)) => (vec![batch], true),
@@ -471,10 +498,13 @@ impl Worker {
                 }
                 Err(error) => {
                     tracing::error!(%error, "a batch in the spool of a log agent cannot be read");
-                    if error.kind() != io::ErrorKind::InvalidData {
+                    if !spool::is_lost(&error) {
+                        self.spool_rests_until = Some(clock::after(now, SPOOL_PAUSE));
                         return;
                     }
-                    self.shared.state().stats.dropped += 1;
+                    let mut state = self.shared.state();
+                    state.stats.dropped += 1;
+                    state.stats.spooled_bytes = self.spool.as_ref().map_or(0, Spool::bytes);
                     continue;
                 }
             };
@@ -498,7 +528,7 @@ impl Worker {
             }
             Some(mut spool) => {
                 let (spool, first) = tokio::task::spawn_blocking(move || {
-                    let first = spool.first();
+                    let first = spool.read(0);
                     (spool, first)
                 })
                 .await
@@ -515,6 +545,7 @@ impl Worker {
         let client = self.shared.client.clone();
         let since = self.shared.state().since;
         let due = since.map(|since| clock::after(since, self.batch_time));
+        let due = due.into_iter().chain(self.spool_rests_until).min();
         let sending = &mut self.sending;
         let sent = async {
             match sending {
@@ -534,13 +565,13 @@ impl Worker {
             () = self.shared.wake.notified() => None,
             () = is_due => None,
         };
-        if let Some((session, outcome)) = sent {
-            self.session = session;
-            self.sent(outcome).await;
+        if let Some(sent) = sent {
+            self.session = sent.session;
+            self.sent(sent.refused).await;
         }
     }
 
-    async fn sent(&mut self, outcome: Result<()>) {
+    async fn sent(&mut self, refused: u64) {
         let Some(sending) = self.sending.take() else {
             return;
         };
@@ -549,7 +580,7 @@ impl Worker {
             && let Some(mut spool) = self.spool.take()
         {
             let popped = tokio::task::spawn_blocking(move || {
-                let popped = spool.pop();
+                let popped = spool.remove(0);
                 (spool, popped)
             });
             match popped.await {
@@ -564,13 +595,8 @@ impl Worker {
             }
         }
         let mut state = self.shared.state();
-        match outcome {
-            Ok(()) => state.stats.published += lines,
-            Err(error) => {
-                tracing::error!(%error, lines, "lines are refused for good, and dropped");
-                state.stats.dropped += lines;
-            }
-        }
+        state.stats.published += lines - refused;
+        state.stats.dropped += refused;
     }
 
     /// Tells how far all lines are settled.
@@ -607,9 +633,14 @@ struct Spilled {
     outcome: io::Result<()>,
 }
 
-/// Moves batches to the disk: `back` before all that is there, `over` behind it, in the place of the oldest if
-/// there is no room otherwise and that is allowed.
-fn spill(spool: &mut Spool, back: Vec<Batch>, over: Vec<Batch>, drop_oldest: bool) -> Spilled {
+/// Moves batches to the disk: `back` before all that is there, `over` behind it. Where there is no room, the oldest
+/// from the place `droppable` on make some.
+fn spill(
+    spool: &mut Spool,
+    back: Vec<Batch>,
+    over: Vec<Batch>,
+    droppable: Option<usize>,
+) -> Spilled {
     let (mut back, mut over) = (VecDeque::from(back), VecDeque::from(over));
     let mut dropped = 0;
     let mut work = || -> io::Result<()> {
@@ -619,9 +650,15 @@ fn spill(spool: &mut Spool, back: Vec<Batch>, over: Vec<Batch>, drop_oldest: boo
         }
         while let Some(batch) = over.front() {
             let mut kept = spool.push(batch)?;
-            while !kept && drop_oldest && !spool.is_empty() {
-                dropped += spool.first().ok().flatten().map_or(1, |old| old.count());
-                spool.pop()?;
+            while let Some(oldest) = droppable.filter(|at| !kept && *at < spool.len()) {
+                match spool.read(oldest) {
+                    Ok(old) => {
+                        dropped += old.map_or(0, |old| old.count());
+                        spool.remove(oldest)?;
+                    }
+                    Err(error) if spool::is_lost(&error) => dropped += 1,
+                    Err(error) => return Err(error),
+                }
                 kept = spool.push(batch)?;
             }
             if !kept {
@@ -641,15 +678,42 @@ fn spill(spool: &mut Spool, back: Vec<Batch>, over: Vec<Batch>, drop_oldest: boo
 }
 
 /// Publishes batches in their order, at least once: what was on its way when a session was lost is published
-/// again.
-async fn publish(
-    topic: Topic<Batch>,
-    mut session: Option<Session>,
-    batches: Vec<Batch>,
-) -> (Option<Session>, Result<()>) {
-    let client = topic.client().clone();
-    let mut pause = Backoff::between_attempts(&client);
-    let source = batches.first().map(|batch| batch.source.clone());
+/// again. One that cannot be published, whatever the state of the store, costs no other one.
+async fn publish(topic: Topic<Batch>, session: Option<Session>, batches: Vec<Batch>) -> Sent {
+    let mut sent = Sent {
+        session,
+        refused: 0,
+    };
+    if publish_at_once(&topic, &mut sent.session, &batches)
+        .await
+        .is_ok()
+    {
+        return sent;
+    }
+    for batch in &batches {
+        let alone = std::slice::from_ref(batch);
+        if let Err(error) = publish_at_once(&topic, &mut sent.session, alone).await {
+            let lines = batch.count();
+            tracing::error!(%error, lines, "lines can never be published, and are dropped");
+            sent.refused += lines;
+        }
+    }
+    sent
+}
+
+/// Publishes batches, however long that takes.
+///
+/// # Errors
+/// Only what is wrong with the batches themselves. What the store refuses for other reasons, as when it is full
+/// or somebody may not write now, is tried again until it takes them.
+async fn publish_at_once(
+    topic: &Topic<Batch>,
+    session: &mut Option<Session>,
+    batches: &[Batch],
+) -> Result<()> {
+    let client = topic.client();
+    let mut pause = Backoff::between_attempts(client);
+    let source = batches.first().map(|batch| batch.source.as_str());
     loop {
         let live = match session.take().filter(|session| session.check().is_ok()) {
             Some(session) => session,
@@ -662,12 +726,18 @@ async fn publish(
                 }
             },
         };
-        let key = source.as_deref().unwrap_or_default();
-        match topic.publish_all_keyed(&live, key, &batches).await {
-            Ok(_) => return (Some(live), Ok(())),
-            Err(Error::SessionLost(_) | Error::OutcomeUnknown(_) | Error::Removed(_)) => {}
-            Err(Error::Store(error)) if error.is_transient() => {}
-            Err(error) => return (Some(live), Err(error)),
+        let published = topic
+            .publish_all_keyed(&live, source.unwrap_or_default(), batches)
+            .await;
+        *session = Some(live);
+        match published {
+            Ok(_) => return Ok(()),
+            Err(error @ (Error::Invalid(_) | Error::Store(StoreError::Invalid(_)))) => {
+                return Err(error);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a log agent cannot publish, and tries again");
+            }
         }
         pause.pause().await;
     }

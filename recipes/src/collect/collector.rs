@@ -34,7 +34,8 @@ pub struct Chunk {
     pub first: u64,
     /// The lines.
     pub lines: Vec<String>,
-    /// How many lines before the first one never came: the agent has dropped and counted them.
+    /// How many lines of the run before the first one never came: the agent has dropped and counted them, or they
+    /// were removed from the topic before they were read.
     pub missing: u64,
     /// Larger for whoever owns the source's partition later: a sink that refuses smaller ones is safe from
     /// a collector that was stopped and comes back.
@@ -49,9 +50,10 @@ pub struct CollectorStats {
     pub written: u64,
     /// Lines that came again and were left out.
     pub duplicates: u64,
-    /// Lines that agents had dropped.
+    /// Lines that never came, as [`Chunk::missing`] tells.
     pub missing: u64,
-    /// Batches that were removed from the topic before they were written.
+    /// Batches that were removed from the topic before they were written; their lines are missing too, once
+    /// something comes after them.
     pub removed: u64,
     /// Batches that could not be read.
     pub unreadable: u64,

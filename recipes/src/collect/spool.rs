@@ -73,6 +73,10 @@ impl Spool {
         self.entries.is_empty()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -120,49 +124,62 @@ impl Spool {
         Ok(Some(Entry { number, bytes }))
     }
 
-    /// The oldest batch, which stays until [`Spool::pop`]. One that cannot be read is put aside, under another
-    /// name, and told with an error.
+    /// A batch by its place, the oldest first; it stays until [`Spool::remove`]. One that is damaged is put aside
+    /// under another name, and one whose file is gone is forgotten: see [`is_lost`].
     ///
     /// # Errors
     /// The disk's.
-    pub(super) fn first(&mut self) -> io::Result<Option<Batch>> {
-        let Some(entry) = self.entries.front().copied() else {
+    pub(super) fn read(&mut self, place: usize) -> io::Result<Option<Batch>> {
+        let Some(entry) = self.entries.get(place).copied() else {
             return Ok(None);
         };
         let path = self.path(entry.number);
-        let text = fs::read(&path)?;
-        match serde_json::from_slice(&text) {
+        let read = fs::read(&path).and_then(|text| Ok(serde_json::from_slice(&text)?));
+        match read {
             Ok(batch) => Ok(Some(batch)),
             Err(error) => {
-                fs::rename(&path, path.with_extension("damaged"))?;
-                self.forget_first();
-                Err(io::Error::new(io::ErrorKind::InvalidData, error))
+                if !is_lost(&error) {
+                    return Err(error);
+                }
+                if error.kind() != io::ErrorKind::NotFound {
+                    fs::rename(&path, path.with_extension("damaged"))?;
+                }
+                self.forget(place);
+                Err(error)
             }
         }
     }
 
-    /// Removes the oldest batch.
+    /// Removes a batch by its place.
     ///
     /// # Errors
     /// The disk's; the batch is not given again then, but by a spool that is opened later.
-    pub(super) fn pop(&mut self) -> io::Result<()> {
-        let Some(first) = self.entries.front() else {
+    pub(super) fn remove(&mut self, place: usize) -> io::Result<()> {
+        let Some(entry) = self.entries.get(place) else {
             return Ok(());
         };
-        let removed = fs::remove_file(self.path(first.number));
-        self.forget_first();
+        let removed = fs::remove_file(self.path(entry.number));
+        self.forget(place);
         removed
     }
 
-    fn forget_first(&mut self) {
-        if let Some(first) = self.entries.pop_front() {
-            self.bytes -= first.bytes;
+    fn forget(&mut self, place: usize) {
+        if let Some(entry) = self.entries.remove(place) {
+            self.bytes -= entry.bytes;
         }
     }
 
     fn path(&self, number: u64) -> PathBuf {
         self.folder.join(format!("{number:016x}.{EXTENSION}"))
     }
+}
+
+/// Whether a batch that failed to be read is not there any more, so that there is no use in reading it again.
+pub(super) fn is_lost(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+    )
 }
 
 #[cfg(test)]
@@ -195,11 +212,11 @@ mod tests {
         let mut spool = Spool::open(&path, 1 << 20).unwrap();
         assert_eq!(spool.bytes(), bytes);
         for first in 0..4 {
-            assert_eq!(spool.first().unwrap(), Some(batch(first)));
-            spool.pop().unwrap();
+            assert_eq!(spool.read(0).unwrap(), Some(batch(first)));
+            spool.remove(0).unwrap();
         }
         assert!(spool.is_empty() && spool.bytes() == 0);
-        assert_eq!(spool.first().unwrap(), None);
+        assert_eq!(spool.read(0).unwrap(), None);
     }
 
     #[test]
@@ -211,9 +228,14 @@ mod tests {
         assert!(!spool.push(&batch(2)).unwrap());
         let first = spool.path(spool.entries[0].number);
         fs::write(&first, "{\"source\":").unwrap();
-        let damaged = spool.first().unwrap_err();
-        assert_eq!(damaged.kind(), io::ErrorKind::InvalidData);
-        assert_eq!(spool.first().unwrap(), Some(batch(1)));
+        let damaged = spool.read(0).unwrap_err();
+        assert!(is_lost(&damaged), "{damaged}");
+        assert_eq!(spool.read(0).unwrap(), Some(batch(1)));
         assert!(first.with_extension("damaged").exists());
+        let gone = spool.path(spool.entries[0].number);
+        fs::remove_file(&gone).unwrap();
+        let gone = spool.read(0).unwrap_err();
+        assert!(is_lost(&gone), "{gone}");
+        assert!(spool.is_empty() && spool.bytes() == 0);
     }
 }

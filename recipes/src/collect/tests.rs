@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::store::faulty::{Calls, Outage, Stage};
+use crate::store::faulty::{Calls, Fault, Outage, Stage};
 use crate::store::{Faulty, MemStore};
 
 async fn soon<T>(work: impl Future<Output = T>) -> T {
@@ -102,7 +102,7 @@ async fn what_has_no_room_is_dropped_and_counted() {
         let faulty = Faulty::new(MemStore::new());
         let client = Client::builder(faulty.clone()).seed(1).build();
         faulty.disconnect(Outage::Refused);
-        let agent = client.log_collection("l").agent("host").batch_bytes(2);
+        let agent = client.log_collection("l").agent("host").batch_bytes(5);
         let agent = agent.window(10).overflow(overflow).await.unwrap();
         let mut taken = 0;
         for line in numbers(10..60) {
@@ -138,7 +138,7 @@ async fn the_spool_takes_over_and_outlives_the_agent() {
     let client = Client::builder(faulty.clone()).seed(1).build();
     faulty.disconnect(Outage::Refused);
     let start = || {
-        let agent = client.log_collection("l").agent("host").batch_bytes(3);
+        let agent = client.log_collection("l").agent("host").batch_bytes(6);
         agent.window(2).spool(folder.path(), 1 << 20)
     };
     let agent = start().await.unwrap();
@@ -190,7 +190,7 @@ async fn a_disk_that_takes_nothing_loses_nothing_uncounted() {
     let faulty = Faulty::new(MemStore::new());
     let client = Client::builder(faulty.clone()).seed(1).build();
     faulty.disconnect(Outage::Refused);
-    let agent = client.log_collection("l").agent("host").batch_bytes(2);
+    let agent = client.log_collection("l").agent("host").batch_bytes(5);
     let agent = agent.window(2).spool(&path, 1 << 20).await.unwrap();
     std::fs::remove_dir_all(&path).unwrap();
     let mut taken = Vec::new();
@@ -208,4 +208,122 @@ async fn a_disk_that_takes_nothing_loses_nothing_uncounted() {
     assert!(taken.len() >= 4, "{taken:?}");
     let (collected, _) = collect(&client, "archive", taken.len()).await;
     assert_eq!(collected, taken);
+}
+
+/// A store that refuses lines because it is full, or does not let the agent write, will take them some day.
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_for_now_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    for spool in [false, true] {
+        let faulty = Faulty::new(MemStore::new());
+        let client = Client::builder(faulty.clone()).seed(1).build();
+        let agent = client.log_collection("l").agent("host").batch_bytes(6);
+        let agent = match spool {
+            true => agent.window(1).spool(folder.path(), 1 << 20),
+            false => agent.window(100),
+        };
+        let agent = agent.await.unwrap();
+        agent.log("099");
+        soon(agent.flush()).await.unwrap();
+        faulty.plan("quorate/topic/", vec![Fault::Refused; 10]);
+        let lines = numbers(100..120);
+        for line in &lines {
+            while !agent.log(line.as_str()) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        soon(agent.flush()).await.unwrap();
+        assert_eq!(faulty.left(), 0);
+        let stats = soon(agent.close()).await.unwrap();
+        assert_eq!(stats.published, 21, "{stats:?}");
+        let (collected, _) = collect(&client, "archive", 21).await;
+        assert_eq!(collected[1..], lines);
+    }
+}
+
+/// With a spool, too, it is the oldest that goes, though the very oldest is on its way.
+#[tokio::test(start_paused = true)]
+async fn a_full_spool_makes_room_for_the_latest() {
+    let folder = tempfile::tempdir().unwrap();
+    let faulty = Faulty::new(MemStore::new());
+    let client = Client::builder(faulty.clone()).seed(1).build();
+    let start = || {
+        let agent = client.log_collection("l").agent("host").batch_bytes(6);
+        let agent = agent.window(1).spool(folder.path(), 1_000);
+        agent.overflow(Overflow::DropOldest)
+    };
+    faulty.disconnect(Outage::Refused);
+    let agent = start().await.unwrap();
+    agent.log("100");
+    agent.close().await.unwrap();
+    // The next one begins with that.
+    let agent = start().await.unwrap();
+    for line in numbers(101..150) {
+        assert!(agent.log(line));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    faulty.reconnect();
+    soon(agent.flush()).await.unwrap();
+    let stats = soon(agent.close()).await.unwrap();
+    assert!(stats.dropped > 30, "{stats:?}");
+    assert_eq!(stats.published + stats.dropped, 50, "{stats:?}");
+    let published = usize::try_from(stats.published).unwrap();
+    let (collected, _) = collect(&client, "archive", published).await;
+    assert_eq!(collected[0], "100");
+    let latest = 150 - u32::try_from(published - 1).unwrap();
+    assert_eq!(collected[1..], numbers(latest..150));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_gone_holds_up_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let faulty = Faulty::new(MemStore::new());
+    let client = Client::builder(faulty.clone()).seed(1).build();
+    faulty.disconnect(Outage::Refused);
+    let start = || {
+        let agent = client.log_collection("l").agent("host").batch_bytes(6);
+        agent.window(1).spool(folder.path(), 1 << 20)
+    };
+    let agent = start().await.unwrap();
+    for line in numbers(100..110) {
+        assert!(agent.log(line));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    agent.close().await.unwrap();
+    let files = std::fs::read_dir(folder.path()).unwrap();
+    let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some());
+    files.sort();
+    let agent = start().await.unwrap();
+    for gone in [3, 5] {
+        std::fs::remove_file(&files[gone]).unwrap();
+    }
+    faulty.reconnect();
+    agent.log("110");
+    soon(agent.flush()).await.unwrap();
+    let stats = soon(agent.close()).await.unwrap();
+    assert_eq!((stats.published, stats.dropped), (9, 2), "{stats:?}");
+    assert_eq!(stats.spooled_bytes, 0);
+}
+
+/// Lines without text, and such as grow when they are written, stay within batches that a store takes.
+#[tokio::test(start_paused = true)]
+async fn batches_are_bounded_whatever_is_logged() {
+    let client = Client::builder(MemStore::new()).seed(1).build();
+    let logs = client.log_collection("l");
+    let agent = logs.agent("host").batch_bytes(usize::MAX).await.unwrap();
+    let most = client.store().capabilities().max_request_bytes / 8;
+    for _ in 0..2 * most / 4 {
+        assert!(agent.log("\u{1}"));
+    }
+    assert!(agent.log("\u{1}".repeat(most - 3)));
+    for _ in 0..most {
+        assert!(agent.log(""));
+    }
+    soon(agent.flush()).await.unwrap();
+    let stats = soon(agent.close()).await.unwrap();
+    assert_eq!((stats.published, stats.dropped), (stats.accepted, 0));
+    let status = logs.topic().status().await.unwrap();
+    let messages = status.partitions[0].messages;
+    assert!((6..9).contains(&messages), "{messages}");
 }

@@ -9,13 +9,15 @@ use quorate_proto::etcdserverpb::{TxnRequest, TxnResponse};
 use tokio::sync::Notify;
 
 use super::{Faulty, lock, not_applied, unknown};
-use crate::store::{Store, StoreError};
+use crate::store::{Cause, Store, StoreError};
 
 /// What happens to a planned transaction; see [`Faulty::plan`].
 #[derive(Debug, Clone)]
 pub enum Fault {
     /// It is not sent, and the caller is told so.
     NotSent,
+    /// The store refuses it, as one does that is full.
+    Refused,
     /// It is applied, and the answer is lost.
     Unanswered,
     /// The caller is told that the outcome is unknown; it is applied when [`Faulty::deliver`] says.
@@ -83,6 +85,7 @@ impl<S: Store> Faulty<S> {
         let (store, gated) = (&self.inner.store, &self.inner.plan.gated);
         match fault {
             Fault::NotSent => Err(not_applied("planned")),
+            Fault::Refused => Err(StoreError::Refused(Cause::new("planned"))),
             Fault::Unanswered => {
                 store.txn(request).await?;
                 Err(unknown("planned"))
