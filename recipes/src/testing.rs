@@ -1,9 +1,11 @@
 //! What the unit tests of several recipes stand on. Time is virtual in all of them.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client::Client;
+use crate::clock::LateClock;
 use crate::session::Session;
 use crate::store::{Counting, Faulty, MemStore};
 
@@ -24,7 +26,10 @@ impl Place {
         let store = MemStore::new();
         let faulty = Faulty::new(store.clone());
         let counting = Counting::new(faulty.clone());
-        let client = Client::builder(counting.clone()).seed(1).build();
+        // Its wall time goes on with the virtual time.
+        let clock = Arc::new(LateClock::default());
+        let client = Client::builder(counting.clone()).seed(1).clock(clock);
+        let client = client.build();
         let session = client.session().await.unwrap();
         Self {
             store,

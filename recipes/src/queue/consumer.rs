@@ -30,8 +30,8 @@ use crate::value::{Json, Value, from_json};
 /// Takes items of a [`Queue`](super::Queue), for as long as it and its session live. May be asked by several
 /// tasks at a time. Dropping it ends no delivery.
 ///
-/// Costs: it follows the front of the queue, which is about one segment of items, with what is said about
-/// their taking; an item that comes wakes all consumers, one of which claims it with one transaction. If that
+/// Costs: it follows the front of the queue, which is about one segment of items and all before that somebody has
+/// or that are held up (at most 16,384, or 64 MiB), with what is said about their taking; an item that comes wakes all consumers, one of which claims it with one transaction. If that
 /// one is busy others do, 20 to 200 ms later. So a take costs the same with ten items and with a million.
 pub struct Consumer<T> {
     layout: Arc<Layout>,
@@ -168,6 +168,11 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
         }
     }
 
+    /// Whether it is this one's turn to take something that is known to be free.
+    pub(super) fn has_some(&self) -> bool {
+        self.front.has_some(Turn::Ranked)
+    }
+
     /// Tells of everything that may change what [`Consumer::take_free`] finds.
     pub(super) fn news(&self) -> watch::Receiver<News> {
         self.front.news()
@@ -282,7 +287,7 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
             Compare::create_revision(&item, candidate.position.created()),
             Compare::mod_revision(&attempts, candidate.attempts_at),
         ];
-        let count = |count| AttemptsRecord::new(count, None).write(&attempts);
+        let count = |count| AttemptsRecord::new(count).write(&attempts);
         let counted = count(candidate.attempts.saturating_add(1))?;
         wanted.also = vec![ops::put(&attempts, counted, None)];
         // Until it is in the user's hands, the attempt is none.

@@ -256,8 +256,9 @@ impl<T: Send + 'static> Delivery<T> {
             }
             Order::Keyed | Order::Strict => {
                 let attempts = layout.attempts(id);
-                let record =
-                    AttemptsRecord::new(taken.attempts, Some(pause_ms)).write(&attempts)?;
+                let record = AttemptsRecord::new(taken.attempts)
+                    .paused(pause_ms, layout.client.wall_millis())
+                    .write(&attempts)?;
                 let operations = vec![
                     ops::delete(KeyRange::one(layout.claim(id))),
                     ops::put(attempts, record, None),

@@ -1,8 +1,9 @@
 //! Keeps a consumer's [`Window`] up to date: follows the head of the log, the segments at its front, who takes
 //! what, and who else takes. One task a consumer.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 
@@ -10,11 +11,11 @@ use futures::StreamExt;
 use futures::future::poll_fn;
 use futures::stream::BoxStream;
 use quorate_proto::mvccpb::KeyValue;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::record::{About, AttemptsRecord, Layout, Order, Tried};
 use super::window::{Candidate, Choice, Turn, Window};
-use crate::clock::Instant;
+use crate::clock::{self, Instant};
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, Revision};
 use crate::kit::{Head, ItemId, Position};
@@ -22,11 +23,9 @@ use crate::tasks::Tasks;
 use crate::value::from_json;
 use crate::watch::{Batch, Change, Origin};
 
-/// Most segments that one consumer knows at a time, however many of their items cannot be taken.
-const SEGMENTS_MAX: usize = 64;
-
-/// As many items as a front should have, however large the segments are.
-const FRONT_ITEMS: usize = 256;
+/// Most segments that are each followed by a watch of their own. Of items that cannot be taken there may be some in
+/// many segments, which are followed by one watch then.
+const WATCHES_MAX: usize = 16;
 
 /// The front of a queue as one consumer sees it. Dropping it stops following.
 pub(super) struct Front {
@@ -41,6 +40,8 @@ struct Shared {
     news: watch::Sender<News>,
     /// The last look that was asked for.
     wanted: watch::Sender<u64>,
+    /// Somebody has begun to find nothing to take.
+    starved: Notify,
 }
 
 /// What the task has come to.
@@ -116,9 +117,11 @@ impl Shared {
         let record: Result<AttemptsRecord> = from_json(&kv.key, &kv.value);
         let record = record.unwrap_or_else(|error| {
             tracing::warn!(%error, "an unreadable count of attempts is taken for none");
-            AttemptsRecord::new(0, None)
+            AttemptsRecord::new(0)
         });
-        window.attempted(id, Revision(kv.mod_revision), record, now);
+        let left = record.pause_left(self.layout.client.wall_millis());
+        let paused = left.map(|left| clock::after(now, left));
+        window.attempted(id, Revision(kv.mod_revision), record.count, paused);
     }
 }
 
@@ -130,6 +133,7 @@ impl Front {
             window: Mutex::new(Window::new(order, me.as_bytes())),
             news: watch::Sender::new(News::default()),
             wanted: watch::Sender::new(1),
+            starved: Notify::new(),
         });
         let tasks = Tasks::current();
         let follower = Follower::new(Arc::clone(&shared));
@@ -146,13 +150,23 @@ impl Front {
     pub(super) fn choose(&self, turn: Turn) -> Result<Candidate, Option<Instant>> {
         let now = self.shared.now();
         let mut window = self.shared.window();
-        match window.choose(turn, now) {
+        let choice = window.choose(turn, now);
+        if window.starves(matches!(choice, Choice::Wait(_))) {
+            self.shared.starved.notify_one();
+        }
+        match choice {
             Choice::Take(candidate) => {
                 window.reserve(candidate.position.id().clone());
                 Ok(*candidate)
             }
             Choice::Wait(until) => Err(until),
         }
+    }
+
+    /// Whether there is something to take.
+    pub(super) fn has_some(&self, turn: Turn) -> bool {
+        let now = self.shared.now();
+        matches!(self.shared.window().choose(turn, now), Choice::Take(_))
     }
 
     /// The keeper of what [`Front::choose`] gave.
@@ -209,16 +223,27 @@ enum Source {
     Tries,
     Consumers,
     Segment(u64),
+    /// All segments of the run.
+    Run,
 }
+
+type Followed = (Source, BoxStream<'static, Result<Batch>>);
 
 struct Follower {
     shared: Arc<Shared>,
-    streams: Vec<(Source, BoxStream<'static, Result<Batch>>)>,
+    streams: Vec<Followed>,
     /// Those whose first listing has not come yet.
     unlisted: HashSet<u64>,
     head: Option<Head>,
-    /// Whether each segment was, or is being, listed after it was closed: then no item of it is missing.
-    segments: BTreeMap<u64, bool>,
+    /// Those that are followed.
+    segments: BTreeSet<u64>,
+    /// Those of them that have not been listed, and are not being, since they were closed: of the others no item is
+    /// missing.
+    growing: BTreeSet<u64>,
+    /// Those that have lost items, or were listed, since they were looked at.
+    touched: BTreeSet<u64>,
+    /// The segments that are followed by one watch: the first of all.
+    run: Option<RangeInclusive<u64>>,
     /// Segments before this one are open, or have been, or have no items.
     next: u64,
     look: Look,
@@ -241,7 +266,10 @@ impl Follower {
             streams: Vec::new(),
             unlisted: HashSet::new(),
             head: None,
-            segments: BTreeMap::new(),
+            segments: BTreeSet::new(),
+            growing: BTreeSet::new(),
+            touched: BTreeSet::new(),
+            run: None,
             next: 0,
             look: Look::Done,
         };
@@ -264,7 +292,10 @@ impl Follower {
                     self.open(Source::Head);
                     Ok(())
                 }
-                (source, batch) = self.next() => batch.and_then(|batch| self.take(source, batch)),
+                (source, batch) = Self::next(&mut self.streams) => {
+                    batch.and_then(|batch| self.take(source, batch))
+                }
+                () = self.shared.starved.notified() => Ok(()),
             };
             let settled = match taken {
                 Ok(()) => self.settle().await,
@@ -282,9 +313,9 @@ impl Follower {
     }
 
     /// The next batch of any source, those opened first before the others.
-    async fn next(&mut self) -> (Source, Result<Batch>) {
+    async fn next(streams: &mut [Followed]) -> (Source, Result<Batch>) {
         poll_fn(|context| {
-            for (source, stream) in &mut self.streams {
+            for (source, stream) in &mut *streams {
                 if let Poll::Ready(batch) = stream.poll_next_unpin(context) {
                     let ended = || Err(Error::Closed);
                     return Poll::Ready((*source, batch.unwrap_or_else(ended)));
@@ -303,14 +334,22 @@ impl Follower {
             Source::Tries => layout.tries().range(),
             Source::Consumers => layout.consumers().range(),
             Source::Segment(segment) => layout.log.segment(segment),
+            Source::Run => {
+                let Some(run) = &self.run else { return };
+                layout.log.range(*run.start(), run.end().checked_add(1))
+            }
         };
         let stream = layout.client.watch(range).into_stream().boxed();
         self.close(source);
         self.streams.push((source, stream));
         if let Source::Segment(segment) = source {
             self.unlisted.insert(segment);
-            let closed = self.head.is_some_and(|head| segment < head.segment);
-            self.segments.insert(segment, closed);
+            self.segments.insert(segment);
+            if self.head.is_some_and(|head| segment < head.segment) {
+                self.growing.remove(&segment);
+            } else {
+                self.growing.insert(segment);
+            }
         }
     }
 
@@ -332,9 +371,18 @@ impl Follower {
                 }
             }
             Source::Segment(segment) => {
-                self.take_items(segment, batch);
+                self.take_items(segment..=segment, batch);
                 if listing {
                     self.unlisted.remove(&segment);
+                    self.touched.insert(segment);
+                }
+            }
+            Source::Run => {
+                if let Some(run) = self.run.clone() {
+                    if listing {
+                        self.touched.extend(self.segments.range(run.clone()));
+                    }
+                    self.take_items(run, batch);
                 }
             }
         }
@@ -362,9 +410,9 @@ impl Follower {
         if let (Look::Head(look), Origin::Listing) = (self.look, batch.origin) {
             self.look = Look::Rest(look, false);
             self.open(Source::Tries);
-            let open: Vec<u64> = self.not_complete().collect();
-            open.into_iter()
-                .for_each(|segment| self.open(Source::Segment(segment)));
+            for segment in self.growing.clone() {
+                self.open(Source::Segment(segment));
+            }
         }
         Ok(())
     }
@@ -372,8 +420,11 @@ impl Follower {
     /// Knows no segment any more.
     fn begin_again(&mut self) {
         self.streams
-            .retain(|(source, _)| !matches!(source, Source::Segment(_)));
+            .retain(|(source, _)| !matches!(source, Source::Segment(_) | Source::Run));
         self.segments.clear();
+        self.growing.clear();
+        self.touched.clear();
+        self.run = None;
         self.next = 0;
         self.unlisted.clear();
         self.shared.window().forget_items();
@@ -434,7 +485,7 @@ impl Follower {
         window.tries_until(batch.revision);
     }
 
-    fn take_items(&self, segment: u64, batch: Batch) {
+    fn take_items(&mut self, segments: RangeInclusive<u64>, batch: Batch) {
         let (log, now) = (&self.shared.layout.log, self.shared.now());
         let mut window = self.shared.window();
         if batch.origin == Origin::Listing {
@@ -442,7 +493,7 @@ impl Follower {
                 Change::Put { kv, .. } => log.item(&kv.key),
                 Change::Delete { .. } => None,
             });
-            window.only(segment, &there.collect());
+            window.only(segments, &there.collect());
         }
         for change in batch.changes {
             match change {
@@ -457,47 +508,28 @@ impl Follower {
                 Change::Delete { key, .. } => {
                     if let Some(id) = log.item(key.as_bytes()) {
                         window.went(&id);
+                        self.touched.insert(id.segment());
                     }
                 }
             }
         }
     }
 
-    /// Segments that may have got items since they were listed.
-    fn not_complete(&self) -> impl Iterator<Item = u64> {
-        let open = self.segments.iter().filter(|(_, complete)| !**complete);
-        open.map(|(segment, _)| *segment)
-    }
-
     /// Moves the front on: away from segments that are done, into the next one when little is left.
     async fn settle(&mut self) -> Result<()> {
         let Some(head) = self.head else { return Ok(()) };
         // What was listed before its segment was closed may lack the last items of it.
-        let closed: Vec<u64> = self
-            .not_complete()
-            .filter(|segment| *segment < head.segment && !self.unlisted.contains(segment))
-            .collect();
-        for segment in closed {
+        let closed = self.growing.range(..head.segment);
+        let closed = closed.filter(|segment| !self.unlisted.contains(segment));
+        for segment in closed.copied().collect::<Vec<u64>>() {
             self.open(Source::Segment(segment));
         }
-        let done: Vec<u64> = self
-            .segments
-            .iter()
-            .filter(|(segment, complete)| {
-                **complete
-                    && !self.unlisted.contains(segment)
-                    && self.shared.window().is_empty(**segment)
-            })
-            .map(|(segment, _)| *segment)
-            .collect();
-        for segment in done {
-            self.segments.remove(&segment);
-            self.close(Source::Segment(segment));
-        }
+        self.leave_empty();
         // Only from where nothing is missing, so that no item comes to be known after one behind it.
-        let whole = self.unlisted.is_empty() && self.segments.values().all(|complete| *complete);
+        let whole = self.unlisted.is_empty() && self.growing.is_empty();
         let end = self.end(head);
         if whole && self.next < end && (self.segments.is_empty() || self.has_little_left()) {
+            self.gather();
             let log = &self.shared.layout.log;
             let next = log.first_with_items(self.next, end - 1).await?;
             let next = next.unwrap_or(head.segment).max(self.next);
@@ -516,6 +548,36 @@ impl Follower {
         Ok(())
     }
 
+    /// Leaves the segments that are done.
+    fn leave_empty(&mut self) {
+        let touched = std::mem::take(&mut self.touched);
+        for segment in touched {
+            let may_grow = self.growing.contains(&segment) || self.unlisted.contains(&segment);
+            if !may_grow && self.shared.window().is_empty(segment) {
+                self.segments.remove(&segment);
+                self.close(Source::Segment(segment));
+            }
+        }
+        let ran_out = |run: &RangeInclusive<u64>| self.segments.range(run.clone()).next().is_none();
+        if self.run.as_ref().is_some_and(ran_out) {
+            self.run = None;
+            self.close(Source::Run);
+        }
+    }
+
+    /// Follows all segments that there are with one watch, when there are many; nothing of them is missing.
+    fn gather(&mut self) {
+        let is_single = |source: &Source| matches!(source, Source::Segment(_));
+        let single = self.streams.iter().filter(|(source, _)| is_single(source));
+        if single.count() < WATCHES_MAX {
+            return;
+        }
+        self.streams.retain(|(source, _)| !is_single(source));
+        let ends = self.segments.first().zip(self.segments.last());
+        self.run = ends.map(|(first, last)| *first..=*last);
+        self.open(Source::Run);
+    }
+
     /// Segments before this one are given out.
     fn end(&self, head: Head) -> u64 {
         match &self.shared.layout.gated {
@@ -525,9 +587,9 @@ impl Follower {
     }
 
     fn has_little_left(&self) -> bool {
-        let enough = self.shared.layout.log.segment_items().min(FRONT_ITEMS) / 2 + 1;
+        let segment_items = self.shared.layout.log.segment_items();
         let now = self.shared.now();
-        self.segments.len() < SEGMENTS_MAX && self.shared.window().free(now) < enough
+        self.shared.window().wants_more(segment_items, now)
     }
 }
 

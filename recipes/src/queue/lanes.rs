@@ -218,8 +218,14 @@ impl<T: DeserializeOwned + Send + 'static> PriorityConsumer<T> {
                 news.borrow_and_update().check()?;
             }
             let mut until = None;
-            for lane in self.in_order() {
-                match lane.take_free(Turn::Ranked).await? {
+            let lanes: Vec<_> = self.in_order().collect();
+            for (n, lane) in lanes.iter().enumerate() {
+                // Before something of a later lane is taken, what somebody else would have first here is tried for.
+                let turn = match lanes[n + 1..].iter().any(|later| later.has_some()) {
+                    true => Turn::Anybody,
+                    false => Turn::Ranked,
+                };
+                match lane.take_free(turn).await? {
                     Ok(delivery) => return Ok(self.counted(delivery)),
                     Err(later) => until = sooner(until, later),
                 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_proto::etcdserverpb::RequestOp;
@@ -260,15 +261,37 @@ pub(super) struct AttemptsRecord {
     v: V1,
     /// How often the item was taken at this place.
     pub(super) count: u32,
-    /// How long it is to be left alone from when this was written, in milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) pause_ms: Option<u64>,
+    /// How long it is to be left alone.
+    #[serde(flatten)]
+    pause: Option<Pause>,
+}
+
+/// A pause before the next attempt, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Pause {
+    pause_ms: u64,
+    /// When it is over, by the wall clock of who began it.
+    due_ms: u64,
 }
 
 impl AttemptsRecord {
-    pub(super) fn new(count: u32, pause_ms: Option<u64>) -> Self {
-        let v = V1;
-        Self { v, count, pause_ms }
+    pub(super) fn new(count: u32) -> Self {
+        let (v, pause) = (V1, None);
+        Self { v, count, pause }
+    }
+
+    /// The item is to be left alone for so long from now, in milliseconds since the Unix epoch.
+    pub(super) fn paused(mut self, pause_ms: u64, now_ms: u64) -> Self {
+        let due_ms = now_ms.saturating_add(pause_ms);
+        self.pause = Some(Pause { pause_ms, due_ms });
+        self
+    }
+
+    /// How long the item is to be left alone now: by this machine's wall clock, but no longer than was asked for.
+    pub(super) fn pause_left(self, now_ms: u64) -> Option<Duration> {
+        let pause = self.pause?;
+        let left = pause.due_ms.saturating_sub(now_ms).min(pause.pause_ms);
+        Some(Duration::from_millis(left))
     }
 
     pub(super) fn write(self, key: &Key) -> Result<Bytes> {

@@ -1,12 +1,14 @@
 //! What one consumer knows of the front of its queue, and which item it takes next. Without any call of the
 //! store, so that it can be looked at from all sides.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::record::{About, AttemptsRecord, Order};
+use super::record::{About, Order};
 use crate::clock::Instant;
 use crate::hash::{fnv1a, mix};
 use crate::keys::Revision;
@@ -22,6 +24,17 @@ const RANK_DELAY_MAX: Duration = Duration::from_millis(200);
 /// Most items that one choice looks at.
 const LOOK_MAX: usize = 64;
 
+/// As many items as a front should have that can be taken, however large the segments are.
+const FREE_ITEMS: usize = 256;
+
+/// Bytes of items that can be taken which are enough, however few the items.
+const FREE_BYTES: usize = 8 << 20;
+
+/// Most items that one consumer knows at a time, however many of them cannot be taken; and most bytes of them.
+/// It looks no further before some are done.
+const KNOWN_ITEMS_MAX: usize = 16_384;
+const KNOWN_BYTES_MAX: usize = 64 << 20;
+
 /// How long an item that was let go of is left alone: an item that is done goes at the same revision as its
 /// claim, but the news of that comes by another way.
 const SETTLING: Duration = Duration::from_millis(20);
@@ -34,6 +47,10 @@ pub(super) struct Window {
     /// Of the other consumers.
     others: HashMap<Bytes, u64>,
     items: BTreeMap<Position, Item>,
+    /// Of the values of all items.
+    bytes: usize,
+    /// Whether nothing could be taken when somebody last wanted to.
+    starved: bool,
     places: HashMap<ItemId, Position>,
     tries: HashMap<ItemId, Tries>,
     /// The revision up to which news of claims and attempts has been taken in.
@@ -108,6 +125,8 @@ impl Window {
             me: number_of(me),
             others: HashMap::new(),
             items: BTreeMap::new(),
+            bytes: 0,
+            starved: false,
             places: HashMap::new(),
             tries: HashMap::new(),
             tries_at: Revision(0),
@@ -139,27 +158,36 @@ impl Window {
         let before = self.places.insert(position.id().clone(), position.clone());
         if let Some(before) = before.filter(|before| *before != position) {
             // A late copy has put it there anew.
-            self.items.remove(&before);
+            self.remove(&before);
         }
         // Known already, it is the same: items are never written again.
-        self.items.entry(position).or_insert(Item {
-            value,
-            about,
-            number,
-            since: now,
-        });
+        if let Entry::Vacant(place) = self.items.entry(position) {
+            self.bytes += value.len();
+            place.insert(Item {
+                value,
+                about,
+                number,
+                since: now,
+            });
+        }
+    }
+
+    fn remove(&mut self, position: &Position) {
+        if let Some(item) = self.items.remove(position) {
+            self.bytes -= item.value.len();
+        }
     }
 
     /// An item is no longer in the queue.
     pub(super) fn went(&mut self, id: &ItemId) {
         if let Some(position) = self.places.remove(id) {
-            self.items.remove(&position);
+            self.remove(&position);
         }
     }
 
     /// The item that stood there is no longer in the queue.
     pub(super) fn went_from(&mut self, position: &Position) {
-        self.items.remove(position);
+        self.remove(position);
         if self.places.get(position.id()) == Some(position) {
             self.places.remove(position.id());
         }
@@ -168,13 +196,14 @@ impl Window {
     /// Nothing is known of items any more.
     pub(super) fn forget_items(&mut self) {
         self.items.clear();
+        self.bytes = 0;
         self.places.clear();
     }
 
-    /// Exactly these items of a segment are there.
-    pub(super) fn only(&mut self, segment: u64, there: &HashSet<ItemId>) {
+    /// Exactly these items of some segments are there.
+    pub(super) fn only(&mut self, segments: RangeInclusive<u64>, there: &HashSet<ItemId>) {
         let gone: Vec<ItemId> = self
-            .of_segment(segment)
+            .of_segments(segments)
             .map(Position::id)
             .filter(|id| !there.contains(*id))
             .cloned()
@@ -182,29 +211,58 @@ impl Window {
         gone.iter().for_each(|id| self.went(id));
     }
 
-    fn of_segment(&self, segment: u64) -> impl Iterator<Item = &Position> {
-        // Positions are ordered by segment first.
-        let all = self.items.keys();
-        all.skip_while(move |position| position.segment() < segment)
-            .take_while(move |position| position.segment() == segment)
+    fn of_segments(&self, segments: RangeInclusive<u64>) -> impl Iterator<Item = &Position> {
+        let (first, last) = segments.into_inner();
+        let from = self.items.range(Position::before(first)..);
+        from.map(|(position, _)| position)
+            .take_while(move |position| position.segment() <= last)
     }
 
     /// Whether a segment has no item.
     pub(super) fn is_empty(&self, segment: u64) -> bool {
-        self.of_segment(segment).next().is_none()
+        self.of_segments(segment..=segment).next().is_none()
     }
 
-    /// How many items can be taken without waiting for others to be done, as far as is known.
-    pub(super) fn free(&self, now: Instant) -> usize {
+    /// Whether it should know more of the queue, whose segments have about so many items.
+    pub(super) fn wants_more(&self, segment_items: usize, now: Instant) -> bool {
+        if self.items.len() >= KNOWN_ITEMS_MAX || self.bytes >= KNOWN_BYTES_MAX {
+            return false;
+        }
+        let enough = segment_items.min(FREE_ITEMS) / 2 + 1;
+        let few = self.items.len() < enough && self.bytes < FREE_BYTES;
+        match self.order {
+            // What is behind the first only has to be there in time.
+            Order::Strict => few,
+            // Other keys may come behind those that are held up.
+            Order::Keyed => few || (self.starved && !self.has_free(1, now)),
+            Order::Parallel => !self.has_free(enough, now),
+        }
+    }
+
+    /// Whether so many items, or enough bytes of them, can be taken without waiting for others to be done, as far
+    /// as is known.
+    fn has_free(&self, enough: usize, now: Instant) -> bool {
         let mut blocked = HashSet::new();
-        let free = self.items.iter().filter(|(position, item)| {
+        let (mut free, mut bytes) = (0, 0);
+        for (position, item) in &self.items {
             let tries = self.tries.get(position.id());
             let taken = tries.is_some_and(|tries| tries.claimed.is_some());
             let paused = self.paused(position).is_some_and(|until| until > now);
             // An exact order asks every item before it.
-            self.is_first(item, &mut blocked) && !paused && !taken
-        });
-        free.count()
+            if self.is_first(item, &mut blocked) && !paused && !taken {
+                free += 1;
+                bytes += item.value.len();
+            }
+            if free >= enough || bytes >= FREE_BYTES {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Notes whether there was something to take. Returns whether that is news.
+    pub(super) fn starves(&mut self, starves: bool) -> bool {
+        std::mem::replace(&mut self.starved, starves) != starves
     }
 
     /// All claims and counts of attempts at this revision are those that follow; of which items there is a
@@ -255,23 +313,23 @@ impl Window {
         self.tidy(id);
     }
 
-    /// How often an item was taken: what the key says that counts, written at this revision.
+    /// How often an item was taken: what the key says that counts, written at this revision; and until when it is
+    /// to be left alone.
     pub(super) fn attempted(
         &mut self,
         id: ItemId,
         at: Revision,
-        record: AttemptsRecord,
-        now: Instant,
+        count: u32,
+        paused: Option<Instant>,
     ) {
         let tries = self.tries.entry(id).or_default();
         if at <= tries.attempts_at {
-            // Known: a pause counts from when it was first seen.
+            // Known: a pause ends when it was first seen to end, whatever becomes of the wall clock.
             return;
         }
-        tries.attempts = record.count;
+        tries.attempts = count;
         tries.attempts_at = at;
-        let pause = record.pause_ms.map(Duration::from_millis);
-        tries.paused = pause.map(|pause| now + pause);
+        tries.paused = paused;
     }
 
     /// The key that counts an item's attempts is not there.

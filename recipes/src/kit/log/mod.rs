@@ -172,6 +172,12 @@ impl Position {
         Self { id, created }
     }
 
+    /// Before all items of a segment, and behind those of the segment before.
+    pub(crate) fn before(segment: u64) -> Self {
+        let name = String::new();
+        Self::new(ItemId { segment, name }, Revision(0))
+    }
+
     /// The item that stands there.
     #[must_use]
     pub fn id(&self) -> &ItemId {

@@ -113,3 +113,26 @@ async fn a_dropped_pop_leaves_all_lanes_as_they_were() {
     both.sort_unstable();
     assert_eq!(both, [(0, 1), (1, 1)]);
 }
+
+/// An item of the first lane comes first though it would be another consumer's, who is busy.
+#[tokio::test(start_paused = true)]
+async fn nobody_takes_from_a_later_lane_while_there_is_something_before() {
+    let place = Place::new().await;
+    let queue = place.client.priority_queue("q", 2).await.unwrap();
+    let mut busy = Vec::new();
+    for _ in 0..3 {
+        busy.push(queue.consumer(&place.session).await.unwrap());
+    }
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for round in 0..16 {
+        pushed(&place, &queue, 1, &[100 + round]).await;
+        pushed(&place, &queue, 0, &[round]).await;
+        // Both are known, and fresh.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let delivery = soon(consumer.pop()).await.unwrap();
+        assert_eq!(*delivery.value(), round);
+        delivery.ack().await.unwrap();
+    }
+    drop(busy);
+}

@@ -151,10 +151,11 @@ async fn items_that_wait_stand_in_nobody_elses_way() {
     let queue = place.queue().ordered_by(|n| (n % 10).to_string());
     let queue = queue.with_segment_items(4);
     let consumer = queue.consumer(&place.session).await.unwrap();
-    // Many behind the first of key 0, over several segments, and others last.
-    let values: Vec<u32> = (0..30).map(|n| n * 10).chain(1..10).collect();
-    queue.push_all(&place.session, &values[..4]).await.unwrap();
-    queue.push_all(&place.session, &values[4..]).await.unwrap();
+    // Many behind the first of key 0, over many segments, and others last.
+    let values: Vec<u32> = (0..600).map(|n| n * 10).chain(1..10).collect();
+    for values in values.chunks(4) {
+        queue.push_all(&place.session, values).await.unwrap();
+    }
     let hour = Duration::from_secs(3_600);
     let held = soon(consumer.pop()).await.unwrap();
     assert_eq!(*held.value(), 0);
@@ -165,4 +166,50 @@ async fn items_that_wait_stand_in_nobody_elses_way() {
         delivery.nack(Nack::After(hour)).await.unwrap();
     }
     assert_eq!(*soon(consumer.pop()).await.unwrap().value(), 9);
+}
+
+/// A pause is one, whoever waits for its end.
+#[tokio::test(start_paused = true)]
+async fn a_pause_ends_for_one_who_comes_later_too() {
+    let place = Place::new().await;
+    let queue = place.queue().strict();
+    queue.push(&place.session, &1).await.unwrap();
+    let minute = Duration::from_secs(60);
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    let first = soon(consumer.pop()).await.unwrap();
+    first.nack(Nack::After(60 * minute)).await.unwrap();
+    drop(consumer);
+    tokio::time::sleep(40 * minute).await;
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    assert!(consumer.try_pop().await.unwrap().is_none());
+    tokio::time::sleep(19 * minute).await;
+    assert!(consumer.try_pop().await.unwrap().is_none());
+    tokio::time::sleep(minute).await;
+    let again = consumer.try_pop().await.unwrap();
+    assert_eq!(again.expect("it is over").attempt(), 2);
+}
+
+/// One who takes in an exact order does not have to know all that there is.
+#[tokio::test(start_paused = true)]
+async fn the_front_of_an_exact_order_is_small() {
+    for strict in [true, false] {
+        let place = Place::new().await;
+        let queue = match strict {
+            true => place.queue().strict(),
+            false => place.queue().ordered_by(|n| (n % 3).to_string()),
+        };
+        let queue = queue.with_segment_items(4);
+        for values in (0..400).collect::<Vec<_>>().chunks(4) {
+            queue.push_all(&place.session, values).await.unwrap();
+        }
+        let before = place.counting.counts().range;
+        let consumer = queue.consumer(&place.session).await.unwrap();
+        for expected in 0..8 {
+            let delivery = soon(consumer.pop()).await.unwrap();
+            assert_eq!(*delivery.value(), expected);
+            delivery.ack().await.unwrap();
+        }
+        let made = place.counting.counts().range - before;
+        assert!(made < 20, "{made} reads");
+    }
 }

@@ -242,3 +242,47 @@ async fn an_item_wakes_few_who_are_idle() {
     );
     assert!(place.store.capabilities().max_txn_ops > 0);
 }
+
+/// However many segments have something that somebody has: there is more behind.
+#[tokio::test(start_paused = true)]
+async fn what_takes_long_holds_up_nothing() {
+    let place = Place::new().await;
+    let queue = place.queue().with_segment_items(1);
+    for n in 0..150 {
+        queue.push(&place.session, &n).await.unwrap();
+    }
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    let mut held = Vec::new();
+    let other = queue.consumer(&place.session).await.unwrap();
+    for expected in 0..150 {
+        let delivery = soon(consumer.pop()).await.unwrap();
+        assert_eq!(*delivery.value(), expected);
+        held.push(delivery);
+    }
+    queue.push(&place.session, &150).await.unwrap();
+    soon(consumer.pop()).await.unwrap().ack().await.unwrap();
+    // What is given back among them is found, what is done is not.
+    for (n, delivery) in held.into_iter().enumerate() {
+        if n % 50 == 7 {
+            drop(delivery);
+        } else {
+            delivery.ack().await.unwrap();
+        }
+    }
+    let mut again = BTreeSet::new();
+    for _ in 0..3 {
+        let delivery = soon(consumer.pop()).await.unwrap();
+        again.insert((*delivery.value(), delivery.attempt()));
+        delivery.ack().await.unwrap();
+    }
+    assert_eq!(again, BTreeSet::from([(7, 2), (57, 2), (107, 2)]));
+    no_news(consumer.pop()).await;
+    // One who has looked on knows that as well.
+    let before = place.counting.counts();
+    assert!(other.try_pop().await.unwrap().is_none());
+    let made = place.counting.counts() - before;
+    assert_eq!(made.txn, 0, "{made:?}");
+    drop((consumer, other));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(place.left(), [""; 0]);
+}
