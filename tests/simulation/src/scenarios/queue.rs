@@ -15,7 +15,6 @@ use quorate_recipes::{Error, Result, Session};
 
 pub use bounded::{BoundedQueue, check_limit};
 pub use items::Items;
-use items::KEYS;
 
 use crate::effects::Effects;
 use crate::history::History;
@@ -24,6 +23,9 @@ use crate::scenario::Scenario;
 
 /// How often an item is taken before it is put aside.
 const ATTEMPTS_MAX: u32 = 4;
+
+/// How many names the items have that are pushed under one.
+const NAMES: i64 = 4;
 
 /// How long a client waits for an item.
 const WAIT: Duration = Duration::from_secs(2);
@@ -129,10 +131,45 @@ impl Work {
         }
     }
 
+    /// Pushes an item in one of the ways that there are.
+    async fn push_somehow(
+        &self,
+        player: &Player,
+        session: &Session,
+        queue: &Handle<i64>,
+    ) -> Result<()> {
+        let way = player.below(6);
+        let delay = Duration::from_millis(player.below(3_000));
+        let push = |number: i64| async move {
+            match way {
+                0 => queue.push_after(session, delay, &number).await.map(drop),
+                1 => {
+                    let name = format!("name {}", number % NAMES);
+                    let pushed = queue.push_unique(session, &name, &number).await?;
+                    pushed.map(drop).ok_or(Error::Conflict)
+                }
+                2 => {
+                    let all = queue.push_all(session, [&number]).await;
+                    all.map(drop)
+                }
+                _ => queue.push(session, &number).await.map(drop),
+            }
+        };
+        match self.push(player, push).await {
+            // Another item has the name.
+            Err(Error::Conflict) if way == 1 => Ok(()),
+            pushed => pushed,
+        }
+    }
+
     async fn step(&self, player: &Player, session: &Session, queue: &Handle<i64>) -> Result<()> {
         for _ in 0..=player.below(2) {
-            let push = |number| async move { queue.push(session, &number).await.map(drop) };
-            self.push(player, push).await?;
+            self.push_somehow(player, session, queue).await?;
+        }
+        if player.one_in(6)
+            && let Some(letter) = queue.dead_letters(1).await?.first()
+        {
+            queue.redrive(session, &letter.id).await?;
         }
         match self.take(player, session, queue).await? {
             Some(delivery) => self.work(player, delivery).await,
@@ -167,12 +204,12 @@ impl Work {
         session.close().await
     }
 
-    /// Judges what happened.
+    /// Judges what happened; of an exact order, by how many keys.
     ///
     /// # Errors
     /// What is broken.
-    pub fn check(&self, history: &History, keyed: bool) -> std::result::Result<(), String> {
-        let items = Items::of(history, keyed)?;
+    pub fn check(&self, history: &History, keys: Option<i64>) -> std::result::Result<(), String> {
+        let items = Items::of(history, keys)?;
         self.pushes
             .check(items.pushed.iter().map(|number| (*number, ())))?;
         for (number, at) in &*self.done.borrow() {
@@ -199,9 +236,9 @@ pub fn may_remain(key: &str) -> bool {
     of_queue.is_some_and(|rest| rest == "head" || rest == "settings" || rest.starts_with("dead/"))
 }
 
-/// A queue whose items are given out several at a time, or in order by key.
+/// A queue whose items are given out several at a time, with no keys; or in an exact order by so many keys.
 #[derive(Debug, Default)]
-pub struct Queue<const ORDERED: bool>(Work);
+pub struct Queue<const KEYS: i64>(Work);
 
 /// The queue of the worlds.
 #[must_use]
@@ -210,17 +247,22 @@ pub fn handle(player: &Player) -> Handle<i64> {
     queue.max_attempts(ATTEMPTS_MAX)
 }
 
-impl<const ORDERED: bool> Queue<ORDERED> {
+impl<const KEYS: i64> Queue<KEYS> {
     fn handle(player: &Player) -> Handle<i64> {
-        match ORDERED {
-            true => handle(player).ordered_by(|number| (number % KEYS).to_string()),
-            false => handle(player),
+        match KEYS {
+            0 => handle(player),
+            1 => handle(player).strict(),
+            _ => handle(player).ordered_by(|number| (number % KEYS).to_string()),
         }
     }
 }
 
-impl<const ORDERED: bool> Scenario for Queue<ORDERED> {
-    const NAME: &'static str = if ORDERED { "ordered_queue" } else { "queue" };
+impl<const KEYS: i64> Scenario for Queue<KEYS> {
+    const NAME: &'static str = match KEYS {
+        0 => "queue",
+        1 => "strict_queue",
+        _ => "ordered_queue",
+    };
 
     fn new() -> Self {
         Self::default()
@@ -244,6 +286,6 @@ impl<const ORDERED: bool> Scenario for Queue<ORDERED> {
     }
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.0.check(history, ORDERED)
+        self.0.check(history, (KEYS > 0).then_some(KEYS))
     }
 }

@@ -83,6 +83,7 @@ gates! {
     leased,
     config,
     queue,
+    strict_queue,
     ordered_queue,
     bounded_queue,
     cron,

@@ -15,8 +15,8 @@ const SEGMENTS: &str = "quorate/queue/q/segment/";
 /// One of the ways to break a queue.
 trait Broken: Default + 'static {
     const NAME: &'static str;
-    /// Whether items are to be taken in order by key.
-    const KEYED: bool = false;
+    /// By how many keys items are to be taken in order.
+    const KEYS: Option<i64> = None;
 
     fn work(&self) -> &Work;
 
@@ -36,7 +36,7 @@ trait Broken: Default + 'static {
     }
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.work().check(history, Self::KEYED)
+        self.work().check(history, Self::KEYS)
     }
 }
 
@@ -151,7 +151,7 @@ struct KeyOrder(Work);
 
 impl Broken for KeyOrder {
     const NAME: &'static str = "a queue that goes by the order of keys";
-    const KEYED: bool = true;
+    const KEYS: Option<i64> = Some(3);
 
     fn work(&self) -> &Work {
         &self.0

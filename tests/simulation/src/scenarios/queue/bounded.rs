@@ -145,6 +145,6 @@ impl Scenario for BoundedQueue {
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {
         check_limit(history, &self.full.borrow())?;
-        self.work.check(history, false)
+        self.work.check(history, None)
     }
 }

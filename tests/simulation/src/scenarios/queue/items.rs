@@ -12,9 +12,6 @@ use serde_json::Value;
 use super::{ATTEMPTS_MAX, effect};
 use crate::history::{History, key_of};
 
-/// How many different keys the items of an ordered queue have.
-pub(super) const KEYS: i64 = 3;
-
 const PREFIX: &str = "quorate/queue/q/";
 
 /// The items, as they went through a history.
@@ -28,6 +25,8 @@ pub struct Items {
     numbers: BTreeMap<String, i64>,
     /// The keys that have each item now.
     places: BTreeMap<i64, BTreeSet<String>>,
+    /// The name of the item that each key has now, if it was pushed under one.
+    names: BTreeMap<String, String>,
     /// Items in the queue by where they stand: segment, revision, name.
     line: BTreeMap<(String, i64, String), i64>,
     /// The lease of whoever has an item, by the item's id.
@@ -37,26 +36,27 @@ pub struct Items {
 }
 
 impl Items {
-    /// Goes through a history.
+    /// Goes through a history; of an exact order, by how many keys.
     ///
     /// # Errors
     /// What is broken in it.
-    pub fn of(history: &History, keyed: bool) -> Result<Self, String> {
+    pub fn of(history: &History, keys: Option<i64>) -> Result<Self, String> {
         let mut items = Self::default();
         for commit in &history.commits {
             let told = |broken: String| format!("at revision {}: {broken}", commit.revision);
-            items.take(commit, keyed).map_err(told)?;
+            items.take(commit, keys).map_err(told)?;
         }
         Ok(items)
     }
 
-    fn take(&mut self, commit: &Commit, keyed: bool) -> Result<(), String> {
+    fn take(&mut self, commit: &Commit, keys: Option<i64>) -> Result<(), String> {
         let claims = self.claims.clone();
         let mut touched = BTreeSet::new();
         // An item that is done says who did it; the claim went with it.
         let mut gone = BTreeMap::new();
         for change in &commit.changes {
             let key = key_of(change);
+            self.names.remove(&key);
             if change.r#type() == EventType::Delete
                 && let Some(number) = self.numbers.remove(&key)
             {
@@ -80,6 +80,9 @@ impl Items {
                 }
                 self.places.entry(number).or_default().insert(key.clone());
                 self.numbers.insert(key.clone(), number);
+                if let Some(name) = name_of(&key, kv) {
+                    self.names.insert(key.clone(), name);
+                }
                 if let Some(id) = key.strip_prefix(&format!("{PREFIX}segment/")) {
                     let (segment, name) = id.split_once('/').unwrap_or((id, ""));
                     let place = (segment.to_owned(), kv.create_revision, name.to_owned());
@@ -89,7 +92,7 @@ impl Items {
             }
         }
         for change in &commit.changes {
-            self.tried(change, keyed)?;
+            self.tried(change, keys)?;
             let Some(kv) = change.kv.as_ref() else {
                 continue;
             };
@@ -112,6 +115,11 @@ impl Items {
                 touched.insert(number);
             }
         }
+        let mut names = BTreeSet::new();
+        let twice = self.names.values().find(|name| !names.insert(*name));
+        if let Some(name) = twice {
+            return Err(format!("two items are named {name}"));
+        }
         for number in touched {
             let places = &self.places[&number];
             if places.len() != 1 {
@@ -122,7 +130,7 @@ impl Items {
     }
 
     /// Takes in what is said about the taking of items.
-    fn tried(&mut self, change: &Event, keyed: bool) -> Result<(), String> {
+    fn tried(&mut self, change: &Event, keys: Option<i64>) -> Result<(), String> {
         let key = key_of(change);
         let tried = key.strip_prefix(&format!("{PREFIX}try/"));
         let Some((id, kind)) = tried.and_then(|rest| rest.rsplit_once('/')) else {
@@ -160,15 +168,21 @@ impl Items {
         let Some((place, number)) = place else {
             return Err(format!("{id} is claimed, which is not there"));
         };
-        let before = self.line.range(..place.clone());
-        let first = before
-            .into_iter()
-            .find(|(_, other)| *other % KEYS == number % KEYS);
-        match first {
-            Some((_, other)) if keyed => Err(format!("item {number} is taken before item {other}")),
-            _ => Ok(()),
+        let Some(keys) = keys else { return Ok(()) };
+        let mut before = self.line.range(..place.clone());
+        match before.find(|(_, other)| *other % keys == number % keys) {
+            Some((_, other)) => Err(format!("item {number} is taken before item {other}")),
+            None => Ok(()),
         }
     }
+}
+
+/// The name that the item at a key was pushed under. A dead letter has none any more.
+fn name_of(key: &str, kv: &KeyValue) -> Option<String> {
+    let is_dead = key.starts_with(&format!("{PREFIX}dead/"));
+    let record: Value = serde_json::from_slice(&kv.value).ok()?;
+    let name = record["unique"].as_str().filter(|_| !is_dead);
+    name.map(str::to_owned)
 }
 
 /// The number of the item that a change wrote to one of the queue's places, and how often it had been taken.
