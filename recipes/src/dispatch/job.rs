@@ -16,7 +16,7 @@ use crate::keys::{KeyRange, LeaseId, Revision};
 use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
 use crate::wait::{self, Backoff};
-use crate::watch::Change;
+use crate::watch::{Change, Origin};
 
 /// A job that was sent. A handle: cheap to clone, holds nothing; dropping it ends nothing.
 pub struct Job<R> {
@@ -223,7 +223,9 @@ impl<R: DeserializeOwned> Job<R> {
             let key = key.clone();
             let changes: Vec<Result<JobState<R>>> = match batch {
                 Err(error) => vec![Err(error)],
-                Ok(batch) if batch.changes.is_empty() => vec![Err(Error::Removed(key))],
+                Ok(batch) if batch.origin == Origin::Listing && batch.changes.is_empty() => {
+                    vec![Err(Error::Removed(key))]
+                }
                 Ok(batch) => batch
                     .changes
                     .into_iter()

@@ -11,6 +11,8 @@ use crate::store::faulty::Fault;
 use crate::store::{Faulty, MemStore};
 use crate::testing::{no_news, soon};
 
+mod trouble;
+
 struct Place {
     store: MemStore,
     faulty: Faulty<MemStore>,
