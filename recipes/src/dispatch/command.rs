@@ -11,7 +11,7 @@ use serde_json::value::to_raw_value;
 
 use super::record::{Envelope, JobRecord, Layout, State, cut};
 use crate::error::{Error, Result, TxnError};
-use crate::keys::{KeyRange, Revision};
+use crate::keys::{KeyRange, LeaseId, Revision};
 use crate::lock::{Fence, Fenced};
 use crate::queue::{AckError, Delivery, Nack};
 use crate::session::{Lost, Session};
@@ -44,6 +44,13 @@ pub(super) struct Worker {
     pub(super) retention: Duration,
 }
 
+/// What ends a job, and the lease that its record is under then.
+#[derive(Debug)]
+pub(super) struct Ending {
+    txn: Txn,
+    lease: LeaseId,
+}
+
 impl Worker {
     fn as_known(&self) -> Compare {
         Compare::mod_revision(self.layout.job(&self.id), self.at)
@@ -68,14 +75,46 @@ impl Worker {
     }
 
     /// `txn` with what ends the job.
-    pub(super) async fn ending(&self, txn: Txn, state: State) -> Result<Txn> {
+    pub(super) async fn ending(&self, txn: Txn, state: State) -> Result<Ending> {
         let key = self.layout.job(&self.id);
         let value = self.record.with(state, &key)?;
-        let lease = self.session.actor().grant_apart(self.retention).await?;
-        Ok(txn.when(self.as_known()).own([
-            ops::put(&key, value, Some(lease.id)),
+        let most = self.layout.client.store().capabilities().max_request_bytes;
+        if value.len() > most {
+            let bytes = value.len();
+            return Err(Error::Invalid(format!(
+                "the end of a job in {bytes} bytes; the store takes {most}"
+            )));
+        }
+        let lease = self.session.actor().grant_apart(self.retention).await?.id;
+        let txn = txn.when(self.as_known()).own([
+            ops::put(&key, value, Some(lease)),
             ops::delete(KeyRange::one(self.layout.cancel(&self.id))),
-        ]))
+        ]);
+        Ok(Ending { txn, lease })
+    }
+
+    /// Ends the job. If it is certain that nothing was written, the lease goes too.
+    pub(super) async fn end(
+        &self,
+        delivery: Delivery<Envelope>,
+        ending: Ending,
+    ) -> Result<Revision, AckError<Envelope>> {
+        let Ending { txn, lease } = ending;
+        let ended = delivery.ack_with(txn).await;
+        let unwritten = match &ended {
+            Ok(_) => false,
+            Err(AckError::Failed(error)) => matches!(error, Error::Fenced { .. }),
+            Err(_) => true,
+        };
+        if unwritten {
+            let store = self.layout.client.store().clone();
+            self.session.actor().spawn("lease of no end", async move {
+                if let Err(error) = store.lease_revoke(lease).await {
+                    tracing::debug!(%lease, %error, "left to run out");
+                }
+            });
+        }
+        ended
     }
 }
 
@@ -222,11 +261,11 @@ impl<C, R> Command<C, R> {
     /// Ends the job, together with a transaction: all of it is written, or nothing is.
     async fn end(&mut self, txn: Txn, state: State) -> Result<Revision, TxnError> {
         self.delivery()?;
-        let txn = self.worker.ending(txn, state).await?;
+        let ending = self.worker.ending(txn, state).await?;
         let Some(delivery) = self.delivery.take() else {
             return Err(TxnError::Fenced { owner: None });
         };
-        match delivery.ack_with(txn).await {
+        match self.worker.end(delivery, ending).await {
             Ok(revision) => Ok(revision),
             Err(AckError::Fenced { owner }) => Err(TxnError::Fenced { owner }),
             Err(AckError::Conflict {
@@ -240,32 +279,38 @@ impl<C, R> Command<C, R> {
                     responses,
                 })
             }
+            Err(AckError::Refused { delivery, error }) => {
+                self.delivery = Some(*delivery);
+                Err(error.into())
+            }
             Err(AckError::Failed(error)) => Err(error.into()),
         }
     }
 }
 
 impl<C, R: Serialize> Command<C, R> {
-    /// Ends the job as done, with this reply.
+    /// Ends the job as done, with this reply. One that is not taken, because it is too large, leaves the command
+    /// in the caller's hands: reply with less, or [fail](Command::fail), else the work is done again.
     ///
     /// # Errors
     /// As [`Command::reply_with`].
     ///
     /// # Cancel safety
     /// As [`Command::reply_with`].
-    pub async fn reply(mut self, reply: &R) -> Result<Revision, TxnError> {
+    pub async fn reply(&mut self, reply: &R) -> Result<Revision, TxnError> {
         let txn = self.worker.layout.client.txn();
         self.reply_with(reply, txn).await
     }
 
     /// As [`Command::reply`], together with a transaction: either the job is done and all of it is written, or
-    /// nothing is. What it writes is written exactly once for the job. After [`TxnError::Conflict`] the
-    /// command is still in the caller's hands.
+    /// nothing is. What it writes is written exactly once for the job. After [`TxnError::Conflict`], and when no
+    /// such transaction is taken, the command is still in the caller's hands.
     ///
     /// # Errors
-    /// [`TxnError::Fenced`] when the command was lost before, or the job has ended; [`TxnError::Conflict`] when a condition of the
-    /// transaction does not hold; [`Error::Codec`]; [`Error::SessionLost`]; [`Error::OutcomeUnknown`] when the
-    /// session ended with an answer still to come; the store's final refusals.
+    /// [`TxnError::Fenced`] when the command was lost before, or the job has ended; [`TxnError::Conflict`] when a
+    /// condition of the transaction does not hold; [`Error::Codec`]; [`Error::Invalid`] for too much in one
+    /// transaction; [`Error::SessionLost`]; [`Error::OutcomeUnknown`] when the session ended with an answer still to
+    /// come; the store's final refusals.
     ///
     /// # Cancel safety
     /// Ending goes on when the future is dropped, once it has been sent.

@@ -131,9 +131,7 @@ where
                     return Ok(None);
                 }
                 Verdict::End(known, state) => {
-                    let worker = self.worker(&id, known);
-                    let txn = self.layout.client.txn();
-                    settled(delivery.ack_with(worker.ending(txn, state).await?).await)?;
+                    self.end(delivery, self.worker(&id, known), state).await?;
                     return Ok(None);
                 }
                 Verdict::Accept(known) => {
@@ -142,9 +140,7 @@ where
                         Err(error) => {
                             let why = format!("it cannot be read: {error}");
                             let worker = self.worker(&id, known);
-                            let txn = self.layout.client.txn();
-                            let txn = worker.ending(txn, State::failed(&why)).await?;
-                            settled(delivery.ack_with(txn).await)?;
+                            self.end(delivery, worker, State::failed(&why)).await?;
                             return Ok(None);
                         }
                     };
@@ -163,6 +159,12 @@ where
                 }
             }
         }
+    }
+
+    /// Ends a job in passing.
+    async fn end(&self, delivery: Delivery<Envelope>, worker: Worker, state: State) -> Result<()> {
+        let ending = worker.ending(self.layout.client.txn(), state).await?;
+        settled(worker.end(delivery, ending).await)
     }
 
     fn worker(&self, id: &str, known: Known) -> Worker {
@@ -211,7 +213,7 @@ fn settled<T>(ended: std::result::Result<T, AckError<Envelope>>) -> Result<()> {
     match ended {
         // Dropped, it goes back, and is looked at again.
         Ok(_) | Err(AckError::Fenced { .. } | AckError::Conflict { .. }) => Ok(()),
-        Err(AckError::Failed(error)) => Err(error),
+        Err(AckError::Refused { error, .. } | AckError::Failed(error)) => Err(error),
     }
 }
 

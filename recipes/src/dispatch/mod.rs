@@ -56,7 +56,7 @@ const RETENTION_MIN: Duration = Duration::from_secs(60);
 ///
 /// let to = Target::Instance("web-1".to_owned());
 /// let job = dispatcher.send(&session, to, &"count".to_owned()).await?;
-/// let command = inbox.next().await?;
+/// let mut command = inbox.next().await?;
 /// command.reply(&7).await?; // else it goes back
 /// assert_eq!(job.wait().await?, Ended::Done(7));
 /// # Ok(()) }

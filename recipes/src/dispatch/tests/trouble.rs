@@ -32,3 +32,45 @@ async fn a_listing_without_news_is_no_end() {
     let told = soon(none.next()).await.unwrap();
     assert!(matches!(told, Err(Error::Removed(_))), "{told:?}");
 }
+
+/// The work is done; only the reply is to be another one.
+#[tokio::test(start_paused = true)]
+async fn what_the_store_does_not_take_costs_no_command() {
+    let place = Place::new().await;
+    let (ops, client) = (place.client.dispatcher::<u32, String>("ops"), &place.client);
+    let inbox = ops.inbox(&place.session, [to("a")]).await.unwrap();
+    let job = ops.send(&place.session, to("a"), &1).await.unwrap();
+    let mut command = soon(inbox.next()).await.unwrap();
+    let leases = place.store.leases();
+    let limits = client.store().capabilities();
+    let large = "x".repeat(limits.max_request_bytes);
+    let wide = (0..limits.max_txn_ops).fold(client.txn(), |txn, n| txn.put(format!("k{n}"), ""));
+    let twice = client.txn().put("k", "").put("k", "");
+    for (reply, txn) in [
+        (large, client.txn()),
+        (String::new(), wide),
+        (String::new(), twice),
+    ] {
+        let refused = command.reply_with(&reply, txn).await;
+        assert!(
+            matches!(
+                refused,
+                Err(TxnError::Failed(
+                    Error::Invalid(_) | Error::Store(StoreError::Invalid(_))
+                ))
+            ),
+            "{refused:?}"
+        );
+    }
+    let unmet = client.txn().when(Compare::present("k"));
+    let refused = command.reply_with(&String::new(), unmet).await;
+    assert!(
+        matches!(refused, Err(TxnError::Conflict { .. })),
+        "{refused:?}"
+    );
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(place.store.leases(), leases, "none is left behind");
+    command.reply(&"short".to_owned()).await.unwrap();
+    let ended = soon(job.wait()).await.unwrap();
+    assert_eq!(ended, Ended::Done("short".to_owned()));
+}
