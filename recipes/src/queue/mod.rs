@@ -35,7 +35,7 @@ pub(crate) use lanes::{lane_space, lanes_key, lanes_of};
 
 use crate::client::Client;
 use crate::error::Result;
-use crate::keys::{KeyRange, KeySpace, Revision};
+use crate::keys::{Key, KeyRange, KeySpace, Revision};
 use crate::kit::{ItemId, SegmentedLog};
 use crate::lock::Limit;
 use crate::session::Session;
@@ -138,6 +138,11 @@ impl<T> Queue<T> {
 
     pub(crate) fn log(&self) -> &SegmentedLog {
         &self.layout.log
+    }
+
+    /// Whoever has the item; leased.
+    pub(crate) fn claim(&self, id: &ItemId) -> Key {
+        self.layout.claim(id)
     }
 
     /// What takes an item out, whoever has it.

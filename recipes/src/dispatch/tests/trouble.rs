@@ -1,5 +1,7 @@
 //! What goes wrong on the way of a job: lost watches and answers, what is too large, what cannot be read.
 
+use tokio::sync::Notify;
+
 use super::*;
 use crate::store::faulty::{Calls, Stage};
 
@@ -73,4 +75,66 @@ async fn what_the_store_does_not_take_costs_no_command() {
     command.reply(&"short".to_owned()).await.unwrap();
     let ended = soon(job.wait()).await.unwrap();
     assert_eq!(ended, Ended::Done("short".to_owned()));
+}
+
+/// Given back, or left by a worker that died; no inbox is open that would see to it.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_nobody_has_any_more_is_cancelled_at_once() {
+    for dies in [false, true] {
+        let place = Place::new().await;
+        let session = place.client.session().await.unwrap();
+        let inbox = place.ops().inbox(&session, [to("a")]).await.unwrap();
+        let job = place.send(to("a")).await;
+        let mut command = soon(inbox.next()).await.unwrap();
+        command.progress(0.5, "").await.unwrap();
+        drop(inbox);
+        match dies {
+            true => {
+                let store = place.client.store();
+                store.lease_revoke(session.lease()).await.unwrap();
+            }
+            false => command.give_back().await.unwrap(),
+        }
+        assert!(job.cancel().await.unwrap());
+        let state = job.state().await.unwrap();
+        assert_eq!(state, JobState::Ended(Ended::Cancelled), "dies: {dies}");
+        assert_eq!(place.ops().status().await.unwrap().cancelling, 0);
+        no_news(place.inbox("a").await.next()).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_heard_has_cancelled_although_the_answer_was_lost() {
+    let place = Place::new().await;
+    let inbox = place.inbox("a").await;
+    let job = place.send(to("a")).await;
+    let command = soon(inbox.next()).await.unwrap();
+    place
+        .faulty
+        .plan("quorate/dispatch/ops/cancel/", [Fault::Unanswered]);
+    let (asked, ()) = tokio::join!(soon(job.cancel()), async {
+        soon(command.cancelled()).await;
+        command.stop().await.unwrap();
+    });
+    assert!(asked.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_does_not_hold_off_who_cancels() {
+    let place = Place::new().await;
+    let inbox = place.inbox("a").await;
+    let job = place.send(to("a")).await;
+    let mut command = soon(inbox.next()).await.unwrap();
+    let (sent, never) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let held = [Arc::clone(&sent), never].map(Fault::HeldBefore);
+    place.faulty.plan("quorate/dispatch/ops/cancel/", held);
+    let (asked, ()) = tokio::join!(soon(job.cancel()), async {
+        while place.faulty.held() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        command.progress(0.5, "").await.unwrap();
+        sent.notify_one();
+    });
+    assert!(asked.unwrap());
+    soon(command.cancelled()).await;
 }
