@@ -39,8 +39,8 @@ pub(super) struct Worker {
     pub(super) session: Session,
     pub(super) id: String,
     pub(super) record: JobRecord,
-    /// The mod revision of the job's key.
-    pub(super) at: Revision,
+    /// The revision at which the job's key was written first.
+    pub(super) created: Revision,
     pub(super) retention: Duration,
 }
 
@@ -52,8 +52,10 @@ pub(super) struct Ending {
 }
 
 impl Worker {
-    fn as_known(&self) -> Compare {
-        Compare::mod_revision(self.layout.job(&self.id), self.at)
+    /// The condition that the job is there. Under the claim nobody else writes it: who ends it from outside takes
+    /// the claim with it.
+    fn is_there(&self) -> Compare {
+        Compare::create_revision(self.layout.job(&self.id), self.created)
     }
 
     /// Writes a state that is no end, under `txn`; also `unless_cancelled`.
@@ -65,12 +67,12 @@ impl Worker {
     ) -> Result<(), TxnError> {
         let key = self.layout.job(&self.id);
         self.record.state = state;
-        let mut txn = txn.when(self.as_known());
+        let mut txn = txn.when(self.is_there());
         if unless_cancelled {
             txn = txn.when(Compare::absent(self.layout.cancel(&self.id)));
         }
         let put = ops::put(&key, self.record.write(&key)?, None);
-        self.at = txn.own([put]).commit_once(&self.session).await?;
+        txn.own([put]).commit_once(&self.session).await?;
         Ok(())
     }
 
@@ -86,7 +88,7 @@ impl Worker {
             )));
         }
         let lease = self.session.actor().grant_apart(self.retention).await?.id;
-        let txn = txn.when(self.as_known()).own([
+        let txn = txn.when(self.is_there()).own([
             ops::put(&key, value, Some(lease)),
             ops::delete(KeyRange::one(self.layout.cancel(&self.id))),
         ]);
@@ -200,13 +202,11 @@ impl<C, R> Command<C, R> {
     /// Tells how far it is: how much is done, from 0 to 1, and a message, of which 1,024 bytes are kept.
     ///
     /// # Errors
-    /// [`Error::Fenced`] when the command was lost before; [`Error::Conflict`] when the job has ended in
-    /// another way; [`Error::Invalid`] for a fraction that is none; [`Error::SessionLost`];
-    /// [`Error::OutcomeUnknown`]; the store's final refusals.
+    /// [`Error::Fenced`] when the command was lost before, or the job has ended; [`Error::Invalid`] for a fraction
+    /// that is none; [`Error::SessionLost`]; [`Error::OutcomeUnknown`]; the store's final refusals.
     ///
     /// # Cancel safety
-    /// Dropping the future is an unknown outcome; the command cannot be ended then, and goes back when it is
-    /// dropped.
+    /// Dropping the future is an unknown outcome: told once or not at all, or later. The command stays.
     pub async fn progress(&mut self, fraction: f64, message: &str) -> Result<()> {
         if !(0.0..=1.0).contains(&fraction) {
             return Err(Error::Invalid(format!("{fraction} of a job is done")));

@@ -151,7 +151,7 @@ where
                     let txn = delivery.txn();
                     match worker.advance(txn, state, true).await {
                         Ok(()) => return Ok(Some(Command::new(command, delivery, worker))),
-                        // It was cancelled, or has expired, in between.
+                        // It was cancelled in between.
                         Err(TxnError::Conflict { .. }) => {}
                         Err(TxnError::Fenced { .. }) => return Ok(None),
                         Err(TxnError::Failed(error)) => return Err(error),
@@ -173,7 +173,7 @@ where
             session: self.session.clone(),
             id: id.to_owned(),
             record: known.record,
-            at: known.at,
+            created: known.created,
             retention: self.retention,
         }
     }

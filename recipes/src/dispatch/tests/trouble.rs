@@ -138,3 +138,34 @@ async fn progress_does_not_hold_off_who_cancels() {
     assert!(asked.unwrap());
     soon(command.cancelled()).await;
 }
+
+/// Whether it was written or not, and also when it comes late.
+#[tokio::test(start_paused = true)]
+async fn progress_that_was_not_waited_for_does_not_keep_a_job_from_its_end() {
+    for stage in [Stage::OnItsWay, Stage::Answered] {
+        for late in [false, true] {
+            let place = Place::new().await;
+            let inbox = place.inbox("a").await;
+            let job = place.send(to("a")).await;
+            let mut command = soon(inbox.next()).await.unwrap();
+            let held = place.faulty.hold(1, Calls::Txn, stage);
+            tokio::select! {
+                biased;
+                () = held.reached() => {}
+                told = command.progress(0.5, "") => panic!("{told:?}"),
+            }
+            if !late {
+                held.release();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                command.progress(0.6, "more").await.unwrap();
+                command.reply(&1).await.unwrap();
+            } else {
+                command.reply(&1).await.unwrap();
+                held.release();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            let state = job.state().await.unwrap();
+            assert_eq!(state, JobState::Ended(Ended::Done(1)), "{stage:?} {late}");
+        }
+    }
+}
