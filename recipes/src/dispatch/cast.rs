@@ -10,7 +10,7 @@ use quorate_proto::etcdserverpb::TxnRequest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::record::{CastRecord, Ended, Layout, Target};
+use super::record::{CastRecord, Ended, Envelope, Layout, Target};
 use super::{Dispatcher, Job, Sending};
 use crate::error::{Error, Result};
 use crate::keys::Revision;
@@ -118,7 +118,7 @@ impl<C: Serialize, R> Dispatcher<C, R> {
             };
             for ((name, job), head) in jobs.iter().zip(&heads) {
                 let target = Target::Instance(name.clone());
-                let log = layout.queue(&target).log().clone();
+                let log = layout.queue::<Envelope>(&target).log().clone();
                 let item = self.item(&target, job, &command)?;
                 let job_key = layout.job(job);
                 let queued = self.queued(&target, head.segment, sending);
@@ -198,7 +198,7 @@ async fn heads(layout: &Layout, names: &[&String]) -> Result<Vec<Head>> {
         .iter()
         .map(|name| {
             let target = Target::Instance((*name).clone());
-            layout.queue(&target).log().clone()
+            layout.queue::<Envelope>(&target).log().clone()
         })
         .collect();
     let reads = logs.iter().map(|log| ops::read(ops::get(log.head_key())));

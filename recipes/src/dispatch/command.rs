@@ -9,7 +9,7 @@ use quorate_proto::mvccpb::event::EventType;
 use serde::Serialize;
 use serde_json::value::to_raw_value;
 
-use super::record::{Envelope, JobRecord, Layout, State, cut};
+use super::record::{JobRecord, Layout, Received, State, cut};
 use crate::error::{Error, Result, TxnError};
 use crate::keys::{KeyRange, LeaseId, Revision};
 use crate::lock::{Fence, Fenced};
@@ -25,7 +25,7 @@ use crate::wait::{self, Backoff};
 pub struct Command<C, R> {
     value: C,
     /// `None` once the job has ended.
-    delivery: Option<Delivery<Envelope>>,
+    delivery: Option<Delivery<Received>>,
     fence: Fence,
     attempt: u32,
     worker: Worker,
@@ -98,9 +98,9 @@ impl Worker {
     /// Ends the job. If it is certain that nothing was written, the lease goes too.
     pub(super) async fn end(
         &self,
-        delivery: Delivery<Envelope>,
+        delivery: Delivery<Received>,
         ending: Ending,
-    ) -> Result<Revision, AckError<Envelope>> {
+    ) -> Result<Revision, AckError<Received>> {
         let Ending { txn, lease } = ending;
         let ended = delivery.ack_with(txn).await;
         let unwritten = match &ended {
@@ -121,7 +121,7 @@ impl Worker {
 }
 
 impl<C, R> Command<C, R> {
-    pub(super) fn new(value: C, delivery: Delivery<Envelope>, worker: Worker) -> Self {
+    pub(super) fn new(value: C, delivery: Delivery<Received>, worker: Worker) -> Self {
         Self {
             value,
             fence: delivery.fence().clone(),
@@ -150,7 +150,7 @@ impl<C, R> Command<C, R> {
         self.attempt
     }
 
-    fn delivery(&self) -> Result<&Delivery<Envelope>, TxnError> {
+    fn delivery(&self) -> Result<&Delivery<Received>, TxnError> {
         let ended = TxnError::Fenced { owner: None };
         self.delivery.as_ref().ok_or(ended)
     }

@@ -11,11 +11,12 @@ use serde::de::DeserializeOwned;
 
 use super::command::{Command, Worker};
 use super::job::Known;
-use super::record::{Envelope, Layout, State, Target};
+use super::record::{JobRecord, Layout, Received, State, Target};
 use crate::error::{Error, Result, TxnError};
+use crate::keys::decode;
 use crate::kit::{Claim, Claimed, Owned, fresh_key};
 use crate::lock::ContenderRecord;
-use crate::queue::{AckError, Consumer, Delivery};
+use crate::queue::{AckError, Consumer, Delivery, Nack};
 use crate::session::Session;
 use crate::store::ops;
 use crate::value::{Json, Value};
@@ -25,7 +26,8 @@ use crate::wait;
 pub struct Inbox<C, R> {
     layout: Layout,
     session: Session,
-    consumers: Vec<Consumer<Envelope>>,
+    /// One for each target.
+    consumers: Vec<(Target, Consumer<Received>)>,
     max_attempts: u32,
     retention: Duration,
     /// Says that the instance is here.
@@ -57,7 +59,8 @@ impl<C, R> Inbox<C, R> {
         }
         let mut consumers = Vec::with_capacity(targets.len());
         for target in &targets {
-            consumers.push(layout.queue(target).consumer(session).await?);
+            let consumer = layout.queue(target).consumer(session).await?;
+            consumers.push((target.clone(), consumer.with_unreadable()));
         }
         let instance = targets.into_iter().find_map(|target| match target {
             Target::Instance(name) => Some(name),
@@ -111,21 +114,30 @@ where
     /// attempt.
     pub async fn next(&self) -> Result<Command<C, R>> {
         loop {
-            let pops = self.consumers.iter().map(|one| one.pop().boxed());
-            let (delivery, _, others) = select_all(pops).await;
+            let pops = self.consumers.iter().map(|(_, one)| one.pop().boxed());
+            let (delivery, of, others) = select_all(pops).await;
             // What they had on their way goes back.
             drop(others);
-            if let Some(command) = self.accept(delivery?).await? {
+            if let Some(command) = self.accept(&self.consumers[of].0, delivery?).await? {
                 return Ok(command);
             }
         }
     }
 
     /// Takes a job on, unless it is not to be done any more.
-    async fn accept(&self, delivery: Delivery<Envelope>) -> Result<Option<Command<C, R>>> {
-        let id = delivery.value().job.clone();
+    async fn accept(
+        &self,
+        target: &Target,
+        delivery: Delivery<Received>,
+    ) -> Result<Option<Command<C, R>>> {
+        let Some(id) = decode(delivery.id().name()) else {
+            return match delivery.nack(Nack::Dead("no job's name".to_owned())).await {
+                Ok(()) | Err(Error::Fenced { .. }) => Ok(None),
+                Err(error) => Err(error),
+            };
+        };
         loop {
-            match self.judge(&id, &delivery).await? {
+            match self.judge(&id, target, &delivery).await? {
                 Verdict::Leftover => {
                     settled(delivery.ack().await)?;
                     return Ok(None);
@@ -135,16 +147,14 @@ where
                     return Ok(None);
                 }
                 Verdict::Accept(known) => {
-                    let command: C = match serde_json::from_str(delivery.value().command.get()) {
+                    let mut worker = self.worker(&id, known);
+                    let command: C = match command(delivery.value()) {
                         Ok(command) => command,
-                        Err(error) => {
-                            let why = format!("it cannot be read: {error}");
-                            let worker = self.worker(&id, known);
-                            self.end(delivery, worker, State::failed(&why)).await?;
+                        Err(why) => {
+                            self.end(delivery, worker, unreadable(&why)).await?;
                             return Ok(None);
                         }
                     };
-                    let mut worker = self.worker(&id, known);
                     let state = State::Delivered {
                         attempt: delivery.attempt(),
                     };
@@ -162,7 +172,7 @@ where
     }
 
     /// Ends a job in passing.
-    async fn end(&self, delivery: Delivery<Envelope>, worker: Worker, state: State) -> Result<()> {
+    async fn end(&self, delivery: Delivery<Received>, worker: Worker, state: State) -> Result<()> {
         let ending = worker.ending(self.layout.client.txn(), state).await?;
         settled(worker.end(delivery, ending).await)
     }
@@ -178,7 +188,12 @@ where
         }
     }
 
-    async fn judge(&self, id: &str, delivery: &Delivery<Envelope>) -> Result<Verdict> {
+    async fn judge(
+        &self,
+        id: &str,
+        target: &Target,
+        delivery: &Delivery<Received>,
+    ) -> Result<Verdict> {
         let request = TxnRequest {
             success: [self.layout.job(id), self.layout.cancel(id)]
                 .map(|key| ops::read(ops::get(key)))
@@ -189,7 +204,18 @@ where
         let Some(kv) = ops::kvs(&found.responses, 0).first() else {
             return Ok(Verdict::Leftover);
         };
-        let known = Known::of(kv)?;
+        let known = match Known::of(kv) {
+            Ok(known) => known,
+            // It has ended, whatever else its record says.
+            Err(_) if kv.lease != 0 => return Ok(Verdict::Leftover),
+            Err(error) => {
+                tracing::warn!(job = id, %error, "an unreadable job fails");
+                let since_ms = delivery.since_ms();
+                let record = JobRecord::unknown(target.clone(), delivery.id(), since_ms);
+                let known = Known::at(kv, record);
+                return Ok(Verdict::End(known, unreadable(&error.to_string())));
+            }
+        };
         if known.record.state.is_end() || known.record.item(id) != *delivery.id() {
             return Ok(Verdict::Leftover);
         }
@@ -208,8 +234,18 @@ where
     }
 }
 
+/// The command that was sent.
+fn command<C: DeserializeOwned>(received: &Received) -> std::result::Result<C, String> {
+    let envelope = received.as_ref().map_err(String::clone)?;
+    serde_json::from_str(envelope.command.get()).map_err(|error| error.to_string())
+}
+
+fn unreadable(why: &str) -> State {
+    State::failed(&format!("it cannot be read: {why}"))
+}
+
 /// What the end of a job in passing came to: who has lost it by then has nothing to do with it any more.
-fn settled<T>(ended: std::result::Result<T, AckError<Envelope>>) -> Result<()> {
+fn settled<T>(ended: std::result::Result<T, AckError<Received>>) -> Result<()> {
     match ended {
         // Dropped, it goes back, and is looked at again.
         Ok(_) | Err(AckError::Fenced { .. } | AckError::Conflict { .. }) => Ok(()),

@@ -10,7 +10,7 @@ use quorate_proto::etcdserverpb::{TxnRequest, TxnResponse};
 use quorate_proto::mvccpb::KeyValue;
 use serde::de::DeserializeOwned;
 
-use super::record::{Ended, JobRecord, JobState, Layout, State};
+use super::record::{Ended, Envelope, JobRecord, JobState, Layout, State};
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, LeaseId, Revision};
 use crate::store::StoreError;
@@ -47,11 +47,16 @@ pub(super) struct Known {
 
 impl Known {
     pub(super) fn of(kv: &KeyValue) -> Result<Self> {
-        Ok(Self {
-            record: JobRecord::read(kv)?,
+        Ok(Self::at(kv, JobRecord::read(kv)?))
+    }
+
+    /// With this record in place of what is there.
+    pub(super) fn at(kv: &KeyValue, record: JobRecord) -> Self {
+        Self {
+            record,
             at: Revision(kv.mod_revision),
             created: Revision(kv.create_revision),
-        })
+        }
     }
 
     /// The conditions that it has not ended, and not been begun if it was not: what is told of its progress does
@@ -126,7 +131,7 @@ impl<R> Job<R> {
         let job = self.layout.job(&self.id);
         let mut when = known.goes_on(&job);
         if !matches!(known.record.state, State::Queued) {
-            let queue = self.layout.queue(&known.record.target);
+            let queue = self.layout.queue::<Envelope>(&known.record.target);
             let claim = queue.claim(&known.record.item(&self.id));
             let held = wait::read(client, ops::get(&claim)).await?;
             if !held.kvs.is_empty() {
@@ -149,7 +154,7 @@ impl<R> Job<R> {
         let key = self.layout.job(&self.id);
         let lease = retained(client, self.retention).await?;
         let value = known.record.with(state, &key)?;
-        let queue = self.layout.queue(&known.record.target);
+        let queue = self.layout.queue::<Envelope>(&known.record.target);
         let gone = queue.taken_out(&known.record.item(&self.id));
         let cancel = ops::delete(KeyRange::one(self.layout.cancel(&self.id)));
         let request = TxnRequest {

@@ -284,7 +284,7 @@ impl<C: Serialize, R> Dispatcher<C, R> {
         let key = layout.job(&id);
         let command = self.raw(&id, command)?;
         let item = self.item(&target, &id, &command)?;
-        let queue = layout.queue(&target);
+        let queue = layout.queue::<Envelope>(&target);
         // The numbers of segments are as wide in any case, so that this is what fails if anything does.
         self.queued(&target, u64::MAX, sending).write(&key)?;
         let besides = |item: &crate::kit::ItemId| {

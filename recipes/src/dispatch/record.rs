@@ -91,7 +91,7 @@ impl Layout {
         self.inbox(target).child("consumer")
     }
 
-    pub(super) fn queue(&self, target: &Target) -> Queue<Envelope> {
+    pub(super) fn queue<T>(&self, target: &Target) -> Queue<T> {
         Queue::new(&self.client, self.inbox(target)).without_max_attempts()
     }
 }
@@ -99,10 +99,13 @@ impl Layout {
 /// The value of an item of an inbox.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Envelope {
-    /// The job's id.
+    /// The job's id, which is the item's name too.
     pub(super) job: String,
     pub(super) command: Box<RawValue>,
 }
+
+/// What is read of an item of an inbox: the same, or why it cannot be read.
+pub(super) type Received = std::result::Result<Envelope, String>;
 
 /// The value of a job's key.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -175,6 +178,14 @@ impl JobRecord {
             deadline_ms,
             start_by_ms,
             state: State::Queued,
+        }
+    }
+
+    /// In place of a record that cannot be read, of the job of this item.
+    pub(super) fn unknown(target: Target, item: &ItemId, since_ms: u64) -> Self {
+        Self {
+            since_ms,
+            ..Self::queued(target, item.segment(), None, None)
         }
     }
 

@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use std::pin::pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use futures::{Stream, stream};
 use quorate_proto::etcdserverpb::TxnRequest;
@@ -19,7 +20,7 @@ use super::record::{AttemptsRecord, DeadRecord, ItemRecord, Layout, Order, Setti
 use super::window::{Candidate, Turn};
 use crate::clock::Instant;
 use crate::error::{Error, Result};
-use crate::keys::{KeyRange, Revision};
+use crate::keys::{Key, KeyRange, Revision};
 use crate::kit::{Claim, Claimed, Owned, fresh_key};
 use crate::lock::{ContenderRecord, Hold};
 use crate::session::Session;
@@ -40,6 +41,8 @@ pub struct Consumer<T> {
     front: Front,
     session: Session,
     _listed: Owned,
+    /// Reads any item; those that cannot be read are put aside if there is none.
+    reads_all: Option<fn(&Key, &Bytes) -> T>,
     of: PhantomData<fn() -> T>,
 }
 
@@ -77,6 +80,7 @@ impl<T> Consumer<T> {
             front,
             session: session.clone(),
             _listed: owned,
+            reads_all: None,
             of: PhantomData,
         })
     }
@@ -85,6 +89,18 @@ impl<T> Consumer<T> {
     #[must_use]
     pub fn session(&self) -> &Session {
         &self.session
+    }
+}
+
+impl<T: DeserializeOwned> Consumer<Result<T, String>> {
+    /// Has items that cannot be read taken like others, with the reason in place of the value.
+    pub(crate) fn with_unreadable(mut self) -> Self {
+        let read = |key: &Key, item: &Bytes| match ItemRecord::read(key, item) {
+            Ok(record) => Ok(record.value),
+            Err(error) => Err(error.to_string()),
+        };
+        self.reads_all = Some(read);
+        self
     }
 }
 
@@ -259,8 +275,12 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
             max_attempts: self.max_attempts,
             reserved,
         };
-        match ItemRecord::<T>::read(&key, &taken.item) {
-            Ok(record) => Ok(Some(Delivery::new(record.value, hold, taken))),
+        let value = match self.reads_all {
+            Some(read) => Ok(read(&key, &taken.item)),
+            None => ItemRecord::<T>::read(&key, &taken.item).map(|record| record.value),
+        };
+        match value {
+            Ok(value) => Ok(Some(Delivery::new(value, hold, taken))),
             Err(error) => {
                 tracing::warn!(%key, %error, "an unreadable item becomes a dead letter");
                 let why = format!("it cannot be read: {error}");

@@ -169,3 +169,43 @@ async fn progress_that_was_not_waited_for_does_not_keep_a_job_from_its_end() {
         }
     }
 }
+
+/// Of a newer program, or damaged: its job fails, and what is behind it is done.
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_fails_and_holds_up_nothing() {
+    let place = Place::new().await;
+    let mut failing = Vec::new();
+    for (part, value) in [
+        ("/job/", r#"{"v":2}"#),
+        ("/job/", "x"),
+        ("/segment/", r#"{"v":1,"since_ms":1,"value":{"order":1}}"#),
+        ("/segment/", r#"{"v":2,"since_ms":1,"value":{"order":1}}"#),
+        ("/segment/", "x"),
+    ] {
+        let job = place.send(any("web")).await;
+        let keys = place.left().into_iter();
+        let mut keys = keys.filter(|key| key.contains(part) && key.ends_with(job.id()));
+        place.client.put(keys.next().unwrap(), value).await.unwrap();
+        failing.push(job);
+    }
+    let good = place.send(any("web")).await;
+    let ops = place.ops();
+    let inbox = ops.inbox(&place.session, [any("web")]).await.unwrap();
+    soon(inbox.next()).await.unwrap().reply(&1).await.unwrap();
+    no_news(inbox.next()).await;
+    assert_eq!(soon(good.wait()).await.unwrap(), Ended::Done(1));
+    for job in failing {
+        let ended = soon(job.wait()).await.unwrap();
+        assert!(
+            matches!(&ended, Ended::Failed(why) if why.contains("cannot be read")),
+            "{ended:?}"
+        );
+    }
+    let kept = place.left();
+    assert!(
+        kept.iter().all(|key| !key.contains("/service/")
+            || key.contains("/consumer/")
+            || key.contains("/mover/")),
+        "{kept:?}"
+    );
+}
