@@ -1,6 +1,7 @@
 //! Taking items: an item is chosen from what is known of the front, claimed in the store, and handed out as a
 //! delivery.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::marker::PhantomData;
 use std::pin::pin;
@@ -115,14 +116,26 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
     /// No item is lost when the future is dropped: one that was on its way goes back, and the attempt does
     /// not count.
     pub async fn pop(&self) -> Result<Delivery<T>> {
+        self.pop_or(std::future::pending()).await
+    }
+
+    /// As [`Consumer::pop`]; while there is none to take, `meanwhile` goes on, which ends it with an error.
+    pub(crate) async fn pop_or(
+        &self,
+        meanwhile: impl Future<Output = Result<Infallible>>,
+    ) -> Result<Delivery<T>> {
         tokio::select! {
             biased;
             reason = self.session.lost() => Err(Error::SessionLost(reason)),
-            taken = self.pop_while_live() => taken,
+            taken = self.pop_while_live(meanwhile) => taken,
         }
     }
 
-    async fn pop_while_live(&self) -> Result<Delivery<T>> {
+    async fn pop_while_live(
+        &self,
+        meanwhile: impl Future<Output = Result<Infallible>>,
+    ) -> Result<Delivery<T>> {
+        let mut meanwhile = pin!(meanwhile);
         let mut news = self.front.news();
         loop {
             news.borrow_and_update().check()?;
@@ -131,11 +144,18 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
                 Err(until) => until,
             };
             let client = self.session.client();
-            match until {
-                Some(until) => {
-                    let _in_time = client.before(until, news.changed()).await;
+            let news = async {
+                match until {
+                    Some(until) => {
+                        let _in_time = client.before(until, news.changed()).await;
+                    }
+                    None => drop(news.changed().await),
                 }
-                None => drop(news.changed().await),
+            };
+            tokio::select! {
+                biased;
+                () = news => {}
+                Err(error) = &mut meanwhile => return Err(error),
             }
         }
     }
