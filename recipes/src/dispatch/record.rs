@@ -6,11 +6,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::logs::Logs;
 use crate::client::Client;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeySpace, Revision, decode};
-use crate::kit::ItemId;
+use crate::kit::{ItemId, SegmentedLog};
 use crate::queue::Queue;
 use crate::value::{Json, V1, Value, from_json};
 
@@ -22,6 +23,7 @@ const TEXT_BYTES_MAX: usize = 1_024;
 pub(super) struct Layout {
     pub(super) client: Client,
     space: KeySpace,
+    logs: Logs,
 }
 
 /// Who is to do a job.
@@ -37,7 +39,12 @@ pub enum Target {
 impl Layout {
     pub(super) fn new(client: Client, name: &str) -> Self {
         let space = KeySpace::of("dispatch", name);
-        Self { client, space }
+        let logs = Logs::default();
+        Self {
+            client,
+            space,
+            logs,
+        }
     }
 
     pub(super) fn prefix(&self) -> &str {
@@ -89,6 +96,12 @@ impl Layout {
     /// Those who take what is sent to the target; leased.
     pub(super) fn takers(&self, target: &Target) -> KeySpace {
         self.inbox(target).child("consumer")
+    }
+
+    /// The log of an inbox, to send to.
+    pub(super) fn log(&self, target: &Target) -> SegmentedLog {
+        let make = || self.queue::<Envelope>(target).log().clone();
+        self.logs.of(target, make)
     }
 
     pub(super) fn queue<T>(&self, target: &Target) -> Queue<T> {

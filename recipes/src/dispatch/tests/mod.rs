@@ -11,6 +11,7 @@ use crate::store::faulty::Fault;
 use crate::store::{Faulty, MemStore, StoreError};
 use crate::testing::{no_news, soon};
 
+mod costs;
 mod trouble;
 
 struct Place {
