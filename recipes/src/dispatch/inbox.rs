@@ -2,10 +2,9 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::select_all;
 use quorate_proto::etcdserverpb::TxnRequest;
 use serde::de::DeserializeOwned;
 
@@ -28,6 +27,8 @@ pub struct Inbox<C, R> {
     session: Session,
     /// One for each target.
     consumers: Vec<(Target, Consumer<Received>)>,
+    /// How many were taken: another target comes first each time.
+    taken: AtomicUsize,
     max_attempts: u32,
     retention: Duration,
     /// Says that the instance is here.
@@ -74,6 +75,7 @@ impl<C, R> Inbox<C, R> {
             layout,
             session: session.clone(),
             consumers,
+            taken: AtomicUsize::new(0),
             max_attempts,
             retention,
             _here: here,
@@ -113,12 +115,12 @@ where
     /// No command is lost when the future is dropped: one that was on its way goes back, and may count as an
     /// attempt.
     pub async fn next(&self) -> Result<Command<C, R>> {
+        let consumers: Vec<_> = self.consumers.iter().map(|(_, one)| one).collect();
         loop {
-            let pops = self.consumers.iter().map(|(_, one)| one.pop().boxed());
-            let (delivery, of, others) = select_all(pops).await;
-            // What they had on their way goes back.
-            drop(others);
-            if let Some(command) = self.accept(&self.consumers[of].0, delivery?).await? {
+            let first = self.taken.load(Ordering::Relaxed) % consumers.len();
+            let (of, delivery) = Consumer::pop_any(&consumers, first).await?;
+            self.taken.fetch_add(1, Ordering::Relaxed);
+            if let Some(command) = self.accept(&self.consumers[of].0, delivery).await? {
                 return Ok(command);
             }
         }

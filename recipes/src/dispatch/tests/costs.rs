@@ -71,3 +71,32 @@ async fn an_inbox_that_is_kept_empty_goes_on_to_new_segments() {
         assert_eq!(place.segment().await, 1, "casts: {casts}");
     }
 }
+
+/// Nothing is claimed that is not handed out, and neither target waits for the other to be empty.
+#[tokio::test(start_paused = true)]
+async fn an_inbox_of_two_targets_claims_one_command_at_a_time() {
+    let place = Counted::new().await;
+    let targets = [to("a"), any("web")];
+    for n in 0..10 {
+        for (of, target) in (0..).zip(&targets) {
+            let (session, value) = (&place.session, 2 * n + of);
+            let sent = place.ops.send(session, target.clone(), &value);
+            sent.await.unwrap();
+        }
+    }
+    let inbox = place.ops.inbox(&place.session, targets).await.unwrap();
+    let mut taken = Vec::new();
+    let mut before = place.counting.counts();
+    for n in 0..20 {
+        let mut command = soon(inbox.next()).await.unwrap();
+        taken.push(*command.value());
+        command.reply(&1).await.unwrap();
+        if n == 0 {
+            before = place.counting.counts();
+        }
+    }
+    let used = place.counting.counts() - before;
+    // A claim, a look at the job, that it is delivered, and its end.
+    assert_eq!((used.txn, used.range), (4 * 19, 0), "{used:?}");
+    assert_eq!(taken, Vec::from_iter(0..20));
+}
