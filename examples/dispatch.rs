@@ -68,7 +68,7 @@ async fn work(client: Client, console: Console, name: &str) -> Result<Infallible
     ];
     let inbox = console.inbox(&session, targets).await?;
     loop {
-        let command = inbox.next().await?;
+        let mut command = inbox.next().await?;
         println!("{name}: {:?}", command.value());
         match command.value() {
             Order::Square(n) => {

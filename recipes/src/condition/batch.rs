@@ -4,6 +4,7 @@ use std::fmt;
 
 use quorate_proto::etcdserverpb::TxnRequest;
 use quorate_proto::mvccpb::KeyValue;
+use quorate_proto::mvccpb::event::EventType;
 use serde::de::DeserializeOwned;
 
 use super::look::Looker;
@@ -60,7 +61,10 @@ impl Looker {
                 }
                 (revision, None) => {
                     look.revision = look.revision.min(revision);
-                    let also = [self.layout.gates().range(), self.layout.claims().range()];
+                    let also = [
+                        (self.layout.gates().range(), EventType::Put),
+                        (self.layout.claims().range(), EventType::Delete),
+                    ];
                     self.wait(&look, &also, &mut pause).await?;
                 }
             }

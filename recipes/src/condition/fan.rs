@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::queue::{self, Delivery};
 use crate::session::Session;
 
-/// Takes tasks one by one once their gate is open, and opens it while it waits. All that is said of a
+/// Takes tasks one by one once their gate is open, and opens it while there is none to take. All that is said of a
 /// [queue's consumer](queue::Consumer) holds; the id of a delivery is the epoch and the escaped id of the task.
 pub struct Consumer<T> {
     pub(super) tasks: queue::Consumer<T>,
@@ -34,12 +34,8 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
     /// # Cancel safety
     /// As [`queue::Consumer::pop`].
     pub async fn pop(&self) -> Result<Delivery<T>> {
-        tokio::select! {
-            biased;
-            taken = self.tasks.pop() => taken,
-            // Its looks open gates; it ends with an error only.
-            looked = self.looker.go_on() => looked.map(|never| match never {}),
-        }
+        // Its looks open gates.
+        self.tasks.pop_or(self.looker.go_on()).await
     }
 
     /// Takes a task that is there now; `None` when none has passed a gate and is free. Opens the gate first if

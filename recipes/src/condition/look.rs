@@ -1,14 +1,16 @@
-//! Looking whether a gate can open, opening it, and waiting for what may change that. Whoever joins looks once,
-//! whoever waits looks again after every change.
+//! Looking whether a gate can open, opening it, and waiting for what may change that. Whoever joins looks once;
+//! whoever waits, again when the condition may hold by the changes that it sees.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use quorate_proto::etcdserverpb::{RequestOp, ResponseOp, TxnRequest};
+use quorate_proto::mvccpb::event::EventType;
+use tokio::sync::watch;
 
+use super::follow::Following;
 use super::record::{Gate, GateRecord, Layout};
 use super::rule::{Condition, Facts, Proof, Release, Rule};
 use crate::clock::Instant;
@@ -22,9 +24,6 @@ use crate::wait::{self, Backoff};
 
 /// Epochs of a broadcast whose gates are kept, with those who passed them.
 pub(super) const GATES_KEPT: u64 = 8;
-
-/// How much later than a change those who wait look: who made the change opens the gate itself.
-const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Looks, for one handle and its clones.
 #[derive(Debug, Clone)]
@@ -41,6 +40,8 @@ pub(super) struct Look {
     pub(super) revision: Revision,
     /// What is joined now.
     pub(super) head: Head,
+    /// What was found of its epoch; `None` when no gate opens any more.
+    facts: Option<Facts>,
     /// When time alone may open its gate.
     due: Option<Instant>,
 }
@@ -73,27 +74,21 @@ impl Looker {
                 continue;
             }
             self.sweep(head, &answer.responses).await?;
+            let mut look = Look {
+                revision,
+                head,
+                facts: None,
+                due: None,
+            };
             if self.is_over(head) {
-                let due = None;
-                return Ok(Look {
-                    revision,
-                    head,
-                    due,
-                });
+                return Ok(look);
             }
             let facts = self.facts(head, &answer.responses);
-            let judged = match facts.items {
-                0 => Err(None),
-                _ => self.rule.condition.judge(&facts, &self.layout),
-            };
-            let proof = match judged {
+            let proof = match self.judge(&facts) {
                 Ok(proof) => proof,
                 Err(due) => {
-                    return Ok(Look {
-                        revision,
-                        head,
-                        due,
-                    });
+                    (look.facts, look.due) = (Some(facts), due);
+                    return Ok(look);
                 }
             };
             match self.open(head, &facts, proof).await {
@@ -136,8 +131,16 @@ impl Looker {
         }
     }
 
+    /// Whether the gate can open by these facts; else when time alone may open it.
+    pub(super) fn judge(&self, facts: &Facts) -> std::result::Result<Proof, Option<Instant>> {
+        match facts.items {
+            0 => Err(None),
+            _ => self.rule.condition.judge(facts, &self.layout),
+        }
+    }
+
     /// Tasks that the condition wants to be there, or not.
-    fn named(&self) -> BTreeSet<String> {
+    pub(super) fn named(&self) -> BTreeSet<String> {
         self.rule.condition.ids(|term| match term {
             Condition::Present(id) | Condition::Absent(id) | Condition::Left(id) => Some(id),
             _ => None,
@@ -174,7 +177,7 @@ impl Looker {
     }
 
     /// When a task was first seen in an epoch.
-    fn seen(&self, epoch: u64, there: bool, now: Instant) -> Option<Instant> {
+    pub(super) fn seen(&self, epoch: u64, there: bool, now: Instant) -> Option<Instant> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if there && seen.is_none_or(|(known, _)| known != epoch) {
             *seen = Some((epoch, now));
@@ -255,11 +258,12 @@ impl Looker {
         Ok(())
     }
 
-    /// Waits until something has changed since a look that may change what it found.
+    /// Waits until a gate has opened since a look, or a change of `also` was seen, or a look may find more than that
+    /// one did.
     pub(super) async fn wait(
         &self,
         look: &Look,
-        also: &[KeyRange],
+        also: &[(KeyRange, EventType)],
         pause: &mut Backoff,
     ) -> Result<()> {
         let (layout, epoch) = (&self.layout, look.head.segment);
@@ -271,25 +275,55 @@ impl Looker {
             layout.all_done().range(),
         ]
         .into_iter()
-        .chain(also.iter().cloned())
+        .chain(also.iter().map(|(range, _)| range.clone()))
         .collect();
-        let opened = AtomicBool::new(false);
+        let facts = look.facts.clone();
+        let following = facts.map(|facts| Mutex::new(Following::of(self, facts, look.due)));
+        let due = watch::Sender::new(look.due);
+        let mut dues = due.subscribe();
         let from = Revision(look.revision.0 + 1);
-        let changed = wait::until_event(&layout.client, &ranges, from, pause, |event| {
-            let key = event.kv.as_ref().map(|kv| &kv.key[..]).unwrap_or_default();
-            let of_gates = key == &head.as_bytes()[..] || also.iter().any(|r| r.contains(key));
-            opened.fetch_or(of_gates, Ordering::Relaxed);
-            true
-        });
-        match look.due {
-            Some(due) => layout.client.before(due, changed).await.unwrap_or(Ok(()))?,
-            None => changed.await?,
+        let mut changed = pin!(wait::until_event(
+            &layout.client,
+            &ranges,
+            from,
+            pause,
+            |event| {
+                let key = event.kv.as_ref().map(|kv| &kv.key[..]).unwrap_or_default();
+                let also = also.iter().find(|(range, _)| range.contains(key));
+                if let Some((_, kind)) = also {
+                    return *kind == event.r#type();
+                }
+                if key == &head.as_bytes()[..] {
+                    return true;
+                }
+                if let Some(following) = &following {
+                    let mut following = following.lock().unwrap_or_else(PoisonError::into_inner);
+                    let now = following.sees(event);
+                    due.send_if_modified(|due| std::mem::replace(due, now) != now);
+                }
+                false
+            }
+        ));
+        loop {
+            let until = *dues.borrow_and_update();
+            let news = async {
+                tokio::select! {
+                    biased;
+                    changed = &mut changed => Some(changed),
+                    _ = dues.changed() => None,
+                }
+            };
+            let news = match until {
+                Some(until) => layout.client.before(until, news).await,
+                None => Some(news.await),
+            };
+            match news {
+                Some(Some(changed)) => return Ok(changed?),
+                // It is due at another time now.
+                Some(None) => {}
+                None => return Ok(()),
+            }
         }
-        if !opened.load(Ordering::Relaxed) && look.due.is_none_or(|due| due > layout.client.now()) {
-            let client = &layout.client;
-            client.sleep(client.jitter(LOOK_PAUSE)).await;
-        }
-        Ok(())
     }
 
     /// Looks for ever.

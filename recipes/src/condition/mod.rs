@@ -1,10 +1,11 @@
 //! Condition queues: tasks gather and wait until a condition holds, and then go together.
 //!
-//! `rule` is when, how and how often; `record` how a queue lies in the store; `look` opens gates; `batch` takes
-//! all that has passed one, `fan` one by one.
+//! `rule` is when, how and how often; `record` how a queue lies in the store; `look` opens gates, `follow` tells
+//! those who wait when to look; `batch` takes all that has passed one, `fan` one by one.
 
 mod batch;
 mod fan;
+mod follow;
 mod look;
 mod record;
 mod rule;

@@ -456,3 +456,101 @@ async fn a_join_is_one_round_trip_until_the_gate_may_open() {
     // Its own, a look, the gate, and a look at the next epoch.
     assert_eq!(used.txn, 98 + 4);
 }
+
+/// However many wait, a join that does not open the gate costs what it costs by itself.
+#[tokio::test(start_paused = true)]
+async fn a_join_wakes_nobody_who_waits_unless_the_gate_may_open() {
+    const WAITING: usize = 100;
+    const JOINS: u64 = 20;
+    for release in [Release::Batch, Release::Fan, Release::Broadcast] {
+        let place = Place::new().await;
+        let when = Condition::len(21).or_after(Duration::from_secs(3_600));
+        let queue = place.queue(when).release(release);
+        place.join(&queue, "first").await;
+        let mut consumers = Vec::new();
+        if release == Release::Fan {
+            for _ in 0..WAITING {
+                consumers.push(queue.consumer(&place.session).await.unwrap());
+            }
+        }
+        let waiting = async |n: usize| match release {
+            Release::Batch => drop(
+                queue
+                    .take(&place.session)
+                    .await
+                    .unwrap()
+                    .ack()
+                    .await
+                    .unwrap(),
+            ),
+            Release::Fan => drop(consumers[n].pop().await.unwrap().ack().await.unwrap()),
+            Release::Broadcast => drop(queue.opened(0).await.unwrap()),
+        };
+        let all = join_all((0..WAITING).map(waiting));
+        let joins = async {
+            // All wait by then.
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            let before = place.counting.counts();
+            for n in 1..JOINS {
+                place.join(&queue, &n.to_string()).await;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            let used = place.counting.counts() - before;
+            let each = 2 * (JOINS - 1);
+            assert_eq!((used.txn, used.range), (each, 0), "{release}: with a look");
+            let before = place.counting.counts();
+            place.join(&queue, "last").await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(queue.status().await.unwrap().epoch, 1);
+            place.counting.counts() - before
+        };
+        let all = async {
+            all.await;
+            std::future::pending::<()>().await;
+        };
+        let used = tokio::select! {
+            biased;
+            used = joins => used,
+            () = all => unreachable!("it does not end"),
+        };
+        // A gate wakes all, and the end of its batch does.
+        let most = u64::try_from(10 * WAITING).unwrap();
+        assert!(used.txn + used.range < most, "{release}: {used:?}");
+    }
+}
+
+/// One who made the condition true and opens no gate: it ends in between, or it acknowledges.
+#[tokio::test(start_paused = true)]
+async fn who_waits_opens_the_gate_that_others_leave_closed() {
+    let place = Place::new().await;
+    let queue = place.queue(Condition::len(2)).release(Release::Broadcast);
+    place.join(&queue, "a").await;
+    let (opened, ()) = tokio::join!(soon(queue.opened(0)), async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let held = place.faulty.hold(1, Calls::Txn, Stage::Answered);
+        tokio::select! {
+            biased;
+            joined = place.join(&queue, "b") => panic!("{joined:?}"),
+            () = held.reached() => {}
+        }
+    });
+    assert_eq!(opened.unwrap().epoch, 0);
+}
+
+/// What is taken needs no look.
+#[tokio::test(start_paused = true)]
+async fn a_task_of_a_fan_is_taken_without_a_look() {
+    let place = Place::new().await;
+    let queue = place.queue(Condition::len(20)).release(Release::Fan);
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    for n in 0..20 {
+        place.join(&queue, &n.to_string()).await;
+    }
+    soon(consumer.pop()).await.unwrap().ack().await.unwrap();
+    let before = place.counting.counts();
+    for _ in 1..20 {
+        soon(consumer.pop()).await.unwrap().ack().await.unwrap();
+    }
+    let used = place.counting.counts() - before;
+    assert_eq!((used.txn, used.range), (2 * 19, 0), "{used:?}");
+}

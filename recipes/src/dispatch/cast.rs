@@ -14,7 +14,7 @@ use super::record::{CastRecord, Ended, Layout, Target};
 use super::{Dispatcher, Job, Sending};
 use crate::error::{Error, Result};
 use crate::keys::Revision;
-use crate::kit::{Head, ItemId};
+use crate::kit::{Head, ItemId, SegmentedLog};
 use crate::session::{Effect, Effected, Session};
 use crate::store::ops::{self, Compare};
 use crate::value::{Json, Value, from_json};
@@ -116,22 +116,30 @@ impl<C: Serialize, R> Dispatcher<C, R> {
                 then: vec![ops::put(&key, record, Some(lease.id))],
                 otherwise: Vec::new(),
             };
-            for ((name, job), head) in jobs.iter().zip(&heads) {
+            let mut placed = Vec::with_capacity(jobs.len());
+            for ((name, job), (log, head)) in jobs.iter().zip(heads) {
                 let target = Target::Instance(name.clone());
-                let log = layout.queue(&target).log().clone();
                 let item = self.item(&target, job, &command)?;
                 let job_key = layout.job(job);
                 let queued = self.queued(&target, head.segment, sending);
                 let open = layout.here().child(name).range();
                 effect
                     .when
-                    .extend([log.is_head(*head), Compare::occupied(open)]);
+                    .extend([log.is_head(head), Compare::occupied(open)]);
                 effect.then.extend([
-                    ops::put(log.key(&ItemId::named(head.segment, job)), item, None),
+                    ops::put(
+                        log.key(&ItemId::named(head.segment, job)),
+                        item.clone(),
+                        None,
+                    ),
                     ops::put(&job_key, queued.write(&job_key)?, None),
                 ]);
+                placed.push((log, head, item));
             }
             if let Effected::Applied { .. } = session.actor().apply(effect).await? {
+                for (log, head, item) in placed {
+                    log.appended(head, &[item], None).await;
+                }
                 return Ok(self.cast_of(id, jobs));
             }
             pause.pause().await;
@@ -184,7 +192,7 @@ async fn recipients(layout: &Layout, selected: impl Fn(&str) -> bool) -> Result<
 }
 
 /// The heads of these instances' inboxes, in the same order.
-async fn heads(layout: &Layout, names: &[&String]) -> Result<Vec<Head>> {
+async fn heads(layout: &Layout, names: &[&String]) -> Result<Vec<(SegmentedLog, Head)>> {
     let most = layout.client.store().capabilities().max_txn_ops;
     // A read of each head; two compares and two operations for each, and those of the cast and the lane.
     let room = most.saturating_sub(2) / 2;
@@ -194,13 +202,8 @@ async fn heads(layout: &Layout, names: &[&String]) -> Result<Vec<Head>> {
             names.len()
         )));
     }
-    let logs: Vec<_> = names
-        .iter()
-        .map(|name| {
-            let target = Target::Instance((*name).clone());
-            layout.queue(&target).log().clone()
-        })
-        .collect();
+    let targets = names.iter().map(|name| Target::Instance((*name).clone()));
+    let logs: Vec<_> = targets.map(|target| layout.log(&target)).collect();
     let reads = logs.iter().map(|log| ops::read(ops::get(log.head_key())));
     let request = TxnRequest {
         success: reads.collect(),
@@ -210,9 +213,13 @@ async fn heads(layout: &Layout, names: &[&String]) -> Result<Vec<Head>> {
         return Ok(Vec::new());
     }
     let (found, _) = wait::repeat(&layout.client, request).await?;
-    let each = logs.iter().enumerate();
-    each.map(|(index, log)| log.head_of(ops::kvs(&found.responses, index).first()))
-        .collect()
+    let each = logs.into_iter().enumerate();
+    each.map(|(index, log)| {
+        let head = log.head_of(ops::kvs(&found.responses, index).first())?;
+        log.learn(head);
+        Ok((log, head))
+    })
+    .collect()
 }
 
 impl<R> fmt::Debug for Cast<R> {

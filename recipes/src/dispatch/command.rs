@@ -9,9 +9,9 @@ use quorate_proto::mvccpb::event::EventType;
 use serde::Serialize;
 use serde_json::value::to_raw_value;
 
-use super::record::{Envelope, JobRecord, Layout, State, cut};
+use super::record::{JobRecord, Layout, Received, State, cut};
 use crate::error::{Error, Result, TxnError};
-use crate::keys::{KeyRange, Revision};
+use crate::keys::{KeyRange, LeaseId, Revision};
 use crate::lock::{Fence, Fenced};
 use crate::queue::{AckError, Delivery, Nack};
 use crate::session::{Lost, Session};
@@ -25,7 +25,7 @@ use crate::wait::{self, Backoff};
 pub struct Command<C, R> {
     value: C,
     /// `None` once the job has ended.
-    delivery: Option<Delivery<Envelope>>,
+    delivery: Option<Delivery<Received>>,
     fence: Fence,
     attempt: u32,
     worker: Worker,
@@ -39,14 +39,23 @@ pub(super) struct Worker {
     pub(super) session: Session,
     pub(super) id: String,
     pub(super) record: JobRecord,
-    /// The mod revision of the job's key.
-    pub(super) at: Revision,
+    /// The revision at which the job's key was written first.
+    pub(super) created: Revision,
     pub(super) retention: Duration,
 }
 
+/// What ends a job, and the lease that its record is under then.
+#[derive(Debug)]
+pub(super) struct Ending {
+    txn: Txn,
+    lease: LeaseId,
+}
+
 impl Worker {
-    fn as_known(&self) -> Compare {
-        Compare::mod_revision(self.layout.job(&self.id), self.at)
+    /// The condition that the job is there. Under the claim nobody else writes it: who ends it from outside takes
+    /// the claim with it.
+    fn is_there(&self) -> Compare {
+        Compare::create_revision(self.layout.job(&self.id), self.created)
     }
 
     /// Writes a state that is no end, under `txn`; also `unless_cancelled`.
@@ -58,29 +67,61 @@ impl Worker {
     ) -> Result<(), TxnError> {
         let key = self.layout.job(&self.id);
         self.record.state = state;
-        let mut txn = txn.when(self.as_known());
+        let mut txn = txn.when(self.is_there());
         if unless_cancelled {
             txn = txn.when(Compare::absent(self.layout.cancel(&self.id)));
         }
         let put = ops::put(&key, self.record.write(&key)?, None);
-        self.at = txn.own([put]).commit_once(&self.session).await?;
+        txn.own([put]).commit_once(&self.session).await?;
         Ok(())
     }
 
     /// `txn` with what ends the job.
-    pub(super) async fn ending(&self, txn: Txn, state: State) -> Result<Txn> {
+    pub(super) async fn ending(&self, txn: Txn, state: State) -> Result<Ending> {
         let key = self.layout.job(&self.id);
         let value = self.record.with(state, &key)?;
-        let lease = self.session.actor().grant_apart(self.retention).await?;
-        Ok(txn.when(self.as_known()).own([
-            ops::put(&key, value, Some(lease.id)),
+        let most = self.layout.client.store().capabilities().max_request_bytes;
+        if value.len() > most {
+            let bytes = value.len();
+            return Err(Error::Invalid(format!(
+                "the end of a job in {bytes} bytes; the store takes {most}"
+            )));
+        }
+        let lease = self.session.actor().grant_apart(self.retention).await?.id;
+        let txn = txn.when(self.is_there()).own([
+            ops::put(&key, value, Some(lease)),
             ops::delete(KeyRange::one(self.layout.cancel(&self.id))),
-        ]))
+        ]);
+        Ok(Ending { txn, lease })
+    }
+
+    /// Ends the job. If it is certain that nothing was written, the lease goes too.
+    pub(super) async fn end(
+        &self,
+        delivery: Delivery<Received>,
+        ending: Ending,
+    ) -> Result<Revision, AckError<Received>> {
+        let Ending { txn, lease } = ending;
+        let ended = delivery.ack_with(txn).await;
+        let unwritten = match &ended {
+            Ok(_) => false,
+            Err(AckError::Failed(error)) => matches!(error, Error::Fenced { .. }),
+            Err(_) => true,
+        };
+        if unwritten {
+            let store = self.layout.client.store().clone();
+            self.session.actor().spawn("lease of no end", async move {
+                if let Err(error) = store.lease_revoke(lease).await {
+                    tracing::debug!(%lease, %error, "left to run out");
+                }
+            });
+        }
+        ended
     }
 }
 
 impl<C, R> Command<C, R> {
-    pub(super) fn new(value: C, delivery: Delivery<Envelope>, worker: Worker) -> Self {
+    pub(super) fn new(value: C, delivery: Delivery<Received>, worker: Worker) -> Self {
         Self {
             value,
             fence: delivery.fence().clone(),
@@ -109,7 +150,7 @@ impl<C, R> Command<C, R> {
         self.attempt
     }
 
-    fn delivery(&self) -> Result<&Delivery<Envelope>, TxnError> {
+    fn delivery(&self) -> Result<&Delivery<Received>, TxnError> {
         let ended = TxnError::Fenced { owner: None };
         self.delivery.as_ref().ok_or(ended)
     }
@@ -161,13 +202,11 @@ impl<C, R> Command<C, R> {
     /// Tells how far it is: how much is done, from 0 to 1, and a message, of which 1,024 bytes are kept.
     ///
     /// # Errors
-    /// [`Error::Fenced`] when the command was lost before; [`Error::Conflict`] when the job has ended in
-    /// another way; [`Error::Invalid`] for a fraction that is none; [`Error::SessionLost`];
-    /// [`Error::OutcomeUnknown`]; the store's final refusals.
+    /// [`Error::Fenced`] when the command was lost before, or the job has ended; [`Error::Invalid`] for a fraction
+    /// that is none; [`Error::SessionLost`]; [`Error::OutcomeUnknown`]; the store's final refusals.
     ///
     /// # Cancel safety
-    /// Dropping the future is an unknown outcome; the command cannot be ended then, and goes back when it is
-    /// dropped.
+    /// Dropping the future is an unknown outcome: told once or not at all, or later. The command stays.
     pub async fn progress(&mut self, fraction: f64, message: &str) -> Result<()> {
         if !(0.0..=1.0).contains(&fraction) {
             return Err(Error::Invalid(format!("{fraction} of a job is done")));
@@ -222,11 +261,11 @@ impl<C, R> Command<C, R> {
     /// Ends the job, together with a transaction: all of it is written, or nothing is.
     async fn end(&mut self, txn: Txn, state: State) -> Result<Revision, TxnError> {
         self.delivery()?;
-        let txn = self.worker.ending(txn, state).await?;
+        let ending = self.worker.ending(txn, state).await?;
         let Some(delivery) = self.delivery.take() else {
             return Err(TxnError::Fenced { owner: None });
         };
-        match delivery.ack_with(txn).await {
+        match self.worker.end(delivery, ending).await {
             Ok(revision) => Ok(revision),
             Err(AckError::Fenced { owner }) => Err(TxnError::Fenced { owner }),
             Err(AckError::Conflict {
@@ -240,32 +279,38 @@ impl<C, R> Command<C, R> {
                     responses,
                 })
             }
+            Err(AckError::Refused { delivery, error }) => {
+                self.delivery = Some(*delivery);
+                Err(error.into())
+            }
             Err(AckError::Failed(error)) => Err(error.into()),
         }
     }
 }
 
 impl<C, R: Serialize> Command<C, R> {
-    /// Ends the job as done, with this reply.
+    /// Ends the job as done, with this reply. One that is not taken, because it is too large, leaves the command
+    /// in the caller's hands: reply with less, or [fail](Command::fail), else the work is done again.
     ///
     /// # Errors
     /// As [`Command::reply_with`].
     ///
     /// # Cancel safety
     /// As [`Command::reply_with`].
-    pub async fn reply(mut self, reply: &R) -> Result<Revision, TxnError> {
+    pub async fn reply(&mut self, reply: &R) -> Result<Revision, TxnError> {
         let txn = self.worker.layout.client.txn();
         self.reply_with(reply, txn).await
     }
 
     /// As [`Command::reply`], together with a transaction: either the job is done and all of it is written, or
-    /// nothing is. What it writes is written exactly once for the job. After [`TxnError::Conflict`] the
-    /// command is still in the caller's hands.
+    /// nothing is. What it writes is written exactly once for the job. After [`TxnError::Conflict`], and when no
+    /// such transaction is taken, the command is still in the caller's hands.
     ///
     /// # Errors
-    /// [`TxnError::Fenced`] when the command was lost before, or the job has ended; [`TxnError::Conflict`] when a condition of the
-    /// transaction does not hold; [`Error::Codec`]; [`Error::SessionLost`]; [`Error::OutcomeUnknown`] when the
-    /// session ended with an answer still to come; the store's final refusals.
+    /// [`TxnError::Fenced`] when the command was lost before, or the job has ended; [`TxnError::Conflict`] when a
+    /// condition of the transaction does not hold; [`Error::Codec`]; [`Error::Invalid`] for too much in one
+    /// transaction; [`Error::SessionLost`]; [`Error::OutcomeUnknown`] when the session ended with an answer still to
+    /// come; the store's final refusals.
     ///
     /// # Cancel safety
     /// Ending goes on when the future is dropped, once it has been sent.

@@ -2,20 +2,20 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::select_all;
 use quorate_proto::etcdserverpb::TxnRequest;
 use serde::de::DeserializeOwned;
 
 use super::command::{Command, Worker};
 use super::job::Known;
-use super::record::{Envelope, Layout, State, Target};
+use super::record::{JobRecord, Layout, Received, State, Target};
 use crate::error::{Error, Result, TxnError};
+use crate::keys::decode;
 use crate::kit::{Claim, Claimed, Owned, fresh_key};
 use crate::lock::ContenderRecord;
-use crate::queue::{AckError, Consumer, Delivery};
+use crate::queue::{AckError, Consumer, Delivery, Nack};
 use crate::session::Session;
 use crate::store::ops;
 use crate::value::{Json, Value};
@@ -25,7 +25,10 @@ use crate::wait;
 pub struct Inbox<C, R> {
     layout: Layout,
     session: Session,
-    consumers: Vec<Consumer<Envelope>>,
+    /// One for each target.
+    consumers: Vec<(Target, Consumer<Received>)>,
+    /// How many were taken: another target comes first each time.
+    taken: AtomicUsize,
     max_attempts: u32,
     retention: Duration,
     /// Says that the instance is here.
@@ -57,7 +60,8 @@ impl<C, R> Inbox<C, R> {
         }
         let mut consumers = Vec::with_capacity(targets.len());
         for target in &targets {
-            consumers.push(layout.queue(target).consumer(session).await?);
+            let consumer = layout.queue(target).consumer(session).await?;
+            consumers.push((target.clone(), consumer.with_unreadable()));
         }
         let instance = targets.into_iter().find_map(|target| match target {
             Target::Instance(name) => Some(name),
@@ -71,6 +75,7 @@ impl<C, R> Inbox<C, R> {
             layout,
             session: session.clone(),
             consumers,
+            taken: AtomicUsize::new(0),
             max_attempts,
             retention,
             _here: here,
@@ -110,52 +115,55 @@ where
     /// No command is lost when the future is dropped: one that was on its way goes back, and may count as an
     /// attempt.
     pub async fn next(&self) -> Result<Command<C, R>> {
+        let consumers: Vec<_> = self.consumers.iter().map(|(_, one)| one).collect();
         loop {
-            let pops = self.consumers.iter().map(|one| one.pop().boxed());
-            let (delivery, _, others) = select_all(pops).await;
-            // What they had on their way goes back.
-            drop(others);
-            if let Some(command) = self.accept(delivery?).await? {
+            let first = self.taken.load(Ordering::Relaxed) % consumers.len();
+            let (of, delivery) = Consumer::pop_any(&consumers, first).await?;
+            self.taken.fetch_add(1, Ordering::Relaxed);
+            if let Some(command) = self.accept(&self.consumers[of].0, delivery).await? {
                 return Ok(command);
             }
         }
     }
 
     /// Takes a job on, unless it is not to be done any more.
-    async fn accept(&self, delivery: Delivery<Envelope>) -> Result<Option<Command<C, R>>> {
-        let id = delivery.value().job.clone();
+    async fn accept(
+        &self,
+        target: &Target,
+        delivery: Delivery<Received>,
+    ) -> Result<Option<Command<C, R>>> {
+        let Some(id) = decode(delivery.id().name()) else {
+            return match delivery.nack(Nack::Dead("no job's name".to_owned())).await {
+                Ok(()) | Err(Error::Fenced { .. }) => Ok(None),
+                Err(error) => Err(error),
+            };
+        };
         loop {
-            match self.judge(&id, &delivery).await? {
+            match self.judge(&id, target, &delivery).await? {
                 Verdict::Leftover => {
                     settled(delivery.ack().await)?;
                     return Ok(None);
                 }
                 Verdict::End(known, state) => {
-                    let worker = self.worker(&id, known);
-                    let txn = self.layout.client.txn();
-                    settled(delivery.ack_with(worker.ending(txn, state).await?).await)?;
+                    self.end(delivery, self.worker(&id, known), state).await?;
                     return Ok(None);
                 }
                 Verdict::Accept(known) => {
-                    let command: C = match serde_json::from_str(delivery.value().command.get()) {
+                    let mut worker = self.worker(&id, known);
+                    let command: C = match command(delivery.value()) {
                         Ok(command) => command,
-                        Err(error) => {
-                            let why = format!("it cannot be read: {error}");
-                            let worker = self.worker(&id, known);
-                            let txn = self.layout.client.txn();
-                            let txn = worker.ending(txn, State::failed(&why)).await?;
-                            settled(delivery.ack_with(txn).await)?;
+                        Err(why) => {
+                            self.end(delivery, worker, unreadable(&why)).await?;
                             return Ok(None);
                         }
                     };
-                    let mut worker = self.worker(&id, known);
                     let state = State::Delivered {
                         attempt: delivery.attempt(),
                     };
                     let txn = delivery.txn();
                     match worker.advance(txn, state, true).await {
                         Ok(()) => return Ok(Some(Command::new(command, delivery, worker))),
-                        // It was cancelled, or has expired, in between.
+                        // It was cancelled in between.
                         Err(TxnError::Conflict { .. }) => {}
                         Err(TxnError::Fenced { .. }) => return Ok(None),
                         Err(TxnError::Failed(error)) => return Err(error),
@@ -165,18 +173,29 @@ where
         }
     }
 
+    /// Ends a job in passing.
+    async fn end(&self, delivery: Delivery<Received>, worker: Worker, state: State) -> Result<()> {
+        let ending = worker.ending(self.layout.client.txn(), state).await?;
+        settled(worker.end(delivery, ending).await)
+    }
+
     fn worker(&self, id: &str, known: Known) -> Worker {
         Worker {
             layout: self.layout.clone(),
             session: self.session.clone(),
             id: id.to_owned(),
             record: known.record,
-            at: known.at,
+            created: known.created,
             retention: self.retention,
         }
     }
 
-    async fn judge(&self, id: &str, delivery: &Delivery<Envelope>) -> Result<Verdict> {
+    async fn judge(
+        &self,
+        id: &str,
+        target: &Target,
+        delivery: &Delivery<Received>,
+    ) -> Result<Verdict> {
         let request = TxnRequest {
             success: [self.layout.job(id), self.layout.cancel(id)]
                 .map(|key| ops::read(ops::get(key)))
@@ -187,7 +206,18 @@ where
         let Some(kv) = ops::kvs(&found.responses, 0).first() else {
             return Ok(Verdict::Leftover);
         };
-        let known = Known::of(kv)?;
+        let known = match Known::of(kv) {
+            Ok(known) => known,
+            // It has ended, whatever else its record says.
+            Err(_) if kv.lease != 0 => return Ok(Verdict::Leftover),
+            Err(error) => {
+                tracing::warn!(job = id, %error, "an unreadable job fails");
+                let since_ms = delivery.since_ms();
+                let record = JobRecord::unknown(target.clone(), delivery.id(), since_ms);
+                let known = Known::at(kv, record);
+                return Ok(Verdict::End(known, unreadable(&error.to_string())));
+            }
+        };
         if known.record.state.is_end() || known.record.item(id) != *delivery.id() {
             return Ok(Verdict::Leftover);
         }
@@ -206,12 +236,22 @@ where
     }
 }
 
+/// The command that was sent.
+fn command<C: DeserializeOwned>(received: &Received) -> std::result::Result<C, String> {
+    let envelope = received.as_ref().map_err(String::clone)?;
+    serde_json::from_str(envelope.command.get()).map_err(|error| error.to_string())
+}
+
+fn unreadable(why: &str) -> State {
+    State::failed(&format!("it cannot be read: {why}"))
+}
+
 /// What the end of a job in passing came to: who has lost it by then has nothing to do with it any more.
-fn settled<T>(ended: std::result::Result<T, AckError<Envelope>>) -> Result<()> {
+fn settled<T>(ended: std::result::Result<T, AckError<Received>>) -> Result<()> {
     match ended {
         // Dropped, it goes back, and is looked at again.
         Ok(_) | Err(AckError::Fenced { .. } | AckError::Conflict { .. }) => Ok(()),
-        Err(AckError::Failed(error)) => Err(error),
+        Err(AckError::Refused { error, .. } | AckError::Failed(error)) => Err(error),
     }
 }
 

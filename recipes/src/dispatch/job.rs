@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
-use quorate_proto::etcdserverpb::TxnRequest;
+use quorate_proto::etcdserverpb::{TxnRequest, TxnResponse};
 use quorate_proto::mvccpb::KeyValue;
 use serde::de::DeserializeOwned;
 
-use super::record::{Ended, JobRecord, JobState, Layout, State};
+use super::record::{Ended, Envelope, JobRecord, JobState, Layout, State};
 use crate::error::{Error, Result};
-use crate::keys::{KeyRange, LeaseId, Revision};
+use crate::keys::{Key, KeyRange, LeaseId, Revision};
 use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
 use crate::wait::{self, Backoff};
-use crate::watch::Change;
+use crate::watch::{Change, Origin};
 
 /// A job that was sent. A handle: cheap to clone, holds nothing; dropping it ends nothing.
 pub struct Job<R> {
@@ -40,16 +40,36 @@ impl<R> Clone for Job<R> {
 /// A job's record as it was read.
 pub(super) struct Known {
     pub(super) record: JobRecord,
-    /// The mod revision of its key.
+    /// The revisions at which its key was written last, and first.
     pub(super) at: Revision,
+    pub(super) created: Revision,
 }
 
 impl Known {
     pub(super) fn of(kv: &KeyValue) -> Result<Self> {
-        Ok(Self {
-            record: JobRecord::read(kv)?,
+        Ok(Self::at(kv, JobRecord::read(kv)?))
+    }
+
+    /// With this record in place of what is there.
+    pub(super) fn at(kv: &KeyValue, record: JobRecord) -> Self {
+        Self {
+            record,
             at: Revision(kv.mod_revision),
-        })
+            created: Revision(kv.create_revision),
+        }
+    }
+
+    /// The conditions that it has not ended, and not been begun if it was not: what is told of its progress does
+    /// not matter.
+    fn goes_on(&self, key: &Key) -> Vec<Compare> {
+        match self.record.state {
+            State::Queued => vec![Compare::mod_revision(key, self.at)],
+            _ => vec![
+                Compare::create_revision(key, self.created),
+                // The record of an end has one.
+                Compare::lease(key, LeaseId(0)),
+            ],
+        }
     }
 }
 
@@ -79,8 +99,8 @@ impl<R> Job<R> {
         }
     }
 
-    /// Asks for the end of the job. One that nobody has taken is cancelled at once, and never runs; whoever
-    /// has it is told, and may end it otherwise. Returns whether it had not ended.
+    /// Asks for the end of the job. One that nobody has is cancelled at once, and does not run then; whoever has
+    /// it is told, and may end it otherwise. Returns whether it had not ended.
     ///
     /// # Errors
     /// [`Error::Removed`] when it has ended so long ago that it is not kept any more; [`Error::Codec`]; the
@@ -90,56 +110,91 @@ impl<R> Job<R> {
     /// When the future is dropped, it may still be asked for.
     pub async fn cancel(&self) -> Result<bool> {
         let mut pause = Backoff::contended(&self.layout.client);
-        let mut sent = false;
+        let mut perhaps = false;
         loop {
             let (_, known) = self.read().await?;
             if known.record.state.is_end() {
-                // Perhaps by a copy whose answer was lost.
-                return Ok(sent && matches!(known.record.state, State::Cancelled));
+                return Ok(perhaps && matches!(known.record.state, State::Cancelled));
             }
-            if matches!(known.record.state, State::Queued) {
-                sent = true;
-                if self.end(&known, State::Cancelled).await? {
-                    return Ok(true);
-                }
-            } else {
-                let job = self.layout.job(&self.id);
-                let request = TxnRequest {
-                    compare: vec![Compare::mod_revision(job, known.at).into()],
-                    success: vec![ops::put(self.layout.cancel(&self.id), Bytes::new(), None)],
-                    failure: Vec::new(),
-                };
-                let (answer, _) = wait::repeat(&self.layout.client, request).await?;
-                if answer.succeeded {
-                    return Ok(true);
-                }
+            match self.ask(&known).await? {
+                Wrote::Yes => return Ok(true),
+                Wrote::Perhaps => perhaps = true,
+                Wrote::No => {}
             }
             pause.pause().await;
         }
     }
 
-    /// Ends a job that is as known, whoever has it. Returns whether it was as known.
-    async fn end(&self, known: &Known, state: State) -> Result<bool> {
+    /// Ends a job that nobody has, and leaves word for whoever has it.
+    async fn ask(&self, known: &Known) -> Result<Wrote> {
+        let client = &self.layout.client;
+        let job = self.layout.job(&self.id);
+        let mut when = known.goes_on(&job);
+        if !matches!(known.record.state, State::Queued) {
+            let queue = self.layout.queue::<Envelope>(&known.record.target);
+            let claim = queue.claim(&known.record.item(&self.id));
+            let held = wait::read(client, ops::get(&claim)).await?;
+            if !held.kvs.is_empty() {
+                when.push(Compare::present(claim));
+                let request = TxnRequest {
+                    compare: when.into_iter().map(Into::into).collect(),
+                    success: vec![ops::put(self.layout.cancel(&self.id), Bytes::new(), None)],
+                    failure: Vec::new(),
+                };
+                return Ok(Wrote::of(wait::repeat(client, request).await?));
+            }
+            when.push(Compare::absent(claim));
+        }
+        self.end(known, when, State::Cancelled).await
+    }
+
+    /// Ends a job, whoever has it.
+    async fn end(&self, known: &Known, when: Vec<Compare>, state: State) -> Result<Wrote> {
         let client = &self.layout.client;
         let key = self.layout.job(&self.id);
         let lease = retained(client, self.retention).await?;
         let value = known.record.with(state, &key)?;
-        let queue = self.layout.queue(&known.record.target);
+        let queue = self.layout.queue::<Envelope>(&known.record.target);
         let gone = queue.taken_out(&known.record.item(&self.id));
         let cancel = ops::delete(KeyRange::one(self.layout.cancel(&self.id)));
         let request = TxnRequest {
-            compare: vec![Compare::mod_revision(&key, known.at).into()],
+            compare: when.into_iter().map(Into::into).collect(),
             success: [ops::put(&key, value, Some(lease)), cancel]
                 .into_iter()
                 .chain(gone)
                 .collect(),
             failure: Vec::new(),
         };
-        match wait::repeat(client, request).await {
-            Ok((answer, _)) => Ok(answer.succeeded),
+        let wrote = match wait::repeat(client, request).await {
+            Ok(answer) => Wrote::of(answer),
             // It took longer than the retention; with another lease then.
-            Err(StoreError::LeaseNotFound) => Ok(false),
-            Err(error) => Err(error.into()),
+            Err(StoreError::LeaseNotFound) => Wrote::Perhaps,
+            Err(error) => return Err(error.into()),
+        };
+        if wrote == Wrote::No
+            && let Err(error) = client.store().lease_revoke(lease).await
+        {
+            tracing::debug!(%lease, %error, "left to run out");
+        }
+        Ok(wrote)
+    }
+}
+
+/// What became of a write with conditions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wrote {
+    Yes,
+    No,
+    /// A copy whose answer was lost may have been applied, and have made its conditions untrue.
+    Perhaps,
+}
+
+impl Wrote {
+    fn of((answer, repeated): (TxnResponse, bool)) -> Self {
+        match (answer.succeeded, repeated) {
+            (true, _) => Self::Yes,
+            (false, false) => Self::No,
+            (false, true) => Self::Perhaps,
         }
     }
 }
@@ -190,7 +245,8 @@ impl<R: DeserializeOwned> Job<R> {
             let due = known.record.due_ms();
             let left = due.map(|due| due.saturating_sub(client.wall_millis()));
             if left == Some(0) {
-                self.end(&known, State::Expired).await?;
+                let when = known.goes_on(&key);
+                self.end(&known, when, State::Expired).await?;
                 continue;
             }
             if let JobState::Ended(ended) = JobState::of(&key, known.record.state)? {
@@ -223,7 +279,9 @@ impl<R: DeserializeOwned> Job<R> {
             let key = key.clone();
             let changes: Vec<Result<JobState<R>>> = match batch {
                 Err(error) => vec![Err(error)],
-                Ok(batch) if batch.changes.is_empty() => vec![Err(Error::Removed(key))],
+                Ok(batch) if batch.origin == Origin::Listing && batch.changes.is_empty() => {
+                    vec![Err(Error::Removed(key))]
+                }
                 Ok(batch) => batch
                     .changes
                     .into_iter()

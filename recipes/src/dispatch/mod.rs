@@ -1,13 +1,14 @@
 //! Job dispatch: commands sent to an instance, to any one of a service, or to all that are there; each ends at
 //! most once, with a reply that whoever sent it waits for.
 //!
-//! `record` is how jobs lie in the store, `job` what the sender sees, `inbox` where commands come in, `command`
-//! one in somebody's hands, `cast` one for many.
+//! `record` is how jobs lie in the store, `logs` what a dispatcher knows of the inboxes it sends to, `job` what the
+//! sender sees, `inbox` where commands come in, `command` one in somebody's hands, `cast` one for many.
 
 mod cast;
 mod command;
 mod inbox;
 mod job;
+mod logs;
 mod record;
 #[cfg(test)]
 mod tests;
@@ -44,7 +45,11 @@ const RETENTION: Duration = Duration::from_secs(3_600);
 /// The least of it: shorter, an end might take longer to write.
 const RETENTION_MIN: Duration = Duration::from_secs(60);
 
-/// Sends commands `C` whose replies are `R`, and opens inboxes for them. A handle: cheap to clone, holds nothing.
+/// Sends commands `C` whose replies are `R`, and opens inboxes for them. A handle: cheap to clone, holds nothing in
+/// the store.
+///
+/// Costs: sending is one transaction, and one more read the first time to a target: keep the handle, whose clones
+/// share what they know of up to 1,024 targets.
 ///
 /// ```no_run
 /// # async fn example(client: quorate_recipes::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -56,7 +61,7 @@ const RETENTION_MIN: Duration = Duration::from_secs(60);
 ///
 /// let to = Target::Instance("web-1".to_owned());
 /// let job = dispatcher.send(&session, to, &"count".to_owned()).await?;
-/// let command = inbox.next().await?;
+/// let mut command = inbox.next().await?;
 /// command.reply(&7).await?; // else it goes back
 /// assert_eq!(job.wait().await?, Ended::Done(7));
 /// # Ok(()) }
@@ -284,7 +289,7 @@ impl<C: Serialize, R> Dispatcher<C, R> {
         let key = layout.job(&id);
         let command = self.raw(&id, command)?;
         let item = self.item(&target, &id, &command)?;
-        let queue = layout.queue(&target);
+        let log = layout.log(&target);
         // The numbers of segments are as wide in any case, so that this is what fails if anything does.
         self.queued(&target, u64::MAX, sending).write(&key)?;
         let besides = |item: &crate::kit::ItemId| {
@@ -301,7 +306,7 @@ impl<C: Serialize, R> Dispatcher<C, R> {
                 otherwise: Vec::new(),
             }
         };
-        let placed = queue.log().append_named(session, &id, &item, besides);
+        let placed = log.append_named(session, &id, &item, besides);
         match placed.await? {
             Placed::Done { .. } => Ok(self.job(id)),
             Placed::There(_) | Placed::Refused { .. } => Err(Error::Conflict),

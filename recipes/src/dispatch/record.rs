@@ -6,11 +6,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::logs::Logs;
 use crate::client::Client;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeySpace, Revision, decode};
-use crate::kit::ItemId;
+use crate::kit::{ItemId, SegmentedLog};
 use crate::queue::Queue;
 use crate::value::{Json, V1, Value, from_json};
 
@@ -22,6 +23,7 @@ const TEXT_BYTES_MAX: usize = 1_024;
 pub(super) struct Layout {
     pub(super) client: Client,
     space: KeySpace,
+    logs: Logs,
 }
 
 /// Who is to do a job.
@@ -37,7 +39,12 @@ pub enum Target {
 impl Layout {
     pub(super) fn new(client: Client, name: &str) -> Self {
         let space = KeySpace::of("dispatch", name);
-        Self { client, space }
+        let logs = Logs::default();
+        Self {
+            client,
+            space,
+            logs,
+        }
     }
 
     pub(super) fn prefix(&self) -> &str {
@@ -91,7 +98,13 @@ impl Layout {
         self.inbox(target).child("consumer")
     }
 
-    pub(super) fn queue(&self, target: &Target) -> Queue<Envelope> {
+    /// The log of an inbox, to send to.
+    pub(super) fn log(&self, target: &Target) -> SegmentedLog {
+        let make = || self.queue::<Envelope>(target).log().clone();
+        self.logs.of(target, make)
+    }
+
+    pub(super) fn queue<T>(&self, target: &Target) -> Queue<T> {
         Queue::new(&self.client, self.inbox(target)).without_max_attempts()
     }
 }
@@ -99,10 +112,13 @@ impl Layout {
 /// The value of an item of an inbox.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Envelope {
-    /// The job's id.
+    /// The job's id, which is the item's name too.
     pub(super) job: String,
     pub(super) command: Box<RawValue>,
 }
+
+/// What is read of an item of an inbox: the same, or why it cannot be read.
+pub(super) type Received = std::result::Result<Envelope, String>;
 
 /// The value of a job's key.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -175,6 +191,14 @@ impl JobRecord {
             deadline_ms,
             start_by_ms,
             state: State::Queued,
+        }
+    }
+
+    /// In place of a record that cannot be read, of the job of this item.
+    pub(super) fn unknown(target: Target, item: &ItemId, since_ms: u64) -> Self {
+        Self {
+            since_ms,
+            ..Self::queued(target, item.segment(), None, None)
         }
     }
 

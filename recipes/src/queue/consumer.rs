@@ -1,11 +1,13 @@
 //! Taking items: an item is chosen from what is known of the front, claimed in the store, and handed out as a
 //! delivery.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::marker::PhantomData;
 use std::pin::pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use futures::{Stream, stream};
 use quorate_proto::etcdserverpb::TxnRequest;
@@ -19,7 +21,7 @@ use super::record::{AttemptsRecord, DeadRecord, ItemRecord, Layout, Order, Setti
 use super::window::{Candidate, Turn};
 use crate::clock::Instant;
 use crate::error::{Error, Result};
-use crate::keys::{KeyRange, Revision};
+use crate::keys::{Key, KeyRange, Revision};
 use crate::kit::{Claim, Claimed, Owned, fresh_key};
 use crate::lock::{ContenderRecord, Hold};
 use crate::session::Session;
@@ -40,6 +42,8 @@ pub struct Consumer<T> {
     front: Front,
     session: Session,
     _listed: Owned,
+    /// Reads any item; those that cannot be read are put aside if there is none.
+    reads_all: Option<fn(&Key, &Bytes) -> T>,
     of: PhantomData<fn() -> T>,
 }
 
@@ -77,6 +81,7 @@ impl<T> Consumer<T> {
             front,
             session: session.clone(),
             _listed: owned,
+            reads_all: None,
             of: PhantomData,
         })
     }
@@ -85,6 +90,18 @@ impl<T> Consumer<T> {
     #[must_use]
     pub fn session(&self) -> &Session {
         &self.session
+    }
+}
+
+impl<T: DeserializeOwned> Consumer<Result<T, String>> {
+    /// Has items that cannot be read taken like others, with the reason in place of the value.
+    pub(crate) fn with_unreadable(mut self) -> Self {
+        let read = |key: &Key, item: &Bytes| match ItemRecord::read(key, item) {
+            Ok(record) => Ok(record.value),
+            Err(error) => Err(error.to_string()),
+        };
+        self.reads_all = Some(read);
+        self
     }
 }
 
@@ -99,14 +116,26 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
     /// No item is lost when the future is dropped: one that was on its way goes back, and the attempt does
     /// not count.
     pub async fn pop(&self) -> Result<Delivery<T>> {
+        self.pop_or(std::future::pending()).await
+    }
+
+    /// As [`Consumer::pop`]; while there is none to take, `meanwhile` goes on, which ends it with an error.
+    pub(crate) async fn pop_or(
+        &self,
+        meanwhile: impl Future<Output = Result<Infallible>>,
+    ) -> Result<Delivery<T>> {
         tokio::select! {
             biased;
             reason = self.session.lost() => Err(Error::SessionLost(reason)),
-            taken = self.pop_while_live() => taken,
+            taken = self.pop_while_live(meanwhile) => taken,
         }
     }
 
-    async fn pop_while_live(&self) -> Result<Delivery<T>> {
+    async fn pop_while_live(
+        &self,
+        meanwhile: impl Future<Output = Result<Infallible>>,
+    ) -> Result<Delivery<T>> {
+        let mut meanwhile = pin!(meanwhile);
         let mut news = self.front.news();
         loop {
             news.borrow_and_update().check()?;
@@ -115,11 +144,18 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
                 Err(until) => until,
             };
             let client = self.session.client();
-            match until {
-                Some(until) => {
-                    let _in_time = client.before(until, news.changed()).await;
+            let news = async {
+                match until {
+                    Some(until) => {
+                        let _in_time = client.before(until, news.changed()).await;
+                    }
+                    None => drop(news.changed().await),
                 }
-                None => drop(news.changed().await),
+            };
+            tokio::select! {
+                biased;
+                () = news => {}
+                Err(error) = &mut meanwhile => return Err(error),
             }
         }
     }
@@ -259,8 +295,12 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
             max_attempts: self.max_attempts,
             reserved,
         };
-        match ItemRecord::<T>::read(&key, &taken.item) {
-            Ok(record) => Ok(Some(Delivery::new(record.value, hold, taken))),
+        let value = match self.reads_all {
+            Some(read) => Ok(read(&key, &taken.item)),
+            None => ItemRecord::<T>::read(&key, &taken.item).map(|record| record.value),
+        };
+        match value {
+            Ok(value) => Ok(Some(Delivery::new(value, hold, taken))),
             Err(error) => {
                 tracing::warn!(%key, %error, "an unreadable item becomes a dead letter");
                 let why = format!("it cannot be read: {error}");

@@ -16,6 +16,7 @@ use crate::keys::{KeyRange, Revision};
 use crate::kit::{ItemId, Position};
 use crate::lock::{Fence, Fenced, Hold, Holder};
 use crate::session::Lost;
+use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
 use crate::txn::Txn;
 
@@ -89,6 +90,15 @@ pub enum AckError<T> {
         /// The answers of the transaction's own `otherwise` reads, in order.
         responses: Vec<ResponseOp>,
     },
+    /// Such a transaction is not taken: it is too large, or not permitted, or the store has no room. Nothing
+    /// was written.
+    #[error("{error}")]
+    Refused {
+        /// The item, still in the caller's hands.
+        delivery: Box<Delivery<T>>,
+        /// Why.
+        error: Error,
+    },
     /// Everything else. An ambiguous one may have been done.
     #[error(transparent)]
     Failed(#[from] Error),
@@ -110,6 +120,10 @@ impl<T> fmt::Debug for AckError<T> {
                 .debug_struct("Conflict")
                 .field("revision", revision)
                 .finish_non_exhaustive(),
+            Self::Refused { error, .. } => f
+                .debug_struct("Refused")
+                .field("error", error)
+                .finish_non_exhaustive(),
             Self::Failed(error) => f.debug_tuple("Failed").field(error).finish(),
         }
     }
@@ -120,7 +134,7 @@ impl<T> From<AckError<T>> for Error {
         match error {
             AckError::Fenced { owner } => Self::Fenced { owner },
             AckError::Conflict { .. } => Self::Conflict,
-            AckError::Failed(error) => error,
+            AckError::Refused { error, .. } | AckError::Failed(error) => error,
         }
     }
 }
@@ -200,8 +214,9 @@ impl<T: Send + 'static> Delivery<T> {
     /// nothing is. What it writes is written exactly once for the item.
     ///
     /// # Errors
-    /// As [`Delivery::ack`]; [`AckError::Conflict`] when a condition of the transaction does not hold;
-    /// [`AckError::Failed`] with [`Error::Fenced`] when it has guards of its own that are lost.
+    /// As [`Delivery::ack`]; [`AckError::Conflict`] when a condition of the transaction does not hold, and
+    /// [`AckError::Refused`] when no such transaction is taken, with the item in both; [`AckError::Failed`] with
+    /// [`Error::Fenced`] when it has guards of its own that are lost.
     ///
     /// # Cancel safety
     /// As [`Delivery::ack`].
@@ -355,9 +370,24 @@ impl<T: Send + 'static> Delivery<T> {
                     responses,
                 })
             }
+            Err(TxnError::Failed(error)) if is_refusal(&error) => {
+                self.hold.leaves(false);
+                let delivery = Box::new(self);
+                Err(AckError::Refused { delivery, error })
+            }
             Err(TxnError::Failed(error)) => Err(AckError::Failed(error)),
         }
     }
+}
+
+/// Whether a transaction was refused for what it is, and certainly not applied.
+fn is_refusal(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Invalid(_)
+            | Error::Codec { .. }
+            | Error::Store(StoreError::Invalid(_) | StoreError::Auth(_) | StoreError::Refused(_))
+    )
 }
 
 impl Taken {

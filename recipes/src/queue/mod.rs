@@ -4,7 +4,7 @@
 //! `record` is how a queue lies in the store, `push` puts items in, `bound` as many as there is room for,
 //! `window` is what a consumer knows of the front and takes next, `follow` keeps that up to date, `consumer`
 //! takes, `delivery` is what was taken, `delay` moves items whose time has come, `dead` is about those that
-//! were put aside, `lanes` are several queues of which some come first.
+//! were put aside, `lanes` are several queues of which some come first, `several` others of which none does.
 
 mod bound;
 mod consumer;
@@ -15,6 +15,7 @@ mod follow;
 mod lanes;
 mod push;
 mod record;
+mod several;
 mod survey;
 #[cfg(test)]
 mod tests;
@@ -35,7 +36,7 @@ pub(crate) use lanes::{lane_space, lanes_key, lanes_of};
 
 use crate::client::Client;
 use crate::error::Result;
-use crate::keys::{KeyRange, KeySpace, Revision};
+use crate::keys::{Key, KeyRange, KeySpace, Revision};
 use crate::kit::{ItemId, SegmentedLog};
 use crate::lock::Limit;
 use crate::session::Session;
@@ -138,6 +139,11 @@ impl<T> Queue<T> {
 
     pub(crate) fn log(&self) -> &SegmentedLog {
         &self.layout.log
+    }
+
+    /// Whoever has the item; leased.
+    pub(crate) fn claim(&self, id: &ItemId) -> Key {
+        self.layout.claim(id)
     }
 
     /// What takes an item out, whoever has it.

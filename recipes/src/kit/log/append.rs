@@ -218,7 +218,7 @@ impl SegmentedLog {
 
     /// Notes the head as an answer had it. Returns what is known now: another task may have learnt of a
     /// later one meanwhile.
-    pub(super) fn learn(&self, head: Head) -> Head {
+    pub(crate) fn learn(&self, head: Head) -> Head {
         let mut known = self.known();
         let now = known.filter(|known| known.head.since >= head.since);
         let now = now.unwrap_or(Known::new(head));
@@ -248,7 +248,7 @@ impl SegmentedLog {
     /// Notes an append, and rolls on if the segment is full: of items that are there, or of those that this
     /// handle has put there, since what was deleted costs the store's readers as well. Items of others are
     /// taken to be as large as its own.
-    pub(super) async fn appended(&self, head: Head, items: &[Bytes], live: Option<usize>) {
+    pub(crate) async fn appended(&self, head: Head, items: &[Bytes], live: Option<usize>) {
         if !self.rolls {
             return;
         }

@@ -65,6 +65,33 @@ async fn an_item_is_done_together_with_a_transaction_or_not_at_all() {
     again.ack().await.unwrap();
 }
 
+/// Too wide for the client, or refused by the store itself.
+#[tokio::test(start_paused = true)]
+async fn a_transaction_that_is_not_taken_leaves_the_item_in_hand() {
+    let place = Place::new().await;
+    let (queue, client) = (place.queue(), &place.client);
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    queue.push(&place.session, &1).await.unwrap();
+    let mut delivery = soon(consumer.pop()).await.unwrap();
+    let most = client.store().capabilities().max_txn_ops;
+    let wide = (0..most).fold(client.txn(), |txn, n| txn.put(format!("k{n}"), ""));
+    let twice = client.txn().put("k", "").put("k", "");
+    for txn in [wide, twice] {
+        let refused = delivery.ack_with(txn).await;
+        let Err(AckError::Refused {
+            delivery: again, ..
+        }) = refused
+        else {
+            panic!("{refused:?}");
+        };
+        delivery = *again;
+    }
+    no_news(delivery.lost()).await;
+    no_news(consumer.pop()).await;
+    delivery.ack().await.unwrap();
+    assert_eq!(queue.status().await.unwrap().items, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_taken_too_often_is_put_aside_and_may_come_back() {
     let place = Place::new().await;

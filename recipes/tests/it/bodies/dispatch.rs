@@ -69,7 +69,7 @@ pub async fn who_is_gone_replies_nothing(client: &Client) {
     let mut zombie = soon("a command", first.next()).await.unwrap();
     client.store().lease_revoke(dying.lease()).await.unwrap();
     let second = ops.inbox(&living, [any("x")]).await.unwrap();
-    let again = soon("it again", second.next()).await.unwrap();
+    let mut again = soon("it again", second.next()).await.unwrap();
     assert_eq!(again.attempt(), 2);
     let late = zombie
         .reply_with(&1, client.txn().put("by", "zombie"))
@@ -105,7 +105,7 @@ pub async fn jobs_are_cancelled_and_expire(client: &Client) {
     }
     let sending = Sending::new().deadline(Duration::from_secs(3));
     let late = ops.send_with(&session, to("a"), &3, sending).await.unwrap();
-    let command = soon("a command", inbox.next()).await.unwrap();
+    let mut command = soon("a command", inbox.next()).await.unwrap();
     assert_eq!(soon("the end", late.wait()).await.unwrap(), Ended::Expired);
     let refused = command.reply(&1).await;
     assert!(
@@ -125,7 +125,7 @@ pub async fn casts_reach_all_that_are_there(client: &Client) {
     for (n, name) in (0..).zip(["a", "b", "c"]) {
         let inbox = ops.inbox(&session, [to(name)]).await.unwrap();
         working.push(tokio::spawn(async move {
-            let command = inbox.next().await.unwrap();
+            let mut command = inbox.next().await.unwrap();
             let reply = *command.value() + n;
             command.reply(&reply).await.unwrap();
             inbox

@@ -8,8 +8,11 @@ use crate::clock::LateClock;
 use crate::error::TxnError;
 use crate::keys::KeyRange;
 use crate::store::faulty::Fault;
-use crate::store::{Faulty, MemStore};
+use crate::store::{Faulty, MemStore, StoreError};
 use crate::testing::{no_news, soon};
+
+mod costs;
+mod trouble;
 
 struct Place {
     store: MemStore,
@@ -199,7 +202,7 @@ async fn who_has_lost_it_ends_nothing() {
         .inbox(&place.session, [any("web")])
         .await
         .unwrap();
-    let again = soon(second.next()).await.unwrap();
+    let mut again = soon(second.next()).await.unwrap();
     assert_eq!(again.attempt(), 2);
     assert!(zombie.progress(0.1, "").await.is_err());
     assert!(
@@ -239,7 +242,7 @@ async fn who_has_it_is_told_to_stop() {
     // Too late to stop, or given back.
     for reply in [true, false] {
         let job = place.send(to("a")).await;
-        let command = soon(inbox.next()).await.unwrap();
+        let mut command = soon(inbox.next()).await.unwrap();
         assert!(job.cancel().await.unwrap());
         match reply {
             true => drop(command.reply(&3).await.unwrap()),
@@ -272,7 +275,7 @@ async fn what_is_not_done_in_time_expires() {
     // Somebody has it.
     let inbox = place.inbox("a").await;
     let job = ops.send_with(session, to("a"), &1, deadline).await.unwrap();
-    let command = soon(inbox.next()).await.unwrap();
+    let mut command = soon(inbox.next()).await.unwrap();
     let lost = command.lost();
     assert_eq!(soon(job.wait()).await.unwrap(), Ended::Expired);
     assert_eq!(soon(lost).await, crate::error::LostReason::Removed);
@@ -282,7 +285,7 @@ async fn what_is_not_done_in_time_expires() {
     // Begun in time.
     let start_by = Sending::new().start_by(second);
     let job = ops.send_with(session, to("a"), &1, start_by).await.unwrap();
-    let command = soon(inbox.next()).await.unwrap();
+    let mut command = soon(inbox.next()).await.unwrap();
     no_news(job.wait()).await;
     command.reply(&2).await.unwrap();
     assert_eq!(soon(job.wait()).await.unwrap(), Ended::Done(2));
