@@ -770,3 +770,32 @@ async fn a_store_that_was_put_back_is_told() {
     fresh.publish(&place.session, &7).await.unwrap();
     assert_eq!(values(&mut messages, 1).await, [7]);
 }
+
+/// Whether it is found before or after its revision has come to where it was.
+#[tokio::test(start_paused = true)]
+async fn a_live_listener_is_told_of_a_store_that_was_put_back() {
+    for published in [1, 100] {
+        let place = Place::new().await;
+        let topic = place.client.live_topic::<u32>("t");
+        place.client.put("other", "x").await.unwrap();
+        let mut messages = topic.subscribe().await.unwrap();
+        for value in 0..20 {
+            topic.publish(&place.session, &value).await.unwrap();
+            assert_eq!(soon(messages.next()).await.unwrap().value, value);
+        }
+        place.store.replace(MemStore::CLUSTER_ID);
+        let session = place.client.session().await.unwrap();
+        for value in 0..published {
+            topic.publish(&session, &value).await.unwrap();
+        }
+        let Err(ReadError::Lagged(lagged)) = soon(messages.next()).await else {
+            panic!("nothing was told");
+        };
+        assert_eq!(lagged.skipped, None);
+        assert_eq!(soon(messages.next()).await.unwrap().value, published - 1);
+        for value in published..published + 40 {
+            topic.publish(&session, &value).await.unwrap();
+            assert_eq!(soon(messages.next()).await.unwrap().value, value);
+        }
+    }
+}
