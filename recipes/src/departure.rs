@@ -7,6 +7,7 @@ pub enum Departure {
     Clean,
     /// Its key went without a word: its lease ran out, or somebody deleted the key.
     Expired,
-    /// It went while this observer was cut off from the store for so long that it is not known how.
+    /// It went while this observer was cut off from the store for so long that it is not known how, or between two
+    /// looks between which so many went that not all are remembered.
     Unseen,
 }

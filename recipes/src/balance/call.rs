@@ -1,12 +1,12 @@
 //! The answer to one call over a balanced channel: outstanding until it has come to an end, and then a
-//! success or a failure of the instance, by its gRPC status.
+//! success or a failure of the instance, by its gRPC status; without one it is a failure, whatever else it says.
 
 use std::error::Error;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use tonic::Code;
 use tonic::body::Body;
@@ -23,7 +23,11 @@ pub(super) struct Counted<M: Send + Sync + 'static> {
 impl<M: Send + Sync + 'static> Counted<M> {
     /// An answer that ends the pick when it has ended, or is dropped.
     pub(super) fn answer(response: Response<Body>, pick: Pick<M>) -> Response<Body> {
-        if let Some(code) = status(response.headers()) {
+        let code = status(response.headers()).or_else(|| {
+            // Of a proxy, or of a server that is none of gRPC's. Its body tells nothing.
+            (response.status() != StatusCode::OK).then_some(Code::Unavailable)
+        });
+        if let Some(code) = code {
             settle(pick, code);
             return response;
         }
@@ -76,7 +80,8 @@ impl<M: Send + Sync + 'static> http_body::Body for Counted<M> {
                 }
             }
             Some(Err(_)) => self.settle(Code::Unavailable),
-            None => self.settle(Code::Ok),
+            // Cut off, as by a proxy that gave up: gRPC ends an answer with its status.
+            None => self.settle(Code::Unknown),
         }
         Poll::Ready(frame)
     }

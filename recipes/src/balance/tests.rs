@@ -1,17 +1,25 @@
 //! Balancers over a store in memory, in time that the test decides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::BodyExt as _;
+use tonic::body::Body;
 use tower::discover::Change;
 use tower::{Service as _, ServiceExt as _};
 
-use super::{Balancer, Ejection, Pick, Policy};
+use super::call::Counted;
+use super::{Balancer, Ejection, Load, Pick, Policy};
 use crate::client::Client;
 use crate::keys::Revision;
 use crate::probe::Probe;
@@ -439,6 +447,69 @@ async fn who_fails_is_ejected_and_comes_back() {
         fleet.join(instance(one)).await;
         assert_eq!(left(), None);
     }
+}
+
+/// What comes over the wire, until its end.
+struct Wire(VecDeque<Frame<Bytes>>);
+
+impl http_body::Body for Wire {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+        Poll::Ready(self.0.pop_front().map(Ok))
+    }
+}
+
+/// By its status of gRPC's own, and by nothing else, is an answer known to be a server's.
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_a_status_is_a_failure() {
+    let status = |code: &'static str| HeaderMap::from_iter([("grpc-status", code)].map(header));
+    let (none, ok) = (HeaderMap::new, || status("0"));
+    for (code, head, data, trailers, fails) in [
+        (200, none(), true, Some(ok()), false),
+        (200, ok(), false, None, false),
+        (200, status("5"), false, None, false),
+        (200, status("14"), false, None, true),
+        (200, none(), true, Some(status("13")), true),
+        (200, none(), true, None, true),
+        (200, none(), false, None, true),
+        (200, none(), true, Some(none()), true),
+        (404, none(), true, None, true),
+        (502, none(), false, None, true),
+        (503, none(), true, Some(none()), true),
+        (503, ok(), false, None, false),
+    ] {
+        let frames = || {
+            let data = data.then(|| Frame::data(Bytes::from_static(&[0; 5])));
+            let trailers = trailers.clone().map(Frame::trailers);
+            data.into_iter().chain(trailers).collect()
+        };
+        let fleet = Fleet::of("a b").await;
+        let balancer = fleet.discovery.balancer(Policy::round_robin());
+        for _ in 0..10 {
+            let pick = balancer.pick().unwrap();
+            let body = Body::new(Wire(frames()));
+            let mut answer = Response::new(body);
+            *answer.status_mut() = StatusCode::from_u16(code).unwrap();
+            *answer.headers_mut() = head.clone();
+            let mut answer = Counted::answer(answer, pick);
+            while let Some(frame) = answer.body_mut().frame().await {
+                frame.unwrap();
+            }
+        }
+        let ejected = |load: &Load<()>| load.ejected_for.is_some();
+        let told = format!("{code} {head:?} {data} {trailers:?}");
+        assert_eq!(balancer.loads().iter().any(ejected), fails, "{told}");
+    }
+}
+
+fn header((name, value): (&'static str, &'static str)) -> (HeaderName, HeaderValue) {
+    let name = HeaderName::from_static(name);
+    (name, HeaderValue::from_static(value))
 }
 
 #[tokio::test(start_paused = true)]

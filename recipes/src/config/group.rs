@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-use quorate_proto::etcdserverpb::TxnRequest;
+use quorate_proto::mvccpb::KeyValue;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -19,8 +19,10 @@ use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::keys::{Key, Revision};
 use crate::session::Session;
+use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
 use crate::value::from_json;
+use crate::wait::Backoff;
 
 impl Client {
     /// All settings of a namespace as one: `client.config_group::<Shop>("shop")`, where the fields of `Shop`
@@ -58,13 +60,15 @@ impl<G> ConfigGroup<G> {
         }
     }
 
-    /// Publishes again what was there at a revision, in one transaction: of each key that is different now,
-    /// the version of then, with the reason as its note. Keys that came later stay. Returns the revision.
+    /// Publishes again what was there at a revision, in one transaction: of each key that is different now, or has
+    /// been deleted since, the version of then, with the reason as its note. Keys that came later stay. Returns
+    /// the revision.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when nothing is different, or when a key's history does not go back so far;
-    /// [`Error::Conflict`] when somebody publishes meanwhile; as
-    /// [`Config::publish`](super::Config::publish).
+    /// [`Error::Invalid`] when nothing is different, when a key's history does not go back so far, when a key was
+    /// deleted and the store has forgotten whether it was there at that revision, and when more keys are different
+    /// than one publication takes; [`Error::Conflict`] when somebody publishes or changes a gray release in the
+    /// namespace meanwhile; as [`Config::publish`](super::Config::publish).
     ///
     /// # Cancel safety
     /// As [`Config::publish`](super::Config::publish).
@@ -75,64 +79,148 @@ impl<G> ConfigGroup<G> {
         reason: &str,
     ) -> Result<Revision> {
         session.belongs_to(&self.publisher.client)?;
-        let layout = &self.publisher.layout;
-        let request = TxnRequest {
-            success: vec![
-                ops::read(ops::range(layout.live())),
-                ops::read(ops::range(layout.histories())),
-            ],
-            ..Default::default()
-        };
-        let (answer, _) = session.actor().repeat(request).await?;
-        let mut versions: BTreeMap<String, Versions> = BTreeMap::new();
-        for kv in ops::kvs(&answer.responses, 1) {
-            let Some((key, version)) = layout.version(&kv.key) else {
-                continue;
-            };
-            let known = versions.entry(key).or_default();
-            known.first.get_or_insert(version);
-            known.last = version;
-            if kv.mod_revision <= to.0 {
-                known.then = Some((version, from_json(&kv.key, &kv.value)?));
-            }
+        let (now, back) = self.differences(session, to).await?;
+        if back.is_empty() {
+            return Err(Error::Invalid(format!(
+                "nothing is different from revision {to}"
+            )));
         }
         let (mut drafts, mut before) = (Vec::new(), Vec::new());
-        let mut besides = Besides::default();
-        for kv in ops::kvs(&answer.responses, 0) {
+        for (key, seen, then) in back {
+            before.push(seen);
+            drafts.push(Draft {
+                note: reason.to_owned(),
+                rolled_back_to: Some(then.version),
+                ..self.publisher.draft(&key, then.value, Expect::Any)
+            });
+        }
+        // One condition for all that stays as it is.
+        let besides = Besides {
+            when: vec![Compare::unwritten_since(self.publisher.layout.live(), now)],
+            ..Besides::default()
+        };
+        let done = self
+            .publisher
+            .attempt(session, &drafts, &before, besides)
+            .await?;
+        done.map(|done| revision_of(&done)).ok_or(Error::Conflict)
+    }
+
+    /// The keys that are different from a revision: as they are now, with the revision of that, and as they were.
+    async fn differences(
+        &self,
+        session: &Session,
+        to: Revision,
+    ) -> Result<(Revision, Vec<(String, Published, Record)>)> {
+        let layout = &self.publisher.layout;
+        let (now, kvs) = self.everything(session).await?;
+        let mut versions = self.versions(&kvs, to)?;
+        let mut back = Vec::new();
+        for kv in &kvs {
             let Some(Live::Value(key)) = layout.live_part(&kv.key) else {
                 continue;
             };
             let revision = Revision(kv.mod_revision);
             let known = versions.remove(&key).unwrap_or_default();
             if revision <= to {
-                let unchanged = Compare::mod_revision(&kv.key[..], revision);
-                besides.when.push(unchanged);
-            } else if let Some((version, record)) = known.then {
-                before.push(Published {
-                    revision,
-                    version: known.last,
-                });
-                drafts.push(Draft {
-                    note: reason.to_owned(),
-                    rolled_back_to: Some(version),
-                    ..self.publisher.draft(&key, record.value, Expect::Any)
-                });
-            } else if known.first != Some(1) {
+                continue;
+            }
+            let seen = Published {
+                revision,
+                version: known.last,
+            };
+            if known.came_later() {
+                continue;
+            }
+            if kv.create_revision > to.0 {
+                // It came later, or was deleted in between.
+                let then = self.there_at(session, &key, to, now).await?;
+                back.extend(then.map(|then| (key, seen, then)));
+            } else if let Some(then) = known.then {
+                back.push((key, seen, then));
+            } else {
                 return Err(Error::Invalid(format!(
                     "the history of {key} does not go back to revision {to}"
                 )));
             }
         }
-        if drafts.is_empty() {
-            return Err(Error::Invalid(format!(
-                "nothing is different from revision {to}"
-            )));
+        // What only the history knows has been deleted, before that revision or since.
+        for (key, known) in versions {
+            if known.came_later() {
+                continue;
+            }
+            let seen = Published {
+                revision: Revision(0),
+                version: known.last,
+            };
+            let then = self.there_at(session, &key, to, now).await?;
+            back.extend(then.map(|then| (key, seen, then)));
         }
-        let publisher = &self.publisher;
-        let done = publisher
-            .attempt(session, &drafts, &before, besides)
-            .await?;
-        done.map(|done| revision_of(&done)).ok_or(Error::Conflict)
+        Ok((now, back))
+    }
+
+    /// All that is published, and its history, page by page as it was at one revision.
+    async fn everything(&self, session: &Session) -> Result<(Revision, Vec<KeyValue>)> {
+        let range = self.publisher.layout.published();
+        let mut pause = Backoff::between_attempts(&self.publisher.client);
+        loop {
+            match self.publisher.client.list(range.clone()).await {
+                // Between two pages: anew.
+                Err(Error::Store(StoreError::Compacted { .. })) => session.check()?,
+                Err(Error::Store(error)) if error.is_transient() => session.check()?,
+                listed => return listed,
+            }
+            pause.pause().await;
+        }
+    }
+
+    /// What the history has of each key.
+    fn versions(&self, kvs: &[KeyValue], to: Revision) -> Result<BTreeMap<String, Versions>> {
+        let mut versions: BTreeMap<String, Versions> = BTreeMap::new();
+        for kv in kvs {
+            let Some((key, version)) = self.publisher.layout.version(&kv.key) else {
+                continue;
+            };
+            let known = versions.entry(key).or_default();
+            known.first.get_or_insert(version);
+            known.last = version;
+            if kv.mod_revision <= to.0 {
+                known.then = Some(from_json(&kv.key, &kv.value)?);
+            }
+        }
+        Ok(versions)
+    }
+
+    /// What a key had at a revision, as the store itself knows.
+    async fn there_at(
+        &self,
+        session: &Session,
+        key: &str,
+        to: Revision,
+        now: Revision,
+    ) -> Result<Option<Record>> {
+        if to < Revision(1) || to >= now {
+            return Ok(None);
+        }
+        let client = &self.publisher.client;
+        let mut then = ops::get(self.publisher.layout.value(key));
+        then.revision = to.0;
+        let mut pause = Backoff::between_attempts(client);
+        let found = loop {
+            match client.store().range(then.clone()).await {
+                Ok(found) => break found,
+                Err(StoreError::Compacted { .. }) => {
+                    return Err(Error::Invalid(format!(
+                        "whether {key} was there at revision {to} is not known any more"
+                    )));
+                }
+                Err(error) if error.is_transient() => session.check()?,
+                Err(error) => return Err(error.into()),
+            }
+            pause.pause().await;
+        };
+        let kv = found.kvs.first();
+        kv.map(|kv| from_json(&kv.key, &kv.value)).transpose()
     }
 
     /// What the instances that follow the group and acknowledge say that they run, in the order of their ids.
@@ -178,7 +266,14 @@ struct Versions {
     first: Option<u64>,
     last: u64,
     /// The last one at the revision to go back to.
-    then: Option<(u64, Record)>,
+    then: Option<Record>,
+}
+
+impl Versions {
+    /// Whether all publications that there ever were are later.
+    fn came_later(&self) -> bool {
+        self.then.is_none() && self.first == Some(1)
+    }
 }
 
 /// Several keys of a namespace, published in one transaction or not at all.

@@ -127,8 +127,12 @@ impl Layout {
         KeyRange::prefix(self.space.key(&format!("history/{}/", encode(key))))
     }
 
-    pub(super) fn histories(&self) -> KeyRange {
-        KeyRange::prefix(self.space.key("history/"))
+    /// All that is published, after all histories: no keys of other kinds sort between them.
+    pub(super) fn published(&self) -> KeyRange {
+        KeyRange {
+            start: KeyRange::prefix(self.space.key("history/")).start,
+            end: self.live().end,
+        }
     }
 
     pub(super) fn entry(&self, key: &str, version: u64) -> Key {

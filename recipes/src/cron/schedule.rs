@@ -4,8 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use croner::errors::CronError;
-use jiff::tz::TimeZone;
-use jiff::{Timestamp, Zoned};
+use jiff::civil::DateTime;
+use jiff::tz::{AmbiguousOffset, TimeZone};
+use jiff::{SignedDuration, Timestamp, Zoned};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -45,9 +46,11 @@ impl fmt::Display for Slot {
 /// names of days and months, `L`, `#`, `W`, and `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. With both a
 /// day of the month and a day of the week either is enough.
 ///
-/// Where clocks are put forward, a time of day that does not exist is taken as the first one after; where they
-/// are put back, one that comes twice counts the first time. What recurs within the hour (`*/5 * * * *`) runs
-/// on through both.
+/// A pattern whose second, minute and hour are numbers, lists and ranges of them (`0 2,14 * * *`) names times of
+/// day: where clocks are put forward, one that does not exist is taken as the first time after the gap, once for all
+/// that fall there; where they are put back, one that comes twice counts the first time. A pattern with a `*` or a
+/// step in one of the three (`*/5 * * * *`, `0 */2 * * *`) recurs: it runs whenever the clocks show a time that
+/// fits, so not at all for one that they leave out, and twice for one that they show twice.
 #[derive(Debug, Clone)]
 pub struct Schedule {
     text: String,
@@ -69,17 +72,70 @@ impl Schedule {
     /// The first time after this one; `None` when there is none any more.
     #[must_use]
     pub fn next_after(&self, at: Slot) -> Option<Slot> {
-        let found = self.pattern.find_next_occurrence(&self.zoned(at)?, false);
-        self.slot(found)
+        let now = self.zoned(at)?;
+        if !self.names_times() {
+            return self.slot(self.pattern.find_next_occurrence(&now, false));
+        }
+        let mut time = now.datetime();
+        loop {
+            let found = self.pattern.find_next_occurrence(&by_no_zone(time)?, false);
+            time = self.found(found)?.datetime();
+            // Less when clocks were put back since it was there for the first time.
+            let slot = self.first_at(time)?;
+            if slot > at {
+                return Some(slot);
+            }
+        }
     }
 
     /// This time if it is one of the schedule, else the last one before; `None` when there was none.
     #[must_use]
     pub fn last_until(&self, at: Slot) -> Option<Slot> {
+        let now = self.zoned(at)?;
+        if !self.names_times() {
+            return self.slot(self.pattern.find_previous_occurrence(&now, true));
+        }
+        let time = self.last_shown(&now)?;
         let found = self
             .pattern
-            .find_previous_occurrence(&self.zoned(at)?, true);
-        self.slot(found)
+            .find_previous_occurrence(&by_no_zone(time)?, true);
+        self.first_at(self.found(found)?.datetime())
+    }
+
+    /// Whether the pattern names times of day, other than what recurs.
+    fn names_times(&self) -> bool {
+        let pattern = &self.pattern.pattern;
+        [&pattern.seconds, &pattern.minutes, &pattern.hours]
+            .iter()
+            .all(|field| !field.from_wildcard && field.step == 1)
+    }
+
+    /// When the clocks show this time for the first time, or one that is not before it.
+    fn first_at(&self, time: DateTime) -> Option<Slot> {
+        let found = match self.zone.to_ambiguous_timestamp(time).offset() {
+            AmbiguousOffset::Unambiguous { offset } => offset.to_timestamp(time).ok()?,
+            AmbiguousOffset::Fold { before, .. } => before.to_timestamp(time).ok()?,
+            AmbiguousOffset::Gap { after, .. } => {
+                // By the clocks as they are after the gap, it is before it.
+                let before_gap = after.to_timestamp(time).ok()?;
+                self.zone.following(before_gap).next()?.timestamp()
+            }
+        };
+        Some(Slot(found.as_second()))
+    }
+
+    /// The last time of day that the clocks have shown until now, also if they have been put back since.
+    fn last_shown(&self, now: &Zoned) -> Option<DateTime> {
+        let shown = now.datetime();
+        match self.zone.to_ambiguous_timestamp(shown).offset() {
+            AmbiguousOffset::Fold { before, after } if now.offset() == after => {
+                let second = SignedDuration::from_secs(1);
+                let until_now = now.timestamp().checked_add(second).ok()?;
+                let put_back = self.zone.preceding(until_now).next()?.timestamp();
+                Some(before.to_datetime(put_back.checked_sub(second).ok()?))
+            }
+            _ => Some(shown),
+        }
     }
 
     fn zoned(&self, at: Slot) -> Option<Zoned> {
@@ -88,14 +144,19 @@ impl Schedule {
     }
 
     fn slot(&self, found: std::result::Result<Zoned, CronError>) -> Option<Slot> {
-        match found {
-            Ok(time) => Some(Slot(time.timestamp().as_second())),
-            Err(error) => {
-                tracing::debug!(schedule = %self, %error, "no more times");
-                None
-            }
-        }
+        Some(Slot(self.found(found)?.timestamp().as_second()))
     }
+
+    fn found(&self, found: std::result::Result<Zoned, CronError>) -> Option<Zoned> {
+        found
+            .inspect_err(|error| tracing::debug!(schedule = %self, %error, "no more times"))
+            .ok()
+    }
+}
+
+/// The time of day where clocks are never put forward or back.
+fn by_no_zone(time: DateTime) -> Option<Zoned> {
+    time.to_zoned(TimeZone::UTC).ok()
 }
 
 impl FromStr for Schedule {
@@ -197,10 +258,97 @@ mod tests {
         );
     }
 
+    /// Lists and ranges name times of day as single numbers do.
+    #[test]
+    fn each_time_of_a_list_is_one_of_the_day() {
+        let spring = "2026-03-28T12:00:00Z";
+        let autumn = "2026-10-24T10:00:00Z";
+        for (pattern, from, expected) in [
+            (
+                "0 2,14 * * *",
+                autumn,
+                &[
+                    "2026-10-24T12:00:00Z",
+                    "2026-10-25T00:00:00Z",
+                    "2026-10-25T13:00:00Z",
+                ][..],
+            ),
+            (
+                "0 2,14 * * *",
+                spring,
+                &[
+                    "2026-03-28T13:00:00Z",
+                    "2026-03-29T01:00:00Z",
+                    "2026-03-29T12:00:00Z",
+                ],
+            ),
+            // What falls into the gap is one time, and the same one as three o'clock.
+            (
+                "0,30 1-3 * * *",
+                spring,
+                &[
+                    "2026-03-29T00:00:00Z",
+                    "2026-03-29T00:30:00Z",
+                    "2026-03-29T01:00:00Z",
+                    "2026-03-29T01:30:00Z",
+                    "2026-03-29T23:00:00Z",
+                ],
+            ),
+            (
+                "0,30 1-3 * * *",
+                autumn,
+                &[
+                    "2026-10-24T23:00:00Z",
+                    "2026-10-24T23:30:00Z",
+                    "2026-10-25T00:00:00Z",
+                    "2026-10-25T00:30:00Z",
+                    "2026-10-25T02:00:00Z",
+                    "2026-10-25T02:30:00Z",
+                    "2026-10-26T00:00:00Z",
+                ],
+            ),
+            (
+                "0-59 0-59 2 * * *",
+                "2026-10-25T00:59:58Z",
+                &["2026-10-25T00:59:59Z", "2026-10-26T01:00:00Z"],
+            ),
+            // A step recurs.
+            (
+                "0 2-14/12 * * *",
+                autumn,
+                &[
+                    "2026-10-24T12:00:00Z",
+                    "2026-10-25T00:00:00Z",
+                    "2026-10-25T01:00:00Z",
+                    "2026-10-25T13:00:00Z",
+                ],
+            ),
+            (
+                "0 2-14/12 * * *",
+                spring,
+                &["2026-03-28T13:00:00Z", "2026-03-29T12:00:00Z"],
+            ),
+        ] {
+            let schedule = schedule(pattern, "Europe/Berlin");
+            let found = next(&schedule, from, expected.len());
+            assert_eq!(found, expected, "{pattern}");
+            for pair in expected.windows(2) {
+                let (one, other) = (slot(pair[0]), slot(pair[1]));
+                for at in [one.0, one.0 + 1, other.0 - 1] {
+                    let told = format!("{pattern}: until {}", Slot(at));
+                    let last = if at < other.0 { one } else { other };
+                    assert_eq!(schedule.last_until(Slot(at)), Some(last), "{told}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn looking_back_finds_the_same_times() {
         let patterns = [
             "30 2 * * *",
+            "0 2,14 * * *",
+            "0,15,45 0-4 * * *",
             "0 */2 * * *",
             "*/7 1-3 * * *",
             "15 10 2 29 2 *",
@@ -222,15 +370,15 @@ mod tests {
                     "2026-10-31T00:00:00Z",
                 ] {
                     let mut at = slot(from);
+                    let mut last = schedule.last_until(at);
                     for _ in 0..40 {
                         let next = schedule.next_after(at).unwrap();
                         let told = format!("{schedule}: {next} after {at}");
                         assert!(next > at, "{told}");
                         assert_eq!(schedule.last_until(next), Some(next), "{told}");
                         assert_eq!(schedule.last_until(Slot(next.0 + 1)), Some(next), "{told}");
-                        let before = schedule.last_until(Slot(next.0 - 1)).unwrap();
-                        assert!(before <= at || at == slot(from), "{told}: {before}");
-                        at = next;
+                        assert_eq!(schedule.last_until(Slot(next.0 - 1)), last, "{told}");
+                        (at, last) = (next, Some(next));
                     }
                 }
             }

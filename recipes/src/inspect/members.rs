@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use quorate_proto::mvccpb::KeyValue;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ use crate::error::Result;
 use crate::keys::{KeySpace, LeaseId, Revision};
 use crate::lock::Holder;
 use crate::membership::{self, Member};
-use crate::registry::{self, Status};
+use crate::registry::{self, Health, Status};
 
 /// A service.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -33,8 +34,12 @@ pub struct InstanceInfo {
     pub id: String,
     /// Where it is reached.
     pub address: String,
-    /// Whether it takes work.
+    /// Whether it takes work: its owner wants it to, and its checks, if it has any, have all passed.
+    pub takes_work: bool,
+    /// Whether its owner wants it to take work.
     pub status: Status,
+    /// What its own checks have found; `None` when it has none.
+    pub health: Option<Health>,
     /// Its share of the work, among those of all instances.
     pub weight: u32,
     /// Where it runs; may be empty.
@@ -107,9 +112,11 @@ pub(super) async fn services(look: &Look) -> Result<Vec<ServiceInfo>> {
                 match registry::read::<Value>(&space, kv) {
                     registry::Reading::There(endpoint) => service.instances.push(InstanceInfo {
                         who: look.who(endpoint.lease).cloned(),
+                        takes_work: endpoint.takes_work(),
                         id: endpoint.id,
                         address: endpoint.address,
                         status: endpoint.status,
+                        health: endpoint.health,
                         weight: endpoint.weight,
                         zone: endpoint.zone,
                         version: endpoint.version,
@@ -149,37 +156,45 @@ pub(super) async fn partitions(look: &Look) -> Result<Vec<PartitionsInfo>> {
     let each = by_name(crate::assign::KIND, kvs)
         .into_iter()
         .map(|(name, keys)| {
-            let space = KeySpace::of(crate::assign::KIND, &name).child("member");
-            let mut owners: BTreeMap<u32, Holder> = BTreeMap::new();
-            let mut members = Vec::new();
-            for (rest, kv) in &keys {
-                members.extend(member(look, &space, kv));
-                let partition = rest
-                    .split_once('/')
-                    .and_then(|(index, _)| index.parse().ok());
-                let Some(partition) = partition.filter(|_| kv.lease != 0) else {
-                    continue;
-                };
-                // The others stand in line for it.
-                let first = owners.get(&partition);
-                if first.is_none_or(|first| kv.create_revision < first.revision.0) {
-                    owners.insert(partition, look.holder(kv));
-                }
-            }
+            let space = KeySpace::of(crate::assign::KIND, &name);
+            let (members, owners) = sharing(look, &space, &keys);
             PartitionsInfo {
                 name,
-                members: in_order(members),
+                members,
                 owners,
             }
         });
     Ok(each.collect())
 }
 
-fn member(
+/// Who shares partitions out, in the order in which they came, and who has which. The keys are with what follows
+/// the space.
+pub(super) fn sharing(
     look: &Look,
     space: &KeySpace,
-    kv: &quorate_proto::mvccpb::KeyValue,
-) -> Option<MemberInfo> {
+    keys: &[(String, KeyValue)],
+) -> (Vec<MemberInfo>, BTreeMap<u32, Holder>) {
+    let at = space.child("member");
+    let mut owners: BTreeMap<u32, Holder> = BTreeMap::new();
+    let mut members = Vec::new();
+    for (rest, kv) in keys {
+        members.extend(member(look, &at, kv));
+        let partition = rest
+            .split_once('/')
+            .and_then(|(index, _)| index.parse().ok());
+        let Some(partition) = partition.filter(|_| kv.lease != 0) else {
+            continue;
+        };
+        // The others stand in line for it.
+        let first = owners.get(&partition);
+        if first.is_none_or(|first| kv.create_revision < first.revision.0) {
+            owners.insert(partition, look.holder(kv));
+        }
+    }
+    (in_order(members), owners)
+}
+
+fn member(look: &Look, space: &KeySpace, kv: &KeyValue) -> Option<MemberInfo> {
     match membership::read::<Value>(space, kv) {
         membership::Reading::There(Member {
             id,

@@ -17,6 +17,7 @@ mod queues;
 mod rates;
 #[cfg(test)]
 mod tests;
+mod topics;
 
 use std::time::Duration;
 
@@ -29,7 +30,8 @@ pub use locks::{Candidate, Contention, ElectionInfo, LockInfo};
 pub use look::{Listing, SessionInfo};
 pub use members::{GroupInfo, InstanceInfo, MemberInfo, PartitionsInfo, ServiceInfo};
 pub use queues::{QueueInfo, TakenInfo};
-pub use rates::{QueueRates, Rates};
+pub use rates::{QueueRates, Rates, TopicRates};
+pub use topics::{TopicGroupInfo, TopicInfo};
 
 use crate::client::Client;
 use crate::error::Result;
@@ -55,6 +57,7 @@ const TOLD: &[&str] = &[
     "semaphore",
     "service",
     "session",
+    "topic",
 ];
 
 /// Looks at recipes. Made by [`Client::inspect`].
@@ -93,11 +96,13 @@ pub struct Overview {
     pub partitions: Vec<PartitionsInfo>,
     /// Queues and their lanes.
     pub queues: Vec<QueueInfo>,
+    /// Topics with their groups.
+    pub topics: Vec<TopicInfo>,
     /// Settings.
     pub configs: Vec<ConfigInfo>,
     /// Jobs whose tasks report.
     pub jobs: Vec<JobInfo>,
-    /// Everything else: barriers, counters and what there is more.
+    /// Everything else: barriers, counters, live topics and what there is more.
     pub others: Vec<OtherInfo>,
 }
 
@@ -118,8 +123,8 @@ impl Inspect {
         Self { client }
     }
 
-    /// Everything, at one revision. Costs what the listings cost together; queues, of whatever length, are counted
-    /// and not read.
+    /// Everything, at one revision. Costs what the listings cost together; queues and topics, of whatever length, are
+    /// counted and not read.
     ///
     /// # Errors
     /// The store's; [`StoreError::Compacted`](crate::StoreError::Compacted) when each of several revisions was
@@ -134,6 +139,7 @@ impl Inspect {
                 groups: members::groups(&look).await?,
                 partitions: members::partitions(&look).await?,
                 queues: queues::queues(&look).await?,
+                topics: topics::topics(&look).await?,
                 configs: configs::configs(&look).await?,
                 jobs: jobs::jobs(&look).await?,
                 others: others(&look).await?,
@@ -226,6 +232,18 @@ impl Inspect {
     pub async fn queues(&self) -> Result<Listing<QueueInfo>> {
         Look::at_one_revision(&self.client, |look| async move {
             Ok(look.listing(queues::queues(&look).await?))
+        })
+        .await
+    }
+
+    /// The topics that keep their messages, what is kept of each, and how far its groups are. Messages are counted,
+    /// not read.
+    ///
+    /// # Errors
+    /// As [`Inspect::overview`].
+    pub async fn topics(&self) -> Result<Listing<TopicInfo>> {
+        Look::at_one_revision(&self.client, |look| async move {
+            Ok(look.listing(topics::topics(&look).await?))
         })
         .await
     }

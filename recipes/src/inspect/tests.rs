@@ -2,9 +2,11 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::config::Expect;
-use crate::registry::Instance;
+use crate::probe::Probe;
+use crate::registry::{Checks, Instance, Status};
 use crate::session::Session;
 use crate::store::MemStore;
+use crate::topic::{Retention, Start};
 
 async fn set_up() -> (MemStore, Client, Session) {
     let store = MemStore::new();
@@ -209,4 +211,112 @@ async fn what_moves_is_counted() {
     let of = rates.queues["q"];
     assert_eq!((of.entered, of.taken, of.went), (3, 2, 2));
     assert!((rates.per_second(of.went) - 0.2).abs() < 1e-6, "{rates:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn topics_tell_what_is_kept_and_how_far_groups_are() {
+    let (store, client, session) = set_up().await;
+    let tick = Duration::from_millis(100);
+    let retention = Retention::default().max_messages(4).look_every(tick);
+    let topic = client.topic::<u32>("a/b").with_segment_items(4);
+    let topic = topic.partitions(2);
+    let mut positions = Vec::new();
+    for value in 0..9 {
+        let published = topic.publish_keyed(&session, "k", &value).await;
+        positions.push(published.unwrap());
+    }
+    let used = positions[0].partition();
+    let group = topic.group(&session, "g/1").start(Start::Earliest);
+    let mut consumer = group.await.unwrap();
+    for _ in 0..2 {
+        let message = consumer.next().await.unwrap();
+        consumer.commit(&message).await.unwrap();
+    }
+    let before = store.revision();
+    let retainer = topic.retain(retention).retainer(&session).unwrap();
+    tokio::time::sleep(20 * tick).await;
+    client
+        .put("quorate/topic/broken/meta", "no JSON")
+        .await
+        .unwrap();
+    client
+        .live_topic::<u32>("news")
+        .publish(&session, &1)
+        .await
+        .unwrap();
+
+    let all = client.inspect().overview().await.unwrap();
+    assert_eq!(client.inspect().topics().await.unwrap().entries, all.topics);
+    assert_eq!(all.revision, store.revision());
+    let [topic, broken] = &all.topics[..] else {
+        panic!("{:?}", all.topics);
+    };
+    assert_eq!((topic.name.as_str(), &topic.unreadable), ("a/b", &None));
+    let partition = &topic.partitions[used as usize];
+    assert_eq!((partition.removed, partition.messages), (4, 5));
+    assert_eq!(topic.partitions[1 - used as usize].published(), 0);
+    let group = &topic.groups["g/1"];
+    let lag = group.partitions[used as usize];
+    assert_eq!((lag.committed, lag.lag), (Some(2), Some(7)));
+    assert_eq!(group.members[0].lease, session.lease());
+    let owner = &group.owners[&used];
+    assert_eq!(owner.who.as_ref().unwrap().label, "worker 1");
+    assert_eq!(group.owners.len(), 2);
+    assert!(broken.unreadable.is_some(), "{broken:?}");
+    let others = all.others.iter().map(|other| other.kind.as_str());
+    assert!(others.eq(["live-topic"]), "{:?}", all.others);
+    let json = serde_json::to_value(&all).unwrap();
+    assert_eq!(
+        json["topics"][0]["groups"]["g/1"]["partitions"][used as usize]["lag"],
+        7
+    );
+    // All of it as of one revision, also when more happens meanwhile.
+    let then = crate::topic::survey(&client, "a/b", before).await.unwrap();
+    let partition = &then.partitions[used as usize];
+    assert_eq!((partition.removed, partition.messages), (0, 9));
+    drop((retainer, consumer));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_moves_in_topics_is_counted() {
+    let (_, client, session) = set_up().await;
+    let topic = client.topic::<u32>("t").partitions(2);
+    topic.publish(&session, &0).await.unwrap();
+    let inspect = client.inspect();
+    let work = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let group = topic.group(&session, "g").start(Start::Earliest);
+        let mut consumer = group.await.unwrap();
+        for value in 1..5 {
+            topic.publish(&session, &value).await.unwrap();
+        }
+        for _ in 0..4 {
+            let message = consumer.next().await.unwrap();
+            consumer.commit(&message).await.unwrap();
+        }
+        drop(topic.group(&session, "idle").await.unwrap());
+    };
+    let (rates, ()) = tokio::join!(inspect.rates(Duration::from_secs(10)), work);
+    let rates = rates.unwrap();
+    let of = &rates.topics["t"];
+    assert_eq!((of.published, of.committed.get("g")), (4, Some(&4)));
+    assert_eq!(of.committed.len(), 1, "{of:?}");
+    assert!(rates.queues.is_empty(), "{rates:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_whose_checks_fail_takes_no_work() {
+    let (_, client, session) = set_up().await;
+    let probe = Probe::of(|| async { Err("it is full") });
+    let probe = probe.every(Duration::from_secs(1)).rise(1).fall(1);
+    let instance = Instance::builder("api").id("i-1").address("10.0.0.1:80");
+    let checks = Checks::new().add("disk", probe);
+    let checked = session.register_checked(instance.meta(7).build(), checks);
+    let _checked = checked.await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let services = client.inspect().services().await.unwrap().entries;
+    let instance = &services[0].instances[0];
+    assert_eq!((instance.status, instance.takes_work), (Status::Up, false));
+    let health = instance.health.as_ref().unwrap();
+    assert_eq!(health.failing["disk"], "it is full");
 }

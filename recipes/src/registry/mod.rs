@@ -3,11 +3,12 @@
 //! a Go gRPC client with etcd's resolver finds the same instances.
 //!
 //! `instance` is what is registered, `registration` what its owner holds, `checks` look after it, `record` is
-//! how it is written, `discovery` follows a service, `tracker` decides what a view shows, `snapshot` is a
-//! file to start from.
+//! how it is written, `discovery` follows a service, `tracker` decides what a view shows, by who
+//! `vanished` and what `farewells` there were, `snapshot` is a file to start from.
 
 mod checks;
 mod discovery;
+mod farewells;
 mod instance;
 mod instances;
 mod record;
@@ -16,6 +17,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 mod tracker;
+mod vanished;
 mod view;
 
 pub use checks::{Checks, Health};

@@ -1,7 +1,7 @@
 //! What a view of a service shows, decided from the changes of its keys and the time: who is there,
 //! who left and how, and who is kept although its key is gone, because too many went at once.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +9,12 @@ use bytes::Bytes;
 use quorate_proto::mvccpb::KeyValue;
 use serde::de::DeserializeOwned;
 
+use super::farewells::Farewells;
 use super::instances::Instances;
 use super::record::{self, Reading};
 use super::snapshot::{Raw, Saved};
-use super::view::{Endpoint, Farewells, ServiceView};
+use super::vanished::Vanished;
+use super::view::{Endpoint, ServiceView};
 use crate::clock::Instant;
 use crate::departure::Departure;
 use crate::follow::Digest;
@@ -53,9 +55,6 @@ impl MassLoss {
     }
 }
 
-/// Most instances that are remembered after they vanished.
-const VANISHED_MOST: usize = 10_000;
-
 /// The state behind the views of one service.
 pub(super) struct Tracker<M> {
     space: KeySpace,
@@ -64,9 +63,9 @@ pub(super) struct Tracker<M> {
     present: BTreeMap<Bytes, Arc<Endpoint<M>>>,
     /// The present and the suspects.
     shown: Instances<M>,
-    /// Gone without a word within the grace time, oldest first.
-    vanished: VecDeque<(Instant, Bytes, Arc<Endpoint<M>>)>,
-    /// The vanished that are shown as suspects.
+    /// Gone without a word within the grace time.
+    vanished: Vanished<M>,
+    /// The vanished that are shown as suspects: none, or all that had vanished at some moment.
     suspects: BTreeMap<Bytes, Arc<Endpoint<M>>>,
     unreadable: BTreeSet<Bytes>,
     farewells: Farewells,
@@ -84,7 +83,7 @@ impl<M: DeserializeOwned> Tracker<M> {
             protection,
             revision: Revision(0),
             present: BTreeMap::new(),
-            vanished: VecDeque::new(),
+            vanished: Vanished::new(),
             suspects: BTreeMap::new(),
             unreadable: BTreeSet::new(),
             farewells: Farewells::default(),
@@ -146,7 +145,7 @@ impl<M: DeserializeOwned> Tracker<M> {
         };
         // Whatever it says, it is alive: nothing of it has vanished.
         self.suspects.remove(&kv.key);
-        self.vanished.retain(|(_, key, _)| *key != kv.key);
+        self.vanished.remove(&kv.key);
         match endpoint {
             Some(endpoint) => {
                 self.shown.insert(kv.key.clone(), Arc::clone(&endpoint));
@@ -176,28 +175,28 @@ impl<M: DeserializeOwned> Tracker<M> {
             if origin == Origin::Resync {
                 self.farewells.add(&was.id, was.created, Departure::Unseen);
             }
-            if self.vanished.len() == VANISHED_MOST
-                && let Some((_, oldest, _)) = self.vanished.pop_front()
-            {
-                if self.suspects.remove(&oldest).is_some() {
-                    self.shown.remove(&oldest);
-                }
-                self.with_raw(|raw| drop(raw.remove(&oldest)));
+            if let Some((_, oldest, _)) = self.vanished.add(now, key.clone(), was) {
+                self.let_go(&oldest);
             }
-            self.vanished.push_back((now, key.clone(), was));
         }
+    }
+
+    /// One that vanished is not remembered any more.
+    fn let_go(&mut self, key: &Bytes) {
+        if self.suspects.remove(key).is_some() {
+            self.shown.remove(key);
+        }
+        self.with_raw(|raw| drop(raw.remove(key)));
     }
 
     fn suspect_vanished(&mut self) {
         let mut added = 0_usize;
-        for (since, key, endpoint) in &self.vanished {
-            let shown = &mut self.shown;
-            self.suspects.entry(key.clone()).or_insert_with(|| {
-                added += 1;
-                let suspect = Arc::new(endpoint.suspected(*since));
-                shown.insert(key.clone(), Arc::clone(&suspect));
-                suspect
-            });
+        // Those of an earlier time are suspects already.
+        for (since, key, endpoint) in self.vanished.news() {
+            added += 1;
+            let suspect = Arc::new(endpoint.suspected(*since));
+            self.shown.insert(key.clone(), Arc::clone(&suspect));
+            self.suspects.insert(key.clone(), suspect);
         }
         if added > 0 {
             let (service, present) = (self.space.prefix(), self.present.len());
@@ -213,15 +212,13 @@ impl<M: DeserializeOwned> Tracker<M> {
     /// Lets go of what vanished longer ago than the grace time. Returns whether a suspect went.
     fn forget_old(&mut self, now: Instant) -> bool {
         let before = self.suspects.len();
-        while let Some((since, key, _)) = self.vanished.front() {
-            if now.saturating_duration_since(*since) < self.protection.grace {
+        while let Some(since) = self.vanished.oldest() {
+            if now.saturating_duration_since(since) < self.protection.grace {
                 break;
             }
-            if self.suspects.remove(key).is_some() {
-                self.shown.remove(key);
+            if let Some((_, key, _)) = self.vanished.pop_oldest() {
+                self.let_go(&key);
             }
-            self.with_raw(|raw| drop(raw.remove(key)));
-            self.vanished.pop_front();
         }
         self.suspects.len() != before
     }
@@ -256,8 +253,7 @@ where
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let (since, ..) = self.vanished.front()?;
-        Some(*since + self.protection.grace)
+        Some(self.vanished.oldest()? + self.protection.grace)
     }
 
     fn view(&self, stale_since: Option<Instant>) -> ServiceView<M> {
@@ -309,6 +305,16 @@ mod tests {
             };
             self.tracker.take(batch, self.now);
             self.news()
+        }
+
+        /// Takes one change, and nobody looks at what becomes of it.
+        fn take_unseen(&mut self, change: Change) {
+            let batch = Batch {
+                revision: Revision(self.revision),
+                origin: Origin::Live,
+                changes: vec![change],
+            };
+            self.tracker.take(batch, self.now);
         }
 
         fn wait(&mut self, seconds: u64) -> String {
@@ -415,5 +421,84 @@ mod tests {
         let mut small = Service::with("a b");
         let all = vec![small.gone("a"), small.gone("b")];
         assert_eq!(small.step(all), "!a !b", "two are not many");
+    }
+
+    fn ids(count: usize) -> Vec<String> {
+        (0..count).map(|n| format!("i{n:05}")).collect()
+    }
+
+    impl Service {
+        fn of_many(ids: &[String]) -> Self {
+            let mut service = Self::new();
+            let all = ids.iter().map(|id| service.write(id, 1, "null")).collect();
+            service.step(all);
+            service
+        }
+    }
+
+    /// However many there are between two views.
+    #[test]
+    fn all_who_deregister_at_once_have_left_cleanly() {
+        let all = ids(300);
+        let mut service = Service::of_many(&all);
+        let crashed = service.gone(&all[0]);
+        let mut leave = vec![crashed];
+        for id in &all[1..] {
+            leave.push(service.write(id, 1, LEFT));
+            leave.push(service.gone(id));
+        }
+        let told = service.step(leave);
+        let clean: Vec<_> = all[1..].iter().map(|id| format!("-{id}")).collect();
+        assert_eq!(told, format!("!{} {}", all[0], clean.join(" ")));
+    }
+
+    /// Of so many that not all are remembered, nobody is said to have crashed.
+    #[test]
+    fn how_one_went_who_is_forgotten_is_not_known() {
+        let all = ids(10_003);
+        let mut service = Service::of_many(&all);
+        let leave = all.iter().map(|id| service.write(id, 1, LEFT)).collect();
+        let told = service.step(leave);
+        assert!(
+            told.starts_with("*i00000 *i00001 *i00002 -i00003 "),
+            "{}",
+            &told[..50]
+        );
+        assert_eq!(told.matches(['*', '!']).count(), 3);
+        // What went before the last view is no doubt about who goes after it.
+        let join = service.write("late", 1, "null");
+        service.step(vec![join]);
+        let gone = service.gone("late");
+        assert_eq!(service.step(vec![gone]), "!late");
+    }
+
+    /// Each loss and each return is a batch of its own, as leases end and instances come back.
+    #[test]
+    fn a_large_service_vanishes_and_comes_back() {
+        let all = ids(10_000);
+        let mut service = Service::of_many(&all);
+        for id in &all {
+            let gone = service.gone(id);
+            service.take_unseen(gone);
+        }
+        let told = service.news();
+        let (left, suspects) = (told.matches('!').count(), told.matches('?').count());
+        assert_eq!(
+            (left, suspects),
+            (0, 10_000),
+            "all of them within the grace time"
+        );
+        for id in &all[..9_999] {
+            let back = service.write(id, 50_000, "null");
+            service.take_unseen(back);
+        }
+        service.news();
+        let suspects = service
+            .known
+            .instances
+            .iter()
+            .filter(|one| one.is_suspect());
+        assert_eq!(suspects.count(), 1);
+        assert_eq!(service.wait(30), format!("!{}", all[9_999]));
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::checks::Health;
+use super::farewells::Farewells;
 use super::instance::Status;
 use super::instances::Instances;
 use crate::clock::Instant;
@@ -113,29 +114,6 @@ impl<M> ServiceView<M> {
     }
 }
 
-/// Who went lately, otherwise than by the end of a lease: id, create revision and how, the newest last.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Farewells(Arc<VecDeque<(String, Revision, Departure)>>);
-
-impl Farewells {
-    /// Most that are remembered. Beyond that, one counts as expired.
-    const MOST: usize = 256;
-
-    pub(super) fn add(&mut self, id: &str, created: Revision, departure: Departure) {
-        let farewells = Arc::make_mut(&mut self.0);
-        if farewells.len() == Self::MOST {
-            farewells.pop_front();
-        }
-        farewells.push_back((id.to_owned(), created, departure));
-    }
-
-    fn departure<M>(&self, endpoint: &Endpoint<M>) -> Departure {
-        let mut all = self.0.iter();
-        all.find(|(id, created, _)| *id == endpoint.id && *created == endpoint.created)
-            .map_or(Departure::Expired, |(.., departure)| *departure)
-    }
-}
-
 /// What happened to one instance between two views.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -165,9 +143,9 @@ pub(super) fn difference<M>(
     before: Option<&ServiceView<M>>,
     now: &ServiceView<M>,
 ) -> VecDeque<Change<M>> {
-    let before = before.into_iter().flat_map(|view| &view.instances);
+    let instances = before.into_iter().flat_map(|view| &view.instances);
     let mut known: BTreeMap<&str, &Arc<Endpoint<M>>> =
-        before.map(|was| (was.id.as_str(), was)).collect();
+        instances.map(|was| (was.id.as_str(), was)).collect();
     let mut left = Vec::new();
     let mut rest = Vec::new();
     for endpoint in &now.instances {
@@ -179,8 +157,10 @@ pub(super) fn difference<M>(
         rest.extend(change_of(same, endpoint));
     }
     left.extend(known.into_values());
+    let none = Farewells::default();
+    let known_before = before.map_or(&none, |view| &view.farewells);
     let left = left.into_iter().map(|instance| Change::Left {
-        departure: now.farewells.departure(instance),
+        departure: now.farewells.departure(known_before, instance),
         instance: Arc::clone(instance),
     });
     left.chain(rest).collect()

@@ -1,5 +1,6 @@
 //! Topics that keep nothing: each message is written over the one before, and those who watch see every one.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
@@ -27,7 +28,8 @@ use crate::wait::{self, Backoff, refusal};
 /// A topic whose messages go to whoever is there: nothing grows, nothing is kept but the last one. A handle:
 /// cheap to clone, holds nothing.
 ///
-/// Costs: publishing is one transaction, whoever listens; listening one watch.
+/// Costs: publishing is one transaction, whoever listens; listening one watch, and a read of the key each time
+/// that the watch is opened.
 ///
 /// ```no_run
 /// # async fn example(client: quorate_recipes::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -102,19 +104,7 @@ impl<T> LiveTopic<T> {
     /// # Cancel safety
     /// Nothing is left behind when the future is dropped.
     pub async fn subscribe(&self) -> Result<LiveSubscription<T>> {
-        let found = wait::read(&self.client, ops::get(&self.key)).await?;
-        let header = found.header.unwrap_or_default();
-        let listener = Listener {
-            client: self.client.clone(),
-            key: self.key.clone(),
-            last: found.kvs.first().map_or(Last::default(), Last::of),
-            next: Revision(header.revision + 1),
-            cluster_id: header.cluster_id,
-            stream: None,
-            look: false,
-            ready: VecDeque::new(),
-            pause: Backoff::between_attempts(&self.client),
-        };
+        let listener = self.listener().await?;
         let messages = stream::unfold(Some(listener), |listener| async move {
             let mut listener = listener?;
             match listener.next().await {
@@ -127,6 +117,22 @@ impl<T> LiveTopic<T> {
             of: PhantomData,
         })
     }
+
+    async fn listener(&self) -> Result<Listener> {
+        let found = wait::read(&self.client, ops::get(&self.key)).await?;
+        let header = found.header.unwrap_or_default();
+        Ok(Listener {
+            client: self.client.clone(),
+            key: self.key.clone(),
+            last: found.kvs.first().map_or(Last::default(), Last::of),
+            next: Revision(header.revision + 1),
+            cluster_id: header.cluster_id,
+            stream: None,
+            look: false,
+            ready: VecDeque::new(),
+            pause: Backoff::between_attempts(&self.client),
+        })
+    }
 }
 
 impl<T> fmt::Debug for LiveTopic<T> {
@@ -137,7 +143,8 @@ impl<T> fmt::Debug for LiveTopic<T> {
 
 /// The messages of a live topic from when it was made: each once, in the order of their commits. Those that
 /// were published while it was cut off are given too, as far as the store still has its history; else it
-/// [tells](ReadError::Lagged) how many were missed, and goes on with the last one. Dropping it closes its watch.
+/// [tells](ReadError::Lagged) how many were missed, and goes on with the last one. So it does, without a number,
+/// when the store was replaced or put back to an earlier state. Dropping it closes its watch.
 #[must_use = "a dropped subscription hears nothing"]
 pub struct LiveSubscription<T> {
     heard: BoxStream<'static, Result<Heard>>,
@@ -213,7 +220,7 @@ fn decode<T: DeserializeOwned>(heard: Heard) -> Result<Message<T>, ReadError> {
 }
 
 /// The message that was heard last.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Last {
     /// Since when the key is there; 0: it is not.
     created: i64,
@@ -229,6 +236,23 @@ impl Last {
             version: kv.version,
             revision: kv.mod_revision,
         }
+    }
+
+    /// Whether this message can be there in the history in which `last` was heard, as the last one before
+    /// the revision `next`.
+    fn may_follow(self, last: Self, next: Revision) -> bool {
+        // Before the first message there is no key; nobody deletes it afterwards.
+        match (last.created, self.version.cmp(&last.version)) {
+            (0, _) => self.created == 0 || self.created >= next.0,
+            (_, Ordering::Equal) => self == last,
+            (_, Ordering::Greater) => self.created == last.created && self.revision >= next.0,
+            (_, Ordering::Less) => false,
+        }
+    }
+
+    /// Whether this message is the very next one.
+    fn is_next_of(self, last: Self) -> bool {
+        self.version == last.version + 1 && (last.created == 0 || self.created == last.created)
     }
 }
 
@@ -290,24 +314,28 @@ impl Listener {
         }
     }
 
-    /// Reads the key: what was written between the last one that was heard and the one that is there is
-    /// missed.
+    /// Reads the key, to see whether the history is the one that was heard. If it is, an open watch tells what
+    /// comes next; without one, what was written between the last one that was heard and the one that is
+    /// there is missed.
     async fn look(&mut self) -> Result<()> {
         let found = self.client.store().range(ops::get(&self.key)).await?;
         let header = found.header.unwrap_or_default();
         let known = self.cluster_id != 0 && header.cluster_id != 0;
         let other = known && self.cluster_id != header.cluster_id;
-        let replaced = other || header.revision + 1 < self.next.0;
         let kv = found.kvs.into_iter().next();
         let now = kv.as_ref().map_or(Last::default(), Last::of);
-        // Before the first message there is no key; nobody deletes it afterwards.
-        let known = self.last.created == 0 || now.created == self.last.created;
-        let same = known && !replaced;
+        let behind = header.revision + 1 < self.next.0;
+        let same = !other && !behind && now.may_follow(self.last, self.next);
+        self.look = false;
+        if same && self.stream.is_some() {
+            return Ok(());
+        }
+        // It begins at a revision of the history that is no more.
+        self.stream = None;
         let missed = match same {
             true => u64::try_from(now.version - self.last.version - 1).ok(),
             false => None,
         };
-        let is_new = kv.filter(|_| !same || now.revision > self.last.revision);
         if !same || missed.is_some_and(|missed| missed > 0) {
             self.ready.push_back(Heard::Lagged(Lagged {
                 skipped: missed,
@@ -315,11 +343,11 @@ impl Listener {
                 to: position(Revision(now.revision - 1)),
             }));
         }
+        let is_new = kv.filter(|_| !same || now.revision > self.last.revision);
         self.ready.extend(is_new.map(Heard::Message));
         self.last = now;
         self.next = Revision(header.revision + 1);
         self.cluster_id = header.cluster_id;
-        self.look = false;
         Ok(())
     }
 
@@ -332,15 +360,15 @@ impl Listener {
             let error = refusal(&answer.cancel_reason).map(Error::from);
             return Err(error.unwrap_or_else(|| interrupted(&answer.cancel_reason)));
         }
-        let header = answer.header.unwrap_or_default();
         if answer.created {
-            // Of a store that was put back nothing comes until its revision is there again.
-            self.look = header.revision + 1 < self.next.0
-                || (header.cluster_id != 0 && header.cluster_id != self.cluster_id);
+            // Of a store that was put back nothing comes until its revision is there again, and then without
+            // a word of what was there before.
+            self.look = true;
             return Ok(());
         }
         self.pause.reset();
         if answer.events.is_empty() {
+            let header = answer.header.unwrap_or_default();
             self.next = self.next.max(Revision(header.revision + 1));
         }
         for event in answer.events {
@@ -349,9 +377,16 @@ impl Listener {
             if kv.mod_revision < self.next.0 {
                 continue;
             }
+            let now = Last::of(&kv);
+            if kind == EventType::Put && !now.is_next_of(self.last) {
+                // What is missing, the key tells.
+                self.stream = None;
+                self.look = true;
+                return Ok(());
+            }
             self.next = Revision(kv.mod_revision + 1);
             if kind == EventType::Put {
-                self.last = Last::of(&kv);
+                self.last = now;
                 self.ready.push_back(Heard::Message(kv));
             } else {
                 self.last = Last::default();
@@ -363,4 +398,45 @@ impl Listener {
 
 fn interrupted(why: &str) -> Error {
     StoreError::NotApplied(Cause::new(why)).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use quorate_proto::mvccpb::Event;
+
+    use super::*;
+    use crate::keys::KeyRange;
+    use crate::testing::{Place, soon};
+
+    /// A watch is believed only as far as the key's version counts on.
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_a_watch_leaves_out_is_told() {
+        let place = Place::new().await;
+        let topic = place.client.live_topic::<u32>("t");
+        topic.publish(&place.session, &0).await.unwrap();
+        let mut listener = topic.listener().await.unwrap();
+        for value in 1..=3 {
+            topic.publish(&place.session, &value).await.unwrap();
+        }
+        let last = place
+            .store
+            .dump(&KeyRange::one(topic.key.clone()))
+            .remove(0);
+        let answer = WatchResponse {
+            events: vec![Event {
+                kv: Some(last),
+                ..Event::default()
+            }],
+            ..WatchResponse::default()
+        };
+        listener.take(answer).unwrap();
+        let Heard::Lagged(lagged) = soon(listener.next()).await.unwrap() else {
+            panic!("it missed nothing");
+        };
+        assert_eq!(lagged.skipped, Some(2));
+        let Heard::Message(kv) = soon(listener.next()).await.unwrap() else {
+            panic!("nothing is there");
+        };
+        assert_eq!(kv.version, 4);
+    }
 }

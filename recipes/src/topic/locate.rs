@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use quorate_proto::etcdserverpb::{RangeRequest, TxnRequest};
+use quorate_proto::etcdserverpb::{RangeRequest, ResponseOp, TxnRequest};
 use quorate_proto::mvccpb::KeyValue;
 
 use super::position::{Place, Position, Start};
@@ -21,14 +21,44 @@ pub(super) struct Spot {
     pub(super) passed: Option<u64>,
 }
 
-/// A partition at one revision.
+/// Where a partition begins and ends, at one revision.
 #[derive(Debug, Clone, Copy)]
 struct Extent {
     revision: Revision,
     head: Head,
     removed: RemovedRecord,
-    /// Messages that are there.
-    messages: u64,
+}
+
+/// What a reader wants of a partition in which it has no place yet.
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    After(Revision),
+    /// By the publishers' wall clocks.
+    SinceMs(u64),
+}
+
+impl Wanted {
+    /// Whether a segment that ends with this message has some of it.
+    fn is_up_to(self, last: &KeyValue) -> bool {
+        match self {
+            Self::After(revision) => last.create_revision > revision.0,
+            Self::SinceMs(wanted) => since_ms(last) >= wanted,
+        }
+    }
+
+    /// The place before all of it, if some of it was removed.
+    fn before(self, removed: &RemovedRecord) -> Option<Place> {
+        let last = removed.segment.checked_sub(1)?;
+        match self {
+            Self::After(revision) => {
+                (removed.revision() > revision).then(|| Place::behind(last, revision))
+            }
+            Self::SinceMs(wanted) => {
+                let lost = removed.messages > 0 && removed.since_ms >= wanted;
+                lost.then(|| Place::start_of(last))
+            }
+        }
+    }
 }
 
 /// Finds places in one partition. Trouble with the store is waited out.
@@ -61,28 +91,31 @@ impl Locator<'_> {
     /// # Errors
     /// As [`Locator::find`].
     pub(super) async fn end(&self) -> Result<Spot> {
-        let extent = self.extent().await?;
+        let everything = ops::counting(self.layout.log(self.partition).range(0, None));
+        let (extent, found) = self.extent_with(Some(everything)).await?;
         Ok(Spot {
             place: Place::behind(extent.head.segment, extent.revision),
-            passed: Some(extent.removed.messages + extent.messages),
+            passed: Some(extent.removed.messages + ops::count(&found, 2)),
         })
     }
 
     async fn extent(&self) -> Result<Extent> {
+        Ok(self.extent_with(None).await?.0)
+    }
+
+    async fn extent_with(&self, more: Option<RangeRequest>) -> Result<(Extent, Vec<ResponseOp>)> {
         let log = self.layout.log(self.partition);
-        let (revision, found) = self
-            .read([
-                ops::get(log.head_key()),
-                ops::get(self.layout.removed(self.partition)),
-                ops::counting(log.range(0, None)),
-            ])
-            .await?;
-        Ok(Extent {
+        let reads = [
+            ops::get(log.head_key()),
+            ops::get(self.layout.removed(self.partition)),
+        ];
+        let (revision, found) = self.read(reads.into_iter().chain(more)).await?;
+        let extent = Extent {
             revision,
             head: log.head_of(ops::kvs(&found, 0).first())?,
             removed: RemovedRecord::read(ops::kvs(&found, 1).first())?,
-            messages: ops::count(&found, 2),
-        })
+        };
+        Ok((extent, found))
     }
 
     async fn after(&self, position: &Position) -> Result<Spot> {
@@ -93,57 +126,46 @@ impl Locator<'_> {
                 self.layout.any_key()
             )));
         }
-        self.count_before(position.place.clone()).await
+        self.count_before(position.place.clone(), None).await
     }
 
     async fn after_revision(&self, revision: Revision) -> Result<Spot> {
         let extent = self.extent().await?;
-        if extent.removed.revision() > revision {
-            // Some that were to be read are not there any more, which the reader tells.
-            let segment = extent.removed.segment.saturating_sub(1);
-            let (place, passed) = (Place::behind(segment, revision), None);
-            return Ok(Spot { place, passed });
-        }
-        let mut later = ops::range(self.layout.log(self.partition).range(0, None));
-        later.min_create_revision = revision.0.saturating_add(1);
-        later.keys_only = true;
-        later.limit = 1;
-        let found = wait::read(&self.layout.client, later).await?;
-        let log = self.layout.log(self.partition);
-        // The first by its key is in the first segment that has one.
-        let first = found.kvs.first().and_then(|kv| log.item(&kv.key));
-        let place = match first {
-            Some(id) => Place::behind(id.segment(), revision),
-            None => Place::behind(extent.head.segment, extent.revision.min(revision)),
-        };
-        self.count_before(place).await
+        let wanted = Wanted::After(revision);
+        let segment = self.first_with(wanted, &extent).await?;
+        // Of a revision that has not come yet, everything from now on is after it.
+        let place = Place::behind(segment, extent.revision.min(revision));
+        self.count_before(place, Some(wanted)).await
     }
 
     async fn since(&self, time: SystemTime) -> Result<Spot> {
-        let extent = self.extent().await?;
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let wanted = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        if extent.removed.messages > 0 && extent.removed.since_ms >= wanted {
-            let segment = extent.removed.segment.saturating_sub(1);
-            let (place, passed) = (Place::start_of(segment), None);
-            return Ok(Spot { place, passed });
-        }
-        let (mut low, mut high) = (extent.removed.segment, extent.head.segment);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            match self.last_of(middle).await? {
-                Some(last) if since_ms(&last) >= wanted => high = middle,
-                _ => low = middle + 1,
-            }
-        }
+        let extent = self.extent().await?;
+        let since = Wanted::SinceMs(wanted);
+        let segment = self.first_with(since, &extent).await?;
         let log = self.layout.log(self.partition);
-        let (_, mut kvs) = self.layout.client.list(log.segment(low)).await?;
+        let (_, mut kvs) = self.layout.client.list(log.segment(segment)).await?;
         let place_of = |kv: &KeyValue| log.position(kv).map(|position| Place::of(&position));
         kvs.sort_by_cached_key(|kv| place_of(kv));
         let older = kvs.iter().take_while(|kv| since_ms(kv) < wanted).last();
         let place = older.and_then(place_of);
-        self.count_before(place.unwrap_or(Place::start_of(low)))
-            .await
+        let place = place.unwrap_or(Place::start_of(segment));
+        self.count_before(place, Some(since)).await
+    }
+
+    /// The first segment that has some of what is wanted, else the head. Reads the ends of a few segments, not
+    /// the log. What is removed meanwhile is for [`Locator::count_before`] to see.
+    async fn first_with(&self, wanted: Wanted, extent: &Extent) -> Result<u64> {
+        let (mut low, mut high) = (extent.removed.segment, extent.head.segment);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.last_of(middle).await? {
+                Some(last) if wanted.is_up_to(&last) => high = middle,
+                _ => low = middle + 1,
+            }
+        }
+        Ok(low)
     }
 
     /// The message of a segment that was committed last.
@@ -154,8 +176,9 @@ impl Locator<'_> {
         Ok(found.kvs.into_iter().next())
     }
 
-    /// How many messages are up to this place.
-    async fn count_before(&self, place: Place) -> Result<Spot> {
+    /// How many messages are up to this place. If some of what is wanted was removed, a place before that
+    /// instead, so that the reader tells.
+    async fn count_before(&self, place: Place, wanted: Option<Wanted>) -> Result<Spot> {
         let log = self.layout.log(self.partition);
         let mut segment = ops::range(log.segment(place.segment));
         segment.keys_only = true;
@@ -167,6 +190,10 @@ impl Locator<'_> {
             ])
             .await?;
         let removed = RemovedRecord::read(ops::kvs(&found, 0).first())?;
+        if let Some(place) = wanted.and_then(|wanted| wanted.before(&removed)) {
+            let passed = None;
+            return Ok(Spot { place, passed });
+        }
         if place.segment < removed.segment {
             let passed = None;
             return Ok(Spot { place, passed });
@@ -184,7 +211,7 @@ impl Locator<'_> {
     async fn read(
         &self,
         reads: impl IntoIterator<Item = RangeRequest>,
-    ) -> Result<(Revision, Vec<quorate_proto::etcdserverpb::ResponseOp>)> {
+    ) -> Result<(Revision, Vec<ResponseOp>)> {
         let request = TxnRequest {
             success: reads.into_iter().map(ops::read).collect(),
             ..TxnRequest::default()

@@ -32,7 +32,9 @@ pub use group::{GroupBuilder, GroupConsumer};
 pub use live::{LiveSubscription, LiveTopic};
 pub use message::{Lagged, Message, ReadError, Received, Unreadable};
 pub use position::{Position, Start};
+pub(crate) use record::{KIND, passed, shares};
 pub use retain::{Retainer, Retention};
+pub(crate) use status::survey;
 pub use status::{GroupLag, GroupStatus, PartitionStatus, TopicStatus};
 pub use subscription::Subscription;
 

@@ -14,8 +14,23 @@ use crate::keys::{self, Key, KeySpace, Revision};
 use crate::kit::SegmentedLog;
 use crate::value::{Json, V1, Value, from_json};
 
+/// The kind of key space that topics live in.
+pub(crate) const KIND: &str = "topic";
+
+const SHARE: &str = "share";
+
 /// How much of a request's bytes a message leaves for what is written with it.
 const MESSAGE_BYTES_SPARE: usize = 8 * 1_024;
+
+/// Below this, who shares out the partitions of each group of the topic of this name.
+pub(crate) fn shares(name: &str) -> KeySpace {
+    KeySpace::of(KIND, name).child(SHARE)
+}
+
+/// How many messages a group has done in a partition, by its cursor; `None` if that is not known.
+pub(crate) fn passed(cursor: &KeyValue) -> Option<u64> {
+    CursorRecord::read(cursor).ok()?.passed
+}
 
 /// The keys of one topic.
 #[derive(Debug, Clone)]
@@ -28,7 +43,7 @@ pub(super) struct Layout {
 
 impl Layout {
     pub(super) fn new(client: Client, name: &str, partitions: u32) -> Self {
-        let space = KeySpace::of("topic", name);
+        let space = KeySpace::of(KIND, name);
         let logs = (0..partitions).map(|index| {
             let log = space.child("partition").child(&index.to_string());
             SegmentedLog::new(client.clone(), log)
@@ -88,7 +103,7 @@ impl Layout {
 
     /// Who shares out the partitions of a group.
     pub(super) fn share(&self, group: &str) -> KeySpace {
-        self.space.child("share").child(group)
+        self.space.child(SHARE).child(group)
     }
 
     /// Who sees to what is not kept any more.

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use quorate_proto::etcdserverpb::TxnRequest;
+use quorate_proto::etcdserverpb::{RangeRequest, RequestOp, TxnRequest};
+use serde::Serialize;
 
 use super::Topic;
 use super::record::{CursorRecord, Layout, MetaRecord, RemovedRecord};
 use crate::assign::PARTITIONS_MAX;
+use crate::client::Client;
 use crate::error::Result;
 use crate::keys::Revision;
 use crate::store::ops;
@@ -16,7 +18,7 @@ use crate::value::from_json;
 const READS: usize = 3;
 
 /// What there is in a topic.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct TopicStatus {
     /// The revision of the first read; a topic of more than about forty partitions is read in several.
@@ -28,7 +30,7 @@ pub struct TopicStatus {
 }
 
 /// What there is in one partition.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct PartitionStatus {
     /// The first segment that was not removed.
@@ -50,7 +52,7 @@ impl PartitionStatus {
 }
 
 /// How far a group is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct GroupStatus {
     /// Members that take part.
@@ -60,7 +62,7 @@ pub struct GroupStatus {
 }
 
 /// How far a group is in one partition.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct GroupLag {
     /// Messages that are done; `None` when it has not begun there, or began behind one that had been removed.
@@ -76,54 +78,70 @@ impl<T> Topic<T> {
     /// # Errors
     /// [`Error::Codec`](crate::Error::Codec) for a record that is damaged; the store's.
     pub async fn status(&self) -> Result<TopicStatus> {
-        let client = &self.layout.client;
-        let request = TxnRequest {
-            success: vec![
-                ops::read(ops::get(self.layout.meta())),
-                ops::read(ops::range(self.layout.groups().range())),
-            ],
-            ..TxnRequest::default()
-        };
-        let answer = client.store().txn(request).await?;
-        let meta = ops::kvs(&answer.responses, 0).first();
-        let meta: Option<MetaRecord> = meta.map(|kv| from_json(&kv.key, &kv.value)).transpose()?;
-        let count = meta.map_or(0, |meta| meta.partitions).min(PARTITIONS_MAX);
-        let layout = Layout::new(client.clone(), &self.name, count);
-        let partitions = partitions(&layout).await?;
-        let mut groups: BTreeMap<String, GroupStatus> = BTreeMap::new();
-        for kv in ops::kvs(&answer.responses, 1) {
-            let Some((name, partition)) = layout.cursor_of(&kv.key) else {
-                continue;
-            };
-            let group = groups.entry(name).or_insert_with(|| GroupStatus {
-                members: 0,
-                partitions: vec![GroupLag::default(); partitions.len()],
-            });
-            let committed = CursorRecord::read(kv)?.passed;
-            let index = partition as usize;
-            if let (Some(lag), Some(partition)) =
-                (group.partitions.get_mut(index), partitions.get(index))
-            {
-                // A message may have come, and been committed, between the two reads.
-                let lag_of = |committed| partition.published().saturating_sub(committed);
-                lag.committed = committed;
-                lag.lag = committed.map(lag_of);
-            }
-        }
-        for (name, group) in &mut groups {
-            let members = layout.share(name).child("member").range();
-            let found = client.store().range(ops::counting(members)).await?;
-            group.members = u64::try_from(found.count).unwrap_or(0);
-        }
-        Ok(TopicStatus {
-            revision: Revision(answer.header.map_or(0, |header| header.revision)),
-            partitions,
-            groups,
-        })
+        survey(&self.layout.client, &self.name, Revision(0)).await
     }
 }
 
-async fn partitions(layout: &Layout) -> Result<Vec<PartitionStatus>> {
+/// The status of the topic of this name as it was at this revision; 0: is now.
+pub(crate) async fn survey(client: &Client, name: &str, revision: Revision) -> Result<TopicStatus> {
+    let layout = Layout::new(client.clone(), name, 0);
+    let request = TxnRequest {
+        success: vec![
+            read_at(revision, ops::get(layout.meta())),
+            read_at(revision, ops::range(layout.groups().range())),
+        ],
+        ..TxnRequest::default()
+    };
+    let answer = client.store().txn(request).await?;
+    let meta = ops::kvs(&answer.responses, 0).first();
+    let meta: Option<MetaRecord> = meta.map(|kv| from_json(&kv.key, &kv.value)).transpose()?;
+    let count = meta.map_or(0, |meta| meta.partitions).min(PARTITIONS_MAX);
+    let layout = Layout::new(client.clone(), name, count);
+    let partitions = partitions(&layout, revision).await?;
+    let mut groups: BTreeMap<String, GroupStatus> = BTreeMap::new();
+    for kv in ops::kvs(&answer.responses, 1) {
+        let Some((name, partition)) = layout.cursor_of(&kv.key) else {
+            continue;
+        };
+        let group = groups.entry(name).or_insert_with(|| GroupStatus {
+            members: 0,
+            partitions: vec![GroupLag::default(); partitions.len()],
+        });
+        let committed = CursorRecord::read(kv)?.passed;
+        let index = partition as usize;
+        if let (Some(lag), Some(partition)) =
+            (group.partitions.get_mut(index), partitions.get(index))
+        {
+            // A message may have come, and been committed, between the two reads.
+            let lag_of = |committed| partition.published().saturating_sub(committed);
+            lag.committed = committed;
+            lag.lag = committed.map(lag_of);
+        }
+    }
+    for (name, group) in &mut groups {
+        let mut members = ops::counting(layout.share(name).child("member").range());
+        members.revision = revision.0;
+        let found = client.store().range(members).await?;
+        group.members = u64::try_from(found.count).unwrap_or(0);
+    }
+    let now = Revision(answer.header.map_or(0, |header| header.revision));
+    Ok(TopicStatus {
+        revision: if revision == Revision(0) {
+            now
+        } else {
+            revision
+        },
+        partitions,
+        groups,
+    })
+}
+
+fn read_at(revision: Revision, mut request: RangeRequest) -> RequestOp {
+    request.revision = revision.0;
+    ops::read(request)
+}
+
+async fn partitions(layout: &Layout, revision: Revision) -> Result<Vec<PartitionStatus>> {
     let at_a_time = (layout.client.store().capabilities().max_txn_ops / READS).max(1);
     let all: Vec<u32> = (0..layout.partitions()).collect();
     let mut found = Vec::with_capacity(all.len());
@@ -137,7 +155,7 @@ async fn partitions(layout: &Layout) -> Result<Vec<PartitionStatus>> {
             ]
         });
         let request = TxnRequest {
-            success: reads.map(ops::read).collect(),
+            success: reads.map(|read| read_at(revision, read)).collect(),
             ..TxnRequest::default()
         };
         let answer = layout.client.store().txn(request).await?;

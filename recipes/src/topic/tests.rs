@@ -6,7 +6,7 @@ use super::*;
 use crate::error::TxnError;
 use crate::keys::{KeyRange, Revision};
 use crate::store::MemStore;
-use crate::store::faulty::Fault;
+use crate::store::faulty::{Calls, Fault, Stage};
 use crate::testing::{Place, soon};
 
 /// What there is to do with a topic at a place.
@@ -256,6 +256,79 @@ async fn a_late_reader_is_told_what_it_missed() {
             }
         };
         assert_eq!((first.value, first.offset), (12, Some(12)));
+    }
+}
+
+/// Whenever it is between two calls of a reader that looks for its start.
+#[tokio::test(start_paused = true)]
+async fn what_is_removed_while_a_start_is_looked_for_is_told() {
+    for calls in [Calls::Txn, Calls::Read] {
+        let mut nth = 1;
+        while is_told_when_removed_at(nth, calls).await {
+            nth += 1;
+        }
+        assert!(nth > 2, "{calls:?}");
+    }
+}
+
+/// Returns whether so many calls are made.
+async fn is_told_when_removed_at(nth: usize, calls: Calls) -> bool {
+    let mut any = false;
+    for way in 0..2 {
+        let place = Place::new().await;
+        let positions = place.publish(0..21).await;
+        let after = Start::AfterRevision(positions[5].revision());
+        let (start, first) = [(after, 6), (Start::Since(UNIX_EPOCH), 0)][way].clone();
+        let topic = place.topic();
+        let held = place.faulty.hold(nth, calls, Stage::NotSent);
+        let subscribe = topic.subscribe(start.clone());
+        let mut subscribe = std::pin::pin!(subscribe);
+        let messages = tokio::select! {
+            biased;
+            () = held.reached() => None,
+            done = &mut subscribe => Some(done),
+        };
+        any |= messages.is_none();
+        place.remove(Retention::default().max_messages(6)).await;
+        held.release();
+        let messages = match messages {
+            Some(messages) => messages,
+            None => soon(subscribe).await,
+        };
+        let told = format!("{start:?}, {calls:?} {nth}");
+        let mut messages = messages.unwrap();
+        match soon(messages.next()).await {
+            Ok(message) => assert_eq!(message.value, first, "{told}"),
+            Err(ReadError::Lagged(_)) => {
+                assert_eq!(values(&mut messages, 1).await, [12], "{told}");
+            }
+            Err(error) => panic!("{told}: {error}"),
+        }
+    }
+    any
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_is_found_without_reading_the_log() {
+    let place = Place::new().await;
+    let topic = place.topic().partitions(2);
+    let mut positions = Vec::new();
+    for value in 0..400 {
+        let published = topic.publish_keyed(&place.session, "k", &value).await;
+        positions.push(published.unwrap());
+    }
+    let (other, revision) = (1 - positions[5].partition(), positions[5].revision());
+    let other: Position = format!("{other}/{:016x}/x@{revision}", 0).parse().unwrap();
+    for start in [
+        Start::AfterRevision(positions[5].revision()),
+        Start::After(positions[5].clone()),
+        Start::After(other),
+    ] {
+        let before = place.counting.counts();
+        let mut messages = topic.subscribe(start.clone()).await.unwrap();
+        let used = place.counting.counts() - before;
+        assert!(used.calls() <= 15 && used.keys <= 50, "{start:?}: {used:?}");
+        assert_eq!(values(&mut messages, 1).await, [6]);
     }
 }
 
@@ -530,11 +603,7 @@ async fn a_commit_that_was_given_up_is_found_out() {
     let first = taken(&mut consumer).await;
     let second = taken(&mut consumer).await;
     let txn = || place.client.txn().put("effect", "x");
-    let held = place.faulty.hold(
-        1,
-        crate::store::faulty::Calls::Txn,
-        crate::store::faulty::Stage::OnItsWay,
-    );
+    let held = place.faulty.hold(1, Calls::Txn, Stage::OnItsWay);
     {
         let commit = consumer.commit_with(&second, txn());
         let mut commit = std::pin::pin!(commit);
@@ -769,4 +838,33 @@ async fn a_store_that_was_put_back_is_told() {
     let fresh = place.client.topic::<u32>("t");
     fresh.publish(&place.session, &7).await.unwrap();
     assert_eq!(values(&mut messages, 1).await, [7]);
+}
+
+/// Whether it is found before or after its revision has come to where it was.
+#[tokio::test(start_paused = true)]
+async fn a_live_listener_is_told_of_a_store_that_was_put_back() {
+    for published in [1, 100] {
+        let place = Place::new().await;
+        let topic = place.client.live_topic::<u32>("t");
+        place.client.put("other", "x").await.unwrap();
+        let mut messages = topic.subscribe().await.unwrap();
+        for value in 0..20 {
+            topic.publish(&place.session, &value).await.unwrap();
+            assert_eq!(soon(messages.next()).await.unwrap().value, value);
+        }
+        place.store.replace(MemStore::CLUSTER_ID);
+        let session = place.client.session().await.unwrap();
+        for value in 0..published {
+            topic.publish(&session, &value).await.unwrap();
+        }
+        let Err(ReadError::Lagged(lagged)) = soon(messages.next()).await else {
+            panic!("nothing was told");
+        };
+        assert_eq!(lagged.skipped, None);
+        assert_eq!(soon(messages.next()).await.unwrap().value, published - 1);
+        for value in published..published + 40 {
+            topic.publish(&session, &value).await.unwrap();
+            assert_eq!(soon(messages.next()).await.unwrap().value, value);
+        }
+    }
 }

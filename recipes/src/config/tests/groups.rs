@@ -243,7 +243,7 @@ async fn gone_back_to_as_it_was() {
     let gone = group.rollback(session, first, "").await;
     assert!(matches!(gone, Err(Error::Invalid(_))), "{gone:?}");
     // Somebody is faster with a key that would have stayed as it is.
-    let held = world.faulty.hold(2, Calls::Txn, Stage::NotSent);
+    let held = world.faulty.hold(1, Calls::Txn, Stage::NotSent);
     let c_again = async {
         held.reached().await;
         let others = world.other.config::<String>("app/c");
@@ -263,4 +263,75 @@ async fn gone_back_to_as_it_was() {
         .unwrap()
         .unwrap();
     assert_eq!(a.value.as_deref().unwrap(), &3);
+}
+
+/// What stays costs a rollback nothing, however many keys there are.
+#[tokio::test(start_paused = true)]
+async fn one_key_of_many_goes_back() {
+    let world = World::new().await;
+    let session = &world.session;
+    let group = world.client.config_group::<serde_json::Value>("wide");
+    for keys in [0..40, 40..80, 80..120, 120..160_u32] {
+        let mut publication = group.publish();
+        for key in keys {
+            publication = publication.set(&key.to_string(), &0, Expect::Any);
+        }
+        publication.commit(session).await.unwrap();
+    }
+    let to = world.store.revision();
+    let one = world.client.config::<u32>("wide/7");
+    one.publish(session, &1, Expect::Any).await.unwrap();
+    group.rollback(session, to, "no good").await.unwrap();
+    assert_eq!(*one.get().await.unwrap().unwrap().value.unwrap(), 0);
+    // As many as a publication takes.
+    for key in 0..64_u32 {
+        let one = world.client.config::<u32>(("wide", &*key.to_string()));
+        one.publish(session, &2, Expect::Any).await.unwrap();
+    }
+    let refused = group.rollback(session, to, "").await;
+    assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_deleted_since_comes_back() {
+    let world = World::new().await;
+    let (session, client) = (&world.session, &world.client);
+    let group = client.config_group::<Pair>("app");
+    let delete = async |key: &str| {
+        let key = format!("quorate/config/app/live/{key}/value");
+        assert!(client.delete(key).await.unwrap());
+    };
+    let c = client.config::<String>("app/c");
+    let before = "before".to_owned();
+    c.publish(session, &before, Expect::Any).await.unwrap();
+    let gone = client.config::<u32>("app/gone");
+    let again = client.config::<u32>("app/again");
+    for early in [&gone, &again] {
+        early.publish(session, &1, Expect::Any).await.unwrap();
+    }
+    delete("gone").await;
+    delete("again").await;
+    let to = publish(&group, session, 1).await.unwrap();
+    publish(&group, session, 2).await.unwrap();
+    delete("c").await;
+    let late = client.config::<u32>("app/late");
+    late.publish(session, &1, Expect::Any).await.unwrap();
+    delete("late").await;
+    again.publish(session, &2, Expect::Any).await.unwrap();
+    let back = group.rollback(session, to, "too many").await.unwrap();
+    let view = group.follow().await.unwrap().borrow();
+    let pair = view.value.clone().unwrap();
+    assert_eq!((pair.a, pair.b, pair.c.as_ref()), (1, 1, Some(&before)));
+    assert_eq!(view.parts["c"].revision, back);
+    let entry = c.get().await.unwrap().unwrap();
+    assert_eq!((entry.version, entry.rolled_back_to), (2, Some(1)));
+    assert_eq!(gone.get().await.unwrap().map(|entry| entry.version), None);
+    assert_eq!(late.get().await.unwrap().map(|entry| entry.version), None);
+    let entry = again.get().await.unwrap().unwrap();
+    assert_eq!(*entry.value.unwrap(), 2, "it came later");
+    // What the store does not know any more is not guessed.
+    delete("c").await;
+    world.store.compact(world.store.revision()).unwrap();
+    let refused = group.rollback(session, back, "").await;
+    assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
 }
