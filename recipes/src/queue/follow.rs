@@ -5,15 +5,12 @@ use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 
-use futures::StreamExt;
-use futures::future::poll_fn;
-use futures::stream::BoxStream;
 use quorate_proto::mvccpb::KeyValue;
 use tokio::sync::{Notify, watch};
 
 use super::record::{About, AttemptsRecord, Layout, Order, Tried};
+use super::watches::Watches;
 use super::window::{Candidate, Choice, Turn, Window};
 use crate::clock::{self, Instant};
 use crate::error::{Error, Result};
@@ -217,7 +214,7 @@ impl Drop for Front {
 }
 
 /// Where news comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Source {
     Head,
     Tries,
@@ -227,11 +224,9 @@ enum Source {
     Run,
 }
 
-type Followed = (Source, BoxStream<'static, Result<Batch>>);
-
 struct Follower {
     shared: Arc<Shared>,
-    streams: Vec<Followed>,
+    watches: Watches<Source>,
     /// Those whose first listing has not come yet.
     unlisted: HashSet<u64>,
     head: Option<Head>,
@@ -263,7 +258,7 @@ impl Follower {
     fn new(shared: Arc<Shared>) -> Self {
         let mut follower = Self {
             shared,
-            streams: Vec::new(),
+            watches: Watches::new(),
             unlisted: HashSet::new(),
             head: None,
             segments: BTreeSet::new(),
@@ -292,7 +287,7 @@ impl Follower {
                     self.open(Source::Head);
                     Ok(())
                 }
-                (source, batch) = Self::next(&mut self.streams) => {
+                (source, batch) = self.watches.next() => {
                     batch.and_then(|batch| self.take(source, batch))
                 }
                 () = self.shared.starved.notified() => Ok(()),
@@ -312,20 +307,6 @@ impl Follower {
             .send_modify(|news| news.failed = Some(error));
     }
 
-    /// The next batch of any source, those opened first before the others.
-    async fn next(streams: &mut [Followed]) -> (Source, Result<Batch>) {
-        poll_fn(|context| {
-            for (source, stream) in &mut *streams {
-                if let Poll::Ready(batch) = stream.poll_next_unpin(context) {
-                    let ended = || Err(Error::Closed);
-                    return Poll::Ready((*source, batch.unwrap_or_else(ended)));
-                }
-            }
-            Poll::Pending
-        })
-        .await
-    }
-
     /// Follows a source from a new listing on.
     fn open(&mut self, source: Source) {
         let layout = &self.shared.layout;
@@ -339,9 +320,8 @@ impl Follower {
                 layout.log.range(*run.start(), run.end().checked_add(1))
             }
         };
-        let stream = layout.client.watch(range).into_stream().boxed();
-        self.close(source);
-        self.streams.push((source, stream));
+        let batches = layout.client.watch(range).into_stream();
+        self.watches.open(source, batches);
         if let Source::Segment(segment) = source {
             self.unlisted.insert(segment);
             self.segments.insert(segment);
@@ -351,10 +331,6 @@ impl Follower {
                 self.growing.insert(segment);
             }
         }
-    }
-
-    fn close(&mut self, source: Source) {
-        self.streams.retain(|(known, _)| *known != source);
     }
 
     fn take(&mut self, source: Source, batch: Batch) -> Result<()> {
@@ -419,8 +395,8 @@ impl Follower {
 
     /// Knows no segment any more.
     fn begin_again(&mut self) {
-        self.streams
-            .retain(|(source, _)| !matches!(source, Source::Segment(_) | Source::Run));
+        self.watches
+            .close_all(|source| matches!(source, Source::Segment(_) | Source::Run));
         self.segments.clear();
         self.growing.clear();
         self.touched.clear();
@@ -555,24 +531,23 @@ impl Follower {
             let may_grow = self.growing.contains(&segment) || self.unlisted.contains(&segment);
             if !may_grow && self.shared.window().is_empty(segment) {
                 self.segments.remove(&segment);
-                self.close(Source::Segment(segment));
+                self.watches.close(Source::Segment(segment));
             }
         }
         let ran_out = |run: &RangeInclusive<u64>| self.segments.range(run.clone()).next().is_none();
         if self.run.as_ref().is_some_and(ran_out) {
             self.run = None;
-            self.close(Source::Run);
+            self.watches.close(Source::Run);
         }
     }
 
     /// Follows all segments that there are with one watch, when there are many; nothing of them is missing.
     fn gather(&mut self) {
         let is_single = |source: &Source| matches!(source, Source::Segment(_));
-        let single = self.streams.iter().filter(|(source, _)| is_single(source));
-        if single.count() < WATCHES_MAX {
+        if self.watches.count(is_single) < WATCHES_MAX {
             return;
         }
-        self.streams.retain(|(source, _)| !is_single(source));
+        self.watches.close_all(is_single);
         let ends = self.segments.first().zip(self.segments.last());
         self.run = ends.map(|(first, last)| *first..=*last);
         self.open(Source::Run);

@@ -19,6 +19,7 @@ mod several;
 mod survey;
 #[cfg(test)]
 mod tests;
+mod watches;
 mod window;
 
 use std::fmt;
