@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use quorate_proto::mvccpb::KeyValue;
 use tokio::sync::{Notify, watch};
@@ -12,6 +13,7 @@ use tokio::sync::{Notify, watch};
 use super::record::{About, AttemptsRecord, Layout, Order, Tried};
 use super::watches::Watches;
 use super::window::{Candidate, Choice, Turn, Window};
+use crate::client::Client;
 use crate::clock::{self, Instant};
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, Revision};
@@ -23,6 +25,10 @@ use crate::watch::{Batch, Change, Origin};
 /// Most segments that are each followed by a watch of their own. Of items that cannot be taken there may be some in
 /// many segments, which are followed by one watch then.
 const WATCHES_MAX: usize = 16;
+
+/// How much later than others a consumer looks for what comes after a full segment, at most, while nobody waits for
+/// it: all hear of that at once.
+const NOT_WAITING_PAUSE: Duration = Duration::from_secs(1);
 
 /// The front of a queue as one consumer sees it. Dropping it stops following.
 pub(super) struct Front {
@@ -241,6 +247,8 @@ struct Follower {
     run: Option<RangeInclusive<u64>>,
     /// Segments before this one are open, or have been, or have no items.
     next: u64,
+    /// Until when nothing is done about segments that were closed, unless somebody waits.
+    rests_until: Option<Instant>,
     look: Look,
 }
 
@@ -266,6 +274,7 @@ impl Follower {
             touched: BTreeSet::new(),
             run: None,
             next: 0,
+            rests_until: None,
             look: Look::Done,
         };
         follower.open(Source::Consumers);
@@ -291,6 +300,7 @@ impl Follower {
                     batch.and_then(|batch| self.take(source, batch))
                 }
                 () = self.shared.starved.notified() => Ok(()),
+                () = at(&self.shared.layout.client, self.rests_until) => Ok(()),
             };
             let settled = match taken {
                 Ok(()) => self.settle().await,
@@ -497,8 +507,11 @@ impl Follower {
         // What was listed before its segment was closed may lack the last items of it.
         let closed = self.growing.range(..head.segment);
         let closed = closed.filter(|segment| !self.unlisted.contains(segment));
-        for segment in closed.copied().collect::<Vec<u64>>() {
-            self.open(Source::Segment(segment));
+        let closed: Vec<u64> = closed.copied().collect();
+        if !self.puts_off(&closed) {
+            for segment in closed {
+                self.open(Source::Segment(segment));
+            }
         }
         self.leave_empty();
         // Only from where nothing is missing, so that no item comes to be known after one behind it.
@@ -522,6 +535,23 @@ impl Follower {
             self.shared.news.send_modify(|news| news.synced = look);
         }
         Ok(())
+    }
+
+    /// Whether these segments are not listed yet, so that those who wait for items are first to ask the store.
+    fn puts_off(&mut self, closed: &[u64]) -> bool {
+        let is_waited_for = self.look != Look::Done || self.shared.window().is_starved();
+        if closed.is_empty() || is_waited_for {
+            self.rests_until = None;
+            return false;
+        }
+        let client = &self.shared.layout.client;
+        let now = client.now();
+        let later = || clock::after(now, client.jitter(NOT_WAITING_PAUSE));
+        let rests = now < *self.rests_until.get_or_insert_with(later);
+        if !rests {
+            self.rests_until = None;
+        }
+        rests
     }
 
     /// Leaves the segments that are done.
@@ -565,6 +595,13 @@ impl Follower {
         let segment_items = self.shared.layout.log.segment_items();
         let now = self.shared.now();
         self.shared.window().wants_more(segment_items, now)
+    }
+}
+
+async fn at(client: &Client, moment: Option<Instant>) {
+    match moment {
+        Some(moment) => client.clock().sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

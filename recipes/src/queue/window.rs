@@ -260,6 +260,11 @@ impl Window {
         false
     }
 
+    /// Whether nothing could be taken when somebody last wanted to.
+    pub(super) fn is_starved(&self) -> bool {
+        self.starved
+    }
+
     /// Notes whether there was something to take. Returns whether that is news.
     pub(super) fn starves(&mut self, starves: bool) -> bool {
         std::mem::replace(&mut self.starved, starves) != starves

@@ -286,3 +286,31 @@ async fn what_takes_long_holds_up_nothing() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(place.left(), [""; 0]);
 }
+
+/// Those who have something to do leave the store to those who wait when a segment is full.
+#[tokio::test(start_paused = true)]
+async fn a_full_segment_is_nothing_to_one_who_is_busy() {
+    let place = Place::new().await;
+    let queue = place.queue().with_segment_items(2);
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    queue.push_all(&place.session, &[0, 1]).await.unwrap();
+    let first = soon(consumer.pop()).await.unwrap();
+    let reads = || place.counting.counts().range;
+    let before = reads();
+    queue.push_all(&place.session, &[2, 3]).await.unwrap();
+    queue.push_all(&place.session, &[4, 5]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let soon_after = reads() - before;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(reads() - before > soon_after, "{soon_after} reads");
+    // Who is done goes on at once.
+    first.ack().await.unwrap();
+    for expected in 1..6 {
+        let began = place.client.now();
+        let delivery = soon(consumer.pop()).await.unwrap();
+        assert_eq!(*delivery.value(), expected);
+        assert!(place.client.now() - began < Duration::from_millis(100));
+        queue.push(&place.session, &(expected + 5)).await.unwrap();
+        delivery.ack().await.unwrap();
+    }
+}
