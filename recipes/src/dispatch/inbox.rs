@@ -115,12 +115,14 @@ where
     /// No command is lost when the future is dropped: one that was on its way goes back, and may count as an
     /// attempt.
     pub async fn next(&self) -> Result<Command<C, R>> {
-        let consumers: Vec<_> = self.consumers.iter().map(|(_, one)| one).collect();
         loop {
-            let first = self.taken.load(Ordering::Relaxed) % consumers.len();
-            let (of, delivery) = Consumer::pop_any(&consumers, first).await?;
+            let first = self.taken.load(Ordering::Relaxed) % self.consumers.len();
+            let (before, after) = self.consumers.split_at(first);
+            let in_turn: Vec<_> = after.iter().chain(before).collect();
+            let consumers: Vec<_> = in_turn.iter().map(|(_, consumer)| consumer).collect();
+            let (of, delivery) = Consumer::pop_any(&consumers, false).await?;
             self.taken.fetch_add(1, Ordering::Relaxed);
-            if let Some(command) = self.accept(&self.consumers[of].0, delivery).await? {
+            if let Some(command) = self.accept(&in_turn[of].0, delivery).await? {
                 return Ok(command);
             }
         }

@@ -4,16 +4,15 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures::future::{join_all, select_all};
-use futures::{FutureExt, Stream, stream};
+use futures::future::join_all;
+use futures::{Stream, stream};
 use quorate_proto::etcdserverpb::TxnRequest;
 use quorate_proto::mvccpb::KeyValue;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::consumer::{Consumer, sooner};
+use super::consumer::Consumer;
 use super::delivery::Delivery;
-use super::window::Turn;
 use super::{KIND, Queue, QueueStatus};
 use crate::client::Client;
 use crate::error::{Error, Result};
@@ -202,40 +201,9 @@ impl<T: DeserializeOwned + Send + 'static> PriorityConsumer<T> {
     /// # Cancel safety
     /// As [`Consumer::pop`].
     pub async fn pop(&self) -> Result<Delivery<T>> {
-        let session = self.lanes[0].session();
-        tokio::select! {
-            biased;
-            reason = session.lost() => Err(Error::SessionLost(reason)),
-            taken = self.pop_while_live() => taken,
-        }
-    }
-
-    async fn pop_while_live(&self) -> Result<Delivery<T>> {
-        let client = self.lanes[0].session().client();
-        let mut news: Vec<_> = self.lanes.iter().map(Consumer::news).collect();
-        loop {
-            for news in &mut news {
-                news.borrow_and_update().check()?;
-            }
-            let mut until = None;
-            let lanes: Vec<_> = self.in_order().collect();
-            for (n, lane) in lanes.iter().enumerate() {
-                // Before something of a later lane is taken, what somebody else would have first here is tried for.
-                let turn = match lanes[n + 1..].iter().any(|later| later.has_some()) {
-                    true => Turn::Anybody,
-                    false => Turn::Ranked,
-                };
-                match lane.take_free(turn).await? {
-                    Ok(delivery) => return Ok(self.counted(delivery)),
-                    Err(later) => until = sooner(until, later),
-                }
-            }
-            let any = select_all(news.iter_mut().map(|news| news.changed().boxed()));
-            match until {
-                Some(until) => drop(client.before(until, any).await),
-                None => drop(any.await),
-            }
-        }
+        let lanes: Vec<_> = self.in_order().collect();
+        let (_, delivery) = Consumer::pop_any(&lanes, true).await?;
+        Ok(self.counted(delivery))
     }
 
     /// Takes an item that is there now; `None` when the store has none that is free. Reads the fronts of the

@@ -1,4 +1,4 @@
-//! Taking from several queues of which none comes first. Under inboxes with more than one target.
+//! Taking from several queues. Under priorities, and inboxes with more than one target.
 
 use futures::FutureExt;
 use futures::future::select_all;
@@ -11,22 +11,23 @@ use crate::error::{Error, Result};
 
 impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
     /// Takes the next item of any of these, at least one and all of one session, and waits while there is none.
-    /// Looks for it from the one at `first` on. Returns of which it is.
+    /// Looks for it from the first on, and if that is `exact`, takes it of the first that has one, although it
+    /// would be somebody else's turn there. Returns of which it is.
     ///
     /// # Errors
     /// As [`Consumer::pop`].
     ///
     /// # Cancel safety
     /// As [`Consumer::pop`].
-    pub(crate) async fn pop_any(consumers: &[&Self], first: usize) -> Result<(usize, Delivery<T>)> {
+    pub(crate) async fn pop_any(consumers: &[&Self], exact: bool) -> Result<(usize, Delivery<T>)> {
         tokio::select! {
             biased;
             reason = consumers[0].session().lost() => Err(Error::SessionLost(reason)),
-            taken = Self::pop_any_while_live(consumers, first) => taken,
+            taken = Self::pop_any_while_live(consumers, exact) => taken,
         }
     }
 
-    async fn pop_any_while_live(consumers: &[&Self], first: usize) -> Result<(usize, Delivery<T>)> {
+    async fn pop_any_while_live(consumers: &[&Self], exact: bool) -> Result<(usize, Delivery<T>)> {
         let client = consumers[0].session().client();
         let mut news: Vec<_> = consumers.iter().map(|consumer| consumer.news()).collect();
         loop {
@@ -34,8 +35,13 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
                 news.borrow_and_update().check()?;
             }
             let mut until = None;
-            for of in (0..consumers.len()).map(|n| (first + n) % consumers.len()) {
-                match consumers[of].take_free(Turn::Ranked).await? {
+            for (of, consumer) in consumers.iter().enumerate() {
+                let mut later = consumers[of + 1..].iter();
+                let turn = match exact && later.any(|later| later.has_some()) {
+                    true => Turn::Anybody,
+                    false => Turn::Ranked,
+                };
+                match consumer.take_free(turn).await? {
                     Ok(delivery) => return Ok((of, delivery)),
                     Err(later) => until = sooner(until, later),
                 }
