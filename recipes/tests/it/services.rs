@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::bodies::{
     assign, balance, barriers, conditions, config, counters, crons, deadlocks, dispatch, elections,
-    latches, leased, lock_forms, membership, once, probes, progress, queues, rates, registry,
-    rw_locks, semaphores, session, successions, topics, transactions,
+    inspections, latches, leased, lock_forms, membership, once, probes, progress, queues, rates,
+    registry, rw_locks, semaphores, session, successions, topics, transactions,
 };
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
@@ -140,6 +140,7 @@ on_every_store! {
     queues::items_come_back,
     queues::limits_hold,
     queues::urgent_items_come_first,
+    inspections::everything_is_shown,
     topics::readers_get_everything_in_order,
     topics::reading_survives_ended_watches,
     topics::groups_do_each_message_once,

@@ -17,6 +17,7 @@ pub mod deadlocks;
 pub mod dispatch;
 pub mod elections;
 pub mod faults;
+pub mod inspections;
 pub mod latches;
 pub mod leased;
 pub mod lock_forms;
