@@ -32,7 +32,8 @@ impl<M: Send + Sync + 'static> BalancerBuilder<M> {
     /// A channel for gRPC clients that picks an instance for every call. A call is outstanding until its
     /// answer has come to an end, and failed if the instance was not reached or answered with a status that
     /// speaks of the server rather than of the request: unavailable, internal, unknown, data loss, deadline
-    /// exceeded; or without any status of gRPC's, as a proxy does, or a stream that is cut off. A server that never answers is noticed by calls with a deadline of gRPC's own
+    /// exceeded; or without any status of gRPC's, as a proxy does, or a stream that is cut off. A server that
+    /// never answers is noticed by calls with a deadline of gRPC's own
     /// ([`Request::set_timeout`](tonic::Request::set_timeout)); a call whose future is dropped tells nothing.
     ///
     /// Addresses are as for [`Discovery::channel`](crate::registry::Discovery::channel). Connecting takes at

@@ -13,15 +13,14 @@ use futures::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 
 use super::batch::Batch;
+use super::publishing::{Sent, publish};
 use super::spool::{self, Spool};
 use crate::client::Client;
 use crate::clock::{self, Instant};
 use crate::error::{Error, Result};
 use crate::session::Session;
-use crate::store::StoreError;
 use crate::tasks::Tasks;
 use crate::topic::Topic;
-use crate::wait::Backoff;
 
 /// Bytes of lines in a batch, unless told otherwise.
 const BATCH_BYTES: usize = 64 << 10;
@@ -376,13 +375,6 @@ struct Sending {
     work: BoxFuture<'static, Sent>,
 }
 
-/// What came of publishing.
-struct Sent {
-    session: Option<Session>,
-    /// Lines that are refused for what they are.
-    refused: u64,
-}
-
 struct Worker {
     shared: Arc<Shared>,
     topic: Topic<Batch>,
@@ -459,7 +451,7 @@ impl Worker {
             Overflow::DropOldest => Some(usize::from(is_sending_first)),
         };
         let (spool, spilled) = tokio::task::spawn_blocking(move || {
-            let spilled = spill(&mut spool, back, over, droppable);
+            let spilled = spool.spill(back, over, droppable);
             (spool, spilled)
         })
         .await
@@ -621,124 +613,5 @@ impl Worker {
         if before > settled {
             self.shared.settled.send_replace(before);
         }
-    }
-}
-
-/// What came of moving batches to the disk.
-struct Spilled {
-    /// Lines that were dropped for want of room.
-    dropped: u64,
-    /// Batches that the disk did not take, in their order.
-    left: VecDeque<Batch>,
-    outcome: io::Result<()>,
-}
-
-/// Moves batches to the disk: `back` before all that is there, `over` behind it. Where there is no room, the oldest
-/// from the place `droppable` on make some.
-fn spill(
-    spool: &mut Spool,
-    back: Vec<Batch>,
-    over: Vec<Batch>,
-    droppable: Option<usize>,
-) -> Spilled {
-    let (mut back, mut over) = (VecDeque::from(back), VecDeque::from(over));
-    let mut dropped = 0;
-    let mut work = || -> io::Result<()> {
-        while let Some(batch) = back.back() {
-            spool.push_front(batch)?;
-            back.pop_back();
-        }
-        while let Some(batch) = over.front() {
-            let mut kept = spool.push(batch)?;
-            while let Some(oldest) = droppable.filter(|at| !kept && *at < spool.len()) {
-                match spool.read(oldest) {
-                    Ok(old) => {
-                        dropped += old.map_or(0, |old| old.count());
-                        spool.remove(oldest)?;
-                    }
-                    Err(error) if spool::is_lost(&error) => dropped += 1,
-                    Err(error) => return Err(error),
-                }
-                kept = spool.push(batch)?;
-            }
-            if !kept {
-                dropped += batch.count();
-            }
-            over.pop_front();
-        }
-        Ok(())
-    };
-    let outcome = work();
-    back.append(&mut over);
-    Spilled {
-        dropped,
-        left: back,
-        outcome,
-    }
-}
-
-/// Publishes batches in their order, at least once: what was on its way when a session was lost is published
-/// again. One that cannot be published, whatever the state of the store, costs no other one.
-async fn publish(topic: Topic<Batch>, session: Option<Session>, batches: Vec<Batch>) -> Sent {
-    let mut sent = Sent {
-        session,
-        refused: 0,
-    };
-    if publish_at_once(&topic, &mut sent.session, &batches)
-        .await
-        .is_ok()
-    {
-        return sent;
-    }
-    for batch in &batches {
-        let alone = std::slice::from_ref(batch);
-        if let Err(error) = publish_at_once(&topic, &mut sent.session, alone).await {
-            let lines = batch.count();
-            tracing::error!(%error, lines, "lines can never be published, and are dropped");
-            sent.refused += lines;
-        }
-    }
-    sent
-}
-
-/// Publishes batches, however long that takes.
-///
-/// # Errors
-/// Only what is wrong with the batches themselves. What the store refuses for other reasons, as when it is full
-/// or somebody may not write now, is tried again until it takes them.
-async fn publish_at_once(
-    topic: &Topic<Batch>,
-    session: &mut Option<Session>,
-    batches: &[Batch],
-) -> Result<()> {
-    let client = topic.client();
-    let mut pause = Backoff::between_attempts(client);
-    let source = batches.first().map(|batch| batch.source.as_str());
-    loop {
-        let live = match session.take().filter(|session| session.check().is_ok()) {
-            Some(session) => session,
-            None => match client.session().await {
-                Ok(session) => session,
-                Err(error) => {
-                    tracing::debug!(%error, "no session for a log agent");
-                    pause.pause().await;
-                    continue;
-                }
-            },
-        };
-        let published = topic
-            .publish_all_keyed(&live, source.unwrap_or_default(), batches)
-            .await;
-        *session = Some(live);
-        match published {
-            Ok(_) => return Ok(()),
-            Err(error @ (Error::Invalid(_) | Error::Store(StoreError::Invalid(_)))) => {
-                return Err(error);
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a log agent cannot publish, and tries again");
-            }
-        }
-        pause.pause().await;
     }
 }

@@ -2,11 +2,12 @@
 //! they are to be. What cannot be published waits in memory, then on disk, and is dropped and counted when that
 //! is full.
 //!
-//! `batch` is what is published, `agent` gathers and publishes, `spool` keeps on disk, `collector` writes.
+//! `batch` is what is published, `agent` gathers, `publishing` publishes, `spool` keeps on disk, `collector` writes.
 
 mod agent;
 mod batch;
 mod collector;
+mod publishing;
 mod spool;
 #[cfg(test)]
 mod tests;

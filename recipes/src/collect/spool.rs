@@ -32,6 +32,15 @@ struct Entry {
     bytes: u64,
 }
 
+/// What came of moving batches to the disk.
+pub(super) struct Spilled {
+    /// Lines that were dropped for want of room.
+    pub(super) dropped: u64,
+    /// Batches that the disk did not take, in their order.
+    pub(super) left: VecDeque<Batch>,
+    pub(super) outcome: io::Result<()>,
+}
+
 impl Spool {
     /// Opens the folder, and makes it if it is not there.
     ///
@@ -166,6 +175,50 @@ impl Spool {
     fn forget(&mut self, place: usize) {
         if let Some(entry) = self.entries.remove(place) {
             self.bytes -= entry.bytes;
+        }
+    }
+
+    /// Moves batches to the disk: `back` before all that is there, `over` behind it. Where there is no room, the oldest
+    /// from the place `droppable` on make some.
+    pub(super) fn spill(
+        &mut self,
+        back: Vec<Batch>,
+        over: Vec<Batch>,
+        droppable: Option<usize>,
+    ) -> Spilled {
+        let (mut back, mut over) = (VecDeque::from(back), VecDeque::from(over));
+        let mut dropped = 0;
+        let mut work = || -> io::Result<()> {
+            while let Some(batch) = back.back() {
+                self.push_front(batch)?;
+                back.pop_back();
+            }
+            while let Some(batch) = over.front() {
+                let mut kept = self.push(batch)?;
+                while let Some(oldest) = droppable.filter(|at| !kept && *at < self.len()) {
+                    match self.read(oldest) {
+                        Ok(old) => {
+                            dropped += old.map_or(0, |old| old.count());
+                            self.remove(oldest)?;
+                        }
+                        Err(error) if is_lost(&error) => dropped += 1,
+                        Err(error) => return Err(error),
+                    }
+                    kept = self.push(batch)?;
+                }
+                if !kept {
+                    dropped += batch.count();
+                }
+                over.pop_front();
+            }
+            Ok(())
+        };
+        let outcome = work();
+        back.append(&mut over);
+        Spilled {
+            dropped,
+            left: back,
+            outcome,
         }
     }
 

@@ -9,6 +9,19 @@ async fn soon<T>(work: impl Future<Output = T>) -> T {
     done.expect("it ends by itself")
 }
 
+/// A client, and its store, which is out of reach.
+fn away() -> (Faulty<MemStore>, Client) {
+    let faulty = Faulty::new(MemStore::new());
+    let client = Client::builder(faulty.clone()).seed(1).build();
+    faulty.disconnect(Outage::Refused);
+    (faulty, client)
+}
+
+/// An agent with a batch for each line of three digits.
+fn agent(client: &Client) -> AgentBuilder {
+    client.log_collection("l").agent("host").batch_bytes(6)
+}
+
 fn numbers(range: std::ops::Range<u32>) -> Vec<String> {
     range.map(|n| n.to_string()).collect()
 }
@@ -134,13 +147,8 @@ async fn what_has_no_room_is_dropped_and_counted() {
 #[tokio::test]
 async fn the_spool_takes_over_and_outlives_the_agent() {
     let folder = tempfile::tempdir().unwrap();
-    let faulty = Faulty::new(MemStore::new());
-    let client = Client::builder(faulty.clone()).seed(1).build();
-    faulty.disconnect(Outage::Refused);
-    let start = || {
-        let agent = client.log_collection("l").agent("host").batch_bytes(6);
-        agent.window(2).spool(folder.path(), 1 << 20)
-    };
+    let (faulty, client) = away();
+    let start = || agent(&client).window(2).spool(folder.path(), 1 << 20);
     let agent = start().await.unwrap();
     let busy = start().await;
     assert!(matches!(busy, Err(AgentError::Spool(_))), "{busy:?}");
@@ -187,9 +195,7 @@ async fn the_spool_takes_over_and_outlives_the_agent() {
 async fn a_disk_that_takes_nothing_loses_nothing_uncounted() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("spool");
-    let faulty = Faulty::new(MemStore::new());
-    let client = Client::builder(faulty.clone()).seed(1).build();
-    faulty.disconnect(Outage::Refused);
+    let (faulty, client) = away();
     let agent = client.log_collection("l").agent("host").batch_bytes(5);
     let agent = agent.window(2).spool(&path, 1 << 20).await.unwrap();
     std::fs::remove_dir_all(&path).unwrap();
@@ -217,10 +223,9 @@ async fn what_is_refused_for_now_is_kept() {
     for spool in [false, true] {
         let faulty = Faulty::new(MemStore::new());
         let client = Client::builder(faulty.clone()).seed(1).build();
-        let agent = client.log_collection("l").agent("host").batch_bytes(6);
         let agent = match spool {
-            true => agent.window(1).spool(folder.path(), 1 << 20),
-            false => agent.window(100),
+            true => agent(&client).window(1).spool(folder.path(), 1 << 20),
+            false => agent(&client).window(100),
         };
         let agent = agent.await.unwrap();
         agent.log("099");
@@ -248,8 +253,7 @@ async fn a_full_spool_makes_room_for_the_latest() {
     let faulty = Faulty::new(MemStore::new());
     let client = Client::builder(faulty.clone()).seed(1).build();
     let start = || {
-        let agent = client.log_collection("l").agent("host").batch_bytes(6);
-        let agent = agent.window(1).spool(folder.path(), 1_000);
+        let agent = agent(&client).window(1).spool(folder.path(), 1_000);
         agent.overflow(Overflow::DropOldest)
     };
     faulty.disconnect(Outage::Refused);
@@ -277,13 +281,8 @@ async fn a_full_spool_makes_room_for_the_latest() {
 #[tokio::test(start_paused = true)]
 async fn a_file_that_is_gone_holds_up_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let faulty = Faulty::new(MemStore::new());
-    let client = Client::builder(faulty.clone()).seed(1).build();
-    faulty.disconnect(Outage::Refused);
-    let start = || {
-        let agent = client.log_collection("l").agent("host").batch_bytes(6);
-        agent.window(1).spool(folder.path(), 1 << 20)
-    };
+    let (faulty, client) = away();
+    let start = || agent(&client).window(1).spool(folder.path(), 1 << 20);
     let agent = start().await.unwrap();
     for line in numbers(100..110) {
         assert!(agent.log(line));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
+use quorate_proto::etcdserverpb::TxnRequest;
 use quorate_proto::mvccpb::KeyValue;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -202,24 +203,21 @@ impl<G> ConfigGroup<G> {
         if to < Revision(1) || to >= now {
             return Ok(None);
         }
-        let client = &self.publisher.client;
         let mut then = ops::get(self.publisher.layout.value(key));
         then.revision = to.0;
-        let mut pause = Backoff::between_attempts(client);
-        let found = loop {
-            match client.store().range(then.clone()).await {
-                Ok(found) => break found,
-                Err(StoreError::Compacted { .. }) => {
-                    return Err(Error::Invalid(format!(
-                        "whether {key} was there at revision {to} is not known any more"
-                    )));
-                }
-                Err(error) if error.is_transient() => session.check()?,
-                Err(error) => return Err(error.into()),
-            }
-            pause.pause().await;
+        let request = TxnRequest {
+            success: vec![ops::read(then)],
+            ..TxnRequest::default()
         };
-        let kv = found.kvs.first();
+        let (found, _) = match session.actor().repeat(request).await {
+            Err(Error::Store(StoreError::Compacted { .. })) => {
+                return Err(Error::Invalid(format!(
+                    "whether {key} was there at revision {to} is not known any more"
+                )));
+            }
+            found => found?,
+        };
+        let kv = ops::kvs(&found.responses, 0).first();
         kv.map(|kv| from_json(&kv.key, &kv.value)).transpose()
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::client::{Client, Identity};
 use crate::error::{Error, Result};
-use crate::keys::{Key, KeyRange, LeaseId, ROOT, Revision, decode};
+use crate::keys::{KeyRange, LeaseId, ROOT, Revision, decode};
 use crate::lock::Holder;
 use crate::session::SessionRecord;
 use crate::store::{StoreError, ops};
@@ -189,22 +189,27 @@ pub(super) fn whole_kind(kind: &str) -> KeyRange {
 /// Keys by the name that follows `<root>/<kind>/`, each with what follows the name; those of names that cannot be
 /// read, and of others, are left out. In the order of names, then of keys.
 pub(super) fn by_name(kind: &str, kvs: Vec<KeyValue>) -> Vec<(String, Vec<(String, KeyValue)>)> {
-    let root = format!("{ROOT}/{kind}/");
+    by_first_part(&whole_kind(kind).start, kvs)
+}
+
+/// As [`by_name`], by the name that follows `root`.
+pub(super) fn by_first_part(
+    root: &[u8],
+    kvs: Vec<KeyValue>,
+) -> Vec<(String, Vec<(String, KeyValue)>)> {
     let mut groups: Vec<(String, Vec<(String, KeyValue)>)> = Vec::new();
     for kv in kvs {
-        let key = Key::from(kv.key.clone()).to_string();
-        let below = key
-            .strip_prefix(&root)
-            .and_then(|rest| rest.split_once('/'));
-        let Some((segment, rest)) = below else {
+        let rest = kv.key.strip_prefix(root);
+        let rest = rest.and_then(|rest| std::str::from_utf8(rest).ok());
+        let Some((segment, rest)) = rest.and_then(|rest| rest.split_once('/')) else {
             continue;
         };
-        let Some(name) = decode(segment) else {
+        let (Some(name), rest) = (decode(segment), rest.to_owned()) else {
             continue;
         };
         match groups.last_mut() {
-            Some((last, group)) if *last == name => group.push((rest.to_owned(), kv)),
-            _ => groups.push((name, vec![(rest.to_owned(), kv)])),
+            Some((last, group)) if *last == name => group.push((rest, kv)),
+            _ => groups.push((name, vec![(rest, kv)])),
         }
     }
     groups

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::Inspect;
 use super::look::whole_kind;
 use crate::error::Result;
-use crate::keys::{Key, ROOT, decode};
+use crate::keys::{ROOT, decode};
 use crate::queue;
 use crate::store::{Cause, StoreError};
 use crate::topic;
@@ -115,10 +115,12 @@ impl Inspect {
 impl Rates {
     fn count(&mut self, event: &Event) {
         let Some(kv) = &event.kv else { return };
-        let key = Key::from(kv.key.clone()).to_string();
-        if let Some((name, rest)) = below(queue::KIND, &key) {
+        let Ok(key) = std::str::from_utf8(&kv.key) else {
+            return;
+        };
+        if let Some((name, rest)) = below(queue::KIND, key) {
             count_queue(&mut self.queues, name, rest, event.r#type());
-        } else if let Some((name, rest)) = below(topic::KIND, &key)
+        } else if let Some((name, rest)) = below(topic::KIND, key)
             && event.r#type() == EventType::Put
         {
             count_topic(&mut self.topics, name, rest, (event.prev_kv.as_ref(), kv));
@@ -128,7 +130,8 @@ impl Rates {
 
 /// The name that a key of a kind is of, and what follows it.
 fn below<'a>(kind: &str, key: &'a str) -> Option<(String, &'a str)> {
-    let rest = key.strip_prefix(&format!("{ROOT}/{kind}/"))?;
+    let rest = key.strip_prefix(ROOT)?.strip_prefix('/')?;
+    let rest = rest.strip_prefix(kind)?.strip_prefix('/')?;
     let (name, rest) = rest.split_once('/')?;
     Some((decode(name)?, rest))
 }

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use quorate_proto::mvccpb::KeyValue;
 use serde::Serialize;
 
-use super::look::Look;
+use super::look::{Look, by_first_part};
 use super::members::{MemberInfo, sharing};
 use crate::error::{Error, Result};
-use crate::keys::{KeySpace, decode};
 use crate::lock::Holder;
 use crate::topic::{self, GroupLag, GroupStatus, PartitionStatus};
 
@@ -68,28 +66,12 @@ async fn one(look: &Look, name: String) -> Result<TopicInfo> {
         Err(error) => return Err(error),
     }
     let shares = topic::shares(&info.name);
-    for (segment, keys) in by_group(&shares, look.list(shares.range()).await?) {
-        let Some(name) = decode(&segment) else {
-            continue;
-        };
+    let kvs = look.list(shares.range()).await?;
+    for (name, keys) in by_first_part(&shares.range().start, kvs) {
         let (members, owners) = sharing(look, &shares.child(&name), &keys);
         let group = info.groups.entry(name).or_default();
         group.members = members;
         group.owners = owners;
     }
     Ok(info)
-}
-
-/// Keys by the first part of what follows the space, each with the rest.
-fn by_group(space: &KeySpace, kvs: Vec<KeyValue>) -> BTreeMap<String, Vec<(String, KeyValue)>> {
-    let mut groups: BTreeMap<String, Vec<(String, KeyValue)>> = BTreeMap::new();
-    for kv in kvs {
-        let parts = space.suffix(&kv.key).and_then(|rest| rest.split_once('/'));
-        let Some((group, rest)) = parts.map(|(group, rest)| (group.to_owned(), rest.to_owned()))
-        else {
-            continue;
-        };
-        groups.entry(group).or_default().push((rest, kv));
-    }
-    groups
 }

@@ -33,8 +33,9 @@ use crate::value::{Json, Value, from_json};
 /// tasks at a time. Dropping it ends no delivery.
 ///
 /// Costs: it follows the front of the queue, which is about one segment of items and all before that somebody has
-/// or that are held up (at most 16,384, or 64 MiB), with what is said about their taking; an item that comes wakes all consumers, one of which claims it with one transaction. If that
-/// one is busy others do, 20 to 200 ms later. So a take costs the same with ten items and with a million.
+/// or that are held up (at most 16,384, or 64 MiB), with what is said about their taking; an item that comes wakes
+/// all consumers, one of which claims it with one transaction. If that one is busy others do, 20 to 200 ms later. So
+/// a take costs the same with ten items and with a million.
 pub struct Consumer<T> {
     layout: Arc<Layout>,
     order: Order,
@@ -206,7 +207,7 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
 
     /// Whether it is this one's turn to take something that is known to be free.
     pub(super) fn has_some(&self) -> bool {
-        self.front.has_some(Turn::Ranked)
+        self.front.has_some()
     }
 
     /// Tells of everything that may change what [`Consumer::take_free`] finds.

@@ -154,7 +154,8 @@ impl Front {
         let now = self.shared.now();
         let mut window = self.shared.window();
         let choice = window.choose(turn, now);
-        if window.starves(matches!(choice, Choice::Wait(_))) {
+        let starves = matches!(choice, Choice::Wait(_));
+        if window.starves(starves) && starves {
             self.shared.starved.notify_one();
         }
         match choice {
@@ -166,10 +167,11 @@ impl Front {
         }
     }
 
-    /// Whether there is something to take.
-    pub(super) fn has_some(&self, turn: Turn) -> bool {
+    /// Whether there is something to take whose turn it is.
+    pub(super) fn has_some(&self) -> bool {
         let now = self.shared.now();
-        matches!(self.shared.window().choose(turn, now), Choice::Take(_))
+        let choice = self.shared.window().choose(Turn::Ranked, now);
+        matches!(choice, Choice::Take(_))
     }
 
     /// The keeper of what [`Front::choose`] gave.

@@ -4,7 +4,8 @@
 //! `record` is how a queue lies in the store, `push` puts items in, `bound` as many as there is room for,
 //! `window` is what a consumer knows of the front and takes next, `follow` keeps that up to date, `consumer`
 //! takes, `delivery` is what was taken, `delay` moves items whose time has come, `dead` is about those that
-//! were put aside, `lanes` are several queues of which some come first, `several` others of which none does.
+//! were put aside, `lanes` are several queues of which some come first, `several` takes from more than one, `watches`
+//! are those of one consumer.
 
 mod bound;
 mod consumer;

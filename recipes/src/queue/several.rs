@@ -35,9 +35,11 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
                 news.borrow_and_update().check()?;
             }
             let mut until = None;
+            // Whatever is before the last that has something is tried for first.
+            let last = consumers.iter().rposition(|consumer| consumer.has_some());
+            let last = last.filter(|_| exact);
             for (of, consumer) in consumers.iter().enumerate() {
-                let mut later = consumers[of + 1..].iter();
-                let turn = match exact && later.any(|later| later.has_some()) {
+                let turn = match last.is_some_and(|last| of < last) {
                     true => Turn::Anybody,
                     false => Turn::Ranked,
                 };

@@ -78,11 +78,18 @@ impl<T> Topic<T> {
     /// # Errors
     /// [`Error::Codec`](crate::Error::Codec) for a record that is damaged; the store's.
     pub async fn status(&self) -> Result<TopicStatus> {
-        survey(&self.layout.client, &self.name, Revision(0)).await
+        let client = &self.layout.client;
+        let mut status = survey(client, &self.name, Revision(0)).await?;
+        for (name, group) in &mut status.groups {
+            let members = self.layout.share(name).child("member").range();
+            let found = client.store().range(ops::counting(members)).await?;
+            group.members = u64::try_from(found.count).unwrap_or(0);
+        }
+        Ok(status)
     }
 }
 
-/// The status of the topic of this name as it was at this revision; 0: is now.
+/// The status of the topic of this name as it was at this revision; 0: is now. Members are not counted.
 pub(crate) async fn survey(client: &Client, name: &str, revision: Revision) -> Result<TopicStatus> {
     let layout = Layout::new(client.clone(), name, 0);
     let request = TxnRequest {
@@ -118,18 +125,11 @@ pub(crate) async fn survey(client: &Client, name: &str, revision: Revision) -> R
             lag.lag = committed.map(lag_of);
         }
     }
-    for (name, group) in &mut groups {
-        let mut members = ops::counting(layout.share(name).child("member").range());
-        members.revision = revision.0;
-        let found = client.store().range(members).await?;
-        group.members = u64::try_from(found.count).unwrap_or(0);
-    }
     let now = Revision(answer.header.map_or(0, |header| header.revision));
     Ok(TopicStatus {
-        revision: if revision == Revision(0) {
-            now
-        } else {
-            revision
+        revision: match revision {
+            Revision(0) => now,
+            then => then,
         },
         partitions,
         groups,

@@ -209,3 +209,30 @@ async fn what_cannot_be_read_fails_and_holds_up_nothing() {
         "{kept:?}"
     );
 }
+
+/// What has ended is kept as it is, by whatever program it was written.
+#[tokio::test(start_paused = true)]
+async fn an_end_that_cannot_be_read_stays() {
+    let place = Place::new().await;
+    let job = place.send(any("web")).await;
+    let mut keys = place.left().into_iter();
+    let key = keys.find(|key| key.contains("/job/")).unwrap();
+    let later = r#"{"v":2}"#;
+    let put = ops::put(key.as_str(), later.into(), Some(place.session.lease()));
+    let request = TxnRequest {
+        success: vec![put],
+        ..TxnRequest::default()
+    };
+    place.client.store().txn(request).await.unwrap();
+    let ops = place.ops();
+    let inbox = ops.inbox(&place.session, [any("web")]).await.unwrap();
+    no_news(inbox.next()).await;
+    let kept = place.client.get(key.as_str()).await.unwrap();
+    assert_eq!(kept.unwrap().value, later);
+    let kept = place.left();
+    assert!(
+        kept.iter().all(|key| !key.contains("/segment/")),
+        "{}: {kept:?}",
+        job.id()
+    );
+}
