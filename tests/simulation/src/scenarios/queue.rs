@@ -148,10 +148,7 @@ impl Work {
                     let pushed = queue.push_unique(session, &name, &number).await?;
                     pushed.map(drop).ok_or(Error::Conflict)
                 }
-                2 => {
-                    let all = queue.push_all(session, [&number]).await;
-                    all.map(drop)
-                }
+                2 => queue.push_all(session, [&number]).await.map(drop),
                 _ => queue.push(session, &number).await.map(drop),
             }
         };
