@@ -1,29 +1,50 @@
-//! One command for all that are there: a job for each, sent in one transaction to exactly those whose inbox is
-//! open at its revision.
+//! One command for all that are there: who they are is written down in one transaction, from what there was at one
+//! revision, and a job is sent to each of them.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use quorate_proto::etcdserverpb::TxnRequest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::record::{CastRecord, Ended, Layout, Target};
+use super::record::{CastRecord, Ended, HereRecord, Labels, Layout};
+use super::spread::Spread;
 use super::{Dispatcher, Job, Sending};
 use crate::error::{Error, Result};
 use crate::keys::Revision;
-use crate::kit::{Head, ItemId, SegmentedLog};
 use crate::session::{Effect, Effected, Session};
-use crate::store::ops::{self, Compare};
+use crate::store::ops;
 use crate::value::{Json, Value, from_json};
-use crate::wait::{self, Backoff};
+use crate::wait;
+
+/// How long what is said of a cast without a deadline is kept, besides the retention of jobs.
+const CAST_RETENTION: Duration = Duration::from_secs(7 * 86_400);
 
 /// The jobs of one command that was sent to many. A handle: holds nothing.
 pub struct Cast<R> {
     id: String,
+    revision: Revision,
     jobs: Vec<(String, Job<R>)>,
+}
+
+/// An instance whose inbox is open, for [`Dispatcher::send_all`] to choose from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recipient {
+    /// Its name.
+    pub instance: String,
+    /// What is [said](Dispatcher::label) of it; of one with several inboxes, what is said of any of them.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Recipient {
+    /// Whether this is said of it.
+    #[must_use]
+    pub fn is(&self, key: &str, value: &str) -> bool {
+        self.labels.get(key).is_some_and(|said| said == value)
+    }
 }
 
 impl<R> Cast<R> {
@@ -31,6 +52,12 @@ impl<R> Cast<R> {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The revision at which exactly its recipients had an open inbox and were selected.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.revision
     }
 
     /// The job of each recipient, by the instance's name, in the order of names.
@@ -69,26 +96,28 @@ impl<R: DeserializeOwned> Cast<R> {
     }
 }
 
-/// Who is there, at one revision.
-struct Recipients {
-    revision: Revision,
-    names: BTreeSet<String>,
-}
-
 impl<C: Serialize, R> Dispatcher<C, R> {
-    /// Sends a command to all instances that `selected` picks of those whose inbox is open, in one
-    /// transaction: the recipients are exactly those at its revision. Returns a job for each, possibly none.
+    /// Sends a command to all instances that `selected` picks of those whose inbox is open: the recipients are
+    /// exactly those of one revision, however many, and a job for each is returned. One that leaves in between
+    /// has a job too, as if it had left afterwards.
+    ///
+    /// Costs: a listing of open inboxes, a lease, a transaction that names the recipients, and then a read and a
+    /// transaction for as many of them as those have room for: 63 with etcd's limits.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when there are more recipients than one transaction of the store has room for, or
-    /// the session is of another store; else as [`Dispatcher::send_with`].
+    /// [`Error::Conflict`] when somebody is [required](Sending::require_live) to be there and nobody is;
+    /// [`Error::Invalid`] for a command, or names of recipients, that are too large for one transaction, or a session
+    /// of another store; [`Error::Codec`]; [`Error::SessionLost`]; [`Error::OutcomeUnknown`] when the session ended
+    /// with an answer still to come, or the store refused for good what was begun, which may go on then; the store's
+    /// final refusals.
     ///
     /// # Cancel safety
-    /// Dropping the future is an unknown outcome: to all, or to nobody.
+    /// Dropping the future is an unknown outcome: to all, or to nobody. Once the recipients are named, any open inbox
+    /// of the dispatcher sees to it within a few seconds that all of them get the command.
     pub async fn send_all(
         &self,
         session: &Session,
-        selected: impl Fn(&str) -> bool + Send + Sync,
+        selected: impl Fn(&Recipient) -> bool + Send + Sync,
         command: &C,
         sending: Sending,
     ) -> Result<Cast<R>> {
@@ -96,130 +125,100 @@ impl<C: Serialize, R> Dispatcher<C, R> {
         session.belongs_to(&layout.client)?;
         let id = layout.client.nonce();
         let command = self.raw(&id, command)?;
-        let lease = session.actor().grant_apart(self.kept(sending)).await?;
-        let mut pause = Backoff::contended(&layout.client);
-        loop {
-            let there = recipients(layout, &selected).await?;
-            let names: Vec<&String> = there.names.iter().collect();
-            let heads = heads(layout, &names).await?;
-            let jobs: Vec<(String, String)> = names
-                .iter()
-                .enumerate()
-                .map(|(index, name)| ((*name).clone(), format!("{id}.{index:04x}")))
-                .collect();
-            let key = layout.cast(&id);
-            let record = Value::from(Json(CastRecord::new(jobs.clone()))).into_bytes(&key)?;
-            let here = layout.here().range();
-            let mut effect = Effect {
-                // Nobody has come since, and whoever is written to has not gone.
-                when: vec![Compare::unwritten_since(here, there.revision)],
-                then: vec![ops::put(&key, record, Some(lease.id))],
-                otherwise: Vec::new(),
-            };
-            let mut placed = Vec::with_capacity(jobs.len());
-            for ((name, job), (log, head)) in jobs.iter().zip(heads) {
-                let target = Target::Instance(name.clone());
-                let item = self.item(&target, job, &command)?;
-                let job_key = layout.job(job);
-                let queued = self.queued(&target, head.segment, sending);
-                let open = layout.here().child(name).range();
-                effect
-                    .when
-                    .extend([log.is_head(head), Compare::occupied(open)]);
-                effect.then.extend([
-                    ops::put(
-                        log.key(&ItemId::named(head.segment, job)),
-                        item.clone(),
-                        None,
-                    ),
-                    ops::put(&job_key, queued.write(&job_key)?, None),
-                ]);
-                placed.push((log, head, item));
-            }
-            if let Effected::Applied { .. } = session.actor().apply(effect).await? {
-                for (log, head, item) in placed {
-                    log.appended(head, &[item], None).await;
-                }
-                return Ok(self.cast_of(id, jobs));
-            }
-            pause.pause().await;
+        let (revision, mut there) = recipients(layout).await?;
+        there.retain(selected);
+        if there.is_empty() && sending.require_live {
+            return Err(Error::Conflict);
         }
+        let names = there.into_iter().map(|one| one.instance).collect();
+        let record = CastRecord::new(revision, self.times(sending), command, names);
+        let spread = Spread::new(layout, &id, &record);
+        let mut then = spread.begun()?;
+        let key = layout.cast(&id);
+        let named = Value::from(Json(&record)).into_bytes(&key)?;
+        let lease = session.actor().grant_apart(self.kept(sending)).await?.id;
+        then.push((key, named));
+        let puts = then.into_iter();
+        let effect = Effect {
+            then: puts
+                .map(|(key, value)| ops::put(key, value, Some(lease)))
+                .collect(),
+            ..Effect::default()
+        };
+        match session.actor().apply(effect).await? {
+            Effected::Applied { .. } => {}
+            // No condition was given.
+            Effected::Refused { .. } => return Err(Error::Conflict),
+        }
+        if let Err(error) = spread.finish().await {
+            let why = format!("cast {id} was begun, and not sent to all yet: {error}");
+            return Err(Error::OutcomeUnknown(why));
+        }
+        Ok(self.cast_of(&id, &record))
     }
 
     /// How long what is said of a cast is kept: until its jobs have ended, if they must, and then as long as they.
     fn kept(&self, sending: Sending) -> Duration {
         let until = sending.deadline.unwrap_or(CAST_RETENTION);
-        until.saturating_add(self.retention)
+        until.saturating_add(self.retention.length())
     }
 }
 
-/// How long what is said of a cast without a deadline is kept, besides the retention of jobs.
-const CAST_RETENTION: Duration = Duration::from_secs(7 * 86_400);
-
 impl<C, R> Dispatcher<C, R> {
-    fn cast_of(&self, id: String, jobs: Vec<(String, String)>) -> Cast<R> {
-        let jobs = jobs.into_iter();
-        let jobs = jobs.map(|(name, job)| (name, self.job(job))).collect();
-        Cast { id, jobs }
+    fn cast_of(&self, id: &str, record: &CastRecord) -> Cast<R> {
+        let jobs = record.jobs(id);
+        Cast {
+            id: id.to_owned(),
+            revision: record.revision,
+            jobs: jobs
+                .map(|(name, job)| (name.clone(), self.job(job)))
+                .collect(),
+        }
     }
 
     /// A cast that was sent before, by whomever; `None` when there is none, or it is not kept any more: a week
-    /// longer than its jobs if they have no deadline.
+    /// longer than its jobs if they have no deadline. One whose sender did not come to the end is sent to the rest
+    /// of its recipients first.
     ///
     /// # Errors
     /// [`Error::Codec`]; the store's final refusals. Trouble with the store is waited out.
+    ///
+    /// # Cancel safety
+    /// Nothing is half done when the future is dropped.
     pub async fn cast(&self, id: &str) -> Result<Option<Cast<R>>> {
-        let key = self.layout.cast(id);
-        let found = wait::read(&self.layout.client, ops::get(&key)).await?;
-        let Some(kv) = found.kvs.first() else {
+        let Some(record) = named(&self.layout, id).await? else {
             return Ok(None);
         };
-        let record: CastRecord = from_json(&kv.key, &kv.value)?;
-        Ok(Some(self.cast_of(id.to_owned(), record.jobs)))
+        Spread::new(&self.layout, id, &record).finish().await?;
+        Ok(Some(self.cast_of(id, &record)))
     }
 }
 
-async fn recipients(layout: &Layout, selected: impl Fn(&str) -> bool) -> Result<Recipients> {
-    let mut here = ops::range(layout.here().range());
-    here.keys_only = true;
-    let found = wait::read(&layout.client, here).await?;
-    let names = found.kvs.iter();
-    let names = names.filter_map(|kv| layout.instance_of(&kv.key));
-    Ok(Recipients {
-        revision: Revision(found.header.map_or(0, |header| header.revision)),
-        names: names.filter(|name| selected(name)).collect(),
-    })
+/// A cast as it was written.
+pub(super) async fn named(layout: &Layout, id: &str) -> Result<Option<CastRecord>> {
+    let found = wait::read(&layout.client, ops::get(layout.cast(id))).await?;
+    let record = found.kvs.first();
+    record.map(|kv| from_json(&kv.key, &kv.value)).transpose()
 }
 
-/// The heads of these instances' inboxes, in the same order.
-async fn heads(layout: &Layout, names: &[&String]) -> Result<Vec<(SegmentedLog, Head)>> {
-    let most = layout.client.store().capabilities().max_txn_ops;
-    // A read of each head; two compares and two operations for each, and those of the cast and the lane.
-    let room = most.saturating_sub(2) / 2;
-    if names.len() > room {
-        return Err(Error::Invalid(format!(
-            "{} recipients; one transaction has room for {room}",
-            names.len()
-        )));
+/// Whose inbox is open, and at which revision, in the order of names.
+async fn recipients(layout: &Layout) -> Result<(Revision, Vec<Recipient>)> {
+    let mut listing = layout.client.watch(layout.here().range());
+    let revision = listing.next().await?.revision;
+    let mut there: BTreeMap<String, Labels> = BTreeMap::new();
+    for kv in listing.known().values() {
+        let Some(instance) = layout.instance_of(&kv.key) else {
+            continue;
+        };
+        let labels = there.entry(instance).or_default();
+        match from_json::<HereRecord>(&kv.key, &kv.value) {
+            Ok(record) => labels.extend(record.labels),
+            Err(error) => tracing::warn!(%error, "nothing is known of an instance but its name"),
+        }
     }
-    let targets = names.iter().map(|name| Target::Instance((*name).clone()));
-    let logs: Vec<_> = targets.map(|target| layout.log(&target)).collect();
-    let reads = logs.iter().map(|log| ops::read(ops::get(log.head_key())));
-    let request = TxnRequest {
-        success: reads.collect(),
-        ..TxnRequest::default()
-    };
-    if logs.is_empty() {
-        return Ok(Vec::new());
-    }
-    let (found, _) = wait::repeat(&layout.client, request).await?;
-    let each = logs.into_iter().enumerate();
-    each.map(|(index, log)| {
-        let head = log.head_of(ops::kvs(&found.responses, index).first())?;
-        log.learn(head);
-        Ok((log, head))
-    })
-    .collect()
+    let there = there.into_iter();
+    let there = there.map(|(instance, labels)| Recipient { instance, labels });
+    Ok((revision, there.collect()))
 }
 
 impl<R> fmt::Debug for Cast<R> {

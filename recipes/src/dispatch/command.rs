@@ -3,13 +3,13 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::time::Duration;
 
 use quorate_proto::mvccpb::event::EventType;
 use serde::Serialize;
 use serde_json::value::to_raw_value;
 
 use super::record::{JobRecord, Layout, Received, State, cut};
+use super::retention::Retention;
 use crate::error::{Error, Result, TxnError};
 use crate::keys::{KeyRange, LeaseId, Revision};
 use crate::lock::{Fence, Fenced};
@@ -32,6 +32,13 @@ pub struct Command<C, R> {
     of: PhantomData<fn(R)>,
 }
 
+/// What ends a job, and the lease that its record is under then.
+#[derive(Debug)]
+pub(super) struct Ending {
+    txn: Txn,
+    lease: LeaseId,
+}
+
 /// What it takes to write a job's states.
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -41,14 +48,7 @@ pub(super) struct Worker {
     pub(super) record: JobRecord,
     /// The revision at which the job's key was written first.
     pub(super) created: Revision,
-    pub(super) retention: Duration,
-}
-
-/// What ends a job, and the lease that its record is under then.
-#[derive(Debug)]
-pub(super) struct Ending {
-    txn: Txn,
-    lease: LeaseId,
+    pub(super) retention: Retention,
 }
 
 impl Worker {
@@ -78,16 +78,19 @@ impl Worker {
 
     /// `txn` with what ends the job.
     pub(super) async fn ending(&self, txn: Txn, state: State) -> Result<Ending> {
+        let client = &self.layout.client;
         let key = self.layout.job(&self.id);
         let value = self.record.with(state, &key)?;
-        let most = self.layout.client.store().capabilities().max_request_bytes;
+        let most = client.store().capabilities().max_request_bytes;
         if value.len() > most {
             let bytes = value.len();
             return Err(Error::Invalid(format!(
                 "the end of a job in {bytes} bytes; the store takes {most}"
             )));
         }
-        let lease = self.session.actor().grant_apart(self.retention).await?.id;
+        let actor = self.session.actor();
+        let grant = async |ttl| Ok(actor.grant_apart(ttl).await?.id);
+        let lease = self.retention.lease(client, grant).await?;
         let txn = txn.when(self.is_there()).own([
             ops::put(&key, value, Some(lease)),
             ops::delete(KeyRange::one(self.layout.cancel(&self.id))),
@@ -95,26 +98,16 @@ impl Worker {
         Ok(Ending { txn, lease })
     }
 
-    /// Ends the job. If it is certain that nothing was written, the lease goes too.
+    /// Ends the job.
     pub(super) async fn end(
         &self,
         delivery: Delivery<Received>,
-        ending: Ending,
+        Ending { txn, lease }: Ending,
     ) -> Result<Revision, AckError<Received>> {
-        let Ending { txn, lease } = ending;
         let ended = delivery.ack_with(txn).await;
-        let unwritten = match &ended {
-            Ok(_) => false,
-            Err(AckError::Failed(error)) => matches!(error, Error::Fenced { .. }),
-            Err(_) => true,
-        };
-        if unwritten {
-            let store = self.layout.client.store().clone();
-            self.session.actor().spawn("lease of no end", async move {
-                if let Err(error) = store.lease_revoke(lease).await {
-                    tracing::debug!(%lease, %error, "left to run out");
-                }
-            });
+        if let Err(AckError::Failed(Error::SessionLost(_))) = &ended {
+            // The store may have said that a lease is gone, and have meant this one.
+            self.retention.forget(lease);
         }
         ended
     }

@@ -3,14 +3,15 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use quorate_proto::etcdserverpb::TxnRequest;
 use serde::de::DeserializeOwned;
 
 use super::command::{Command, Worker};
 use super::job::Known;
-use super::record::{JobRecord, Layout, Received, State, Target};
+use super::record::{HereRecord, JobRecord, Labels, Layout, Received, State, Target};
+use super::retention::Retention;
+use super::{Dispatcher, spread};
 use crate::error::{Error, Result, TxnError};
 use crate::keys::decode;
 use crate::kit::{Claim, Claimed, Owned, fresh_key};
@@ -18,6 +19,7 @@ use crate::lock::ContenderRecord;
 use crate::queue::{AckError, Consumer, Delivery, Nack};
 use crate::session::Session;
 use crate::store::ops;
+use crate::tasks::Tasks;
 use crate::value::{Json, Value};
 use crate::wait;
 
@@ -30,10 +32,18 @@ pub struct Inbox<C, R> {
     /// How many were taken: another target comes first each time.
     taken: AtomicUsize,
     max_attempts: u32,
-    retention: Duration,
+    retention: Retention,
+    /// What looks after casts.
+    tasks: Tasks,
     /// Says that the instance is here.
     _here: Option<Owned>,
     of: PhantomData<fn() -> (C, R)>,
+}
+
+impl<C, R> Drop for Inbox<C, R> {
+    fn drop(&mut self) {
+        self.tasks.cancel();
+    }
 }
 
 /// What is to be done with a job that was taken.
@@ -48,12 +58,11 @@ enum Verdict {
 
 impl<C, R> Inbox<C, R> {
     pub(super) async fn open(
-        layout: Layout,
+        of: &Dispatcher<C, R>,
         session: &Session,
         targets: Vec<Target>,
-        max_attempts: u32,
-        retention: Duration,
     ) -> Result<Self> {
+        let layout = &of.layout;
         session.belongs_to(&layout.client)?;
         if targets.is_empty() {
             return Err(Error::Invalid("an inbox of nobody".to_owned()));
@@ -68,16 +77,19 @@ impl<C, R> Inbox<C, R> {
             Target::Any(_) => None,
         });
         let here = match instance {
-            Some(name) => Some(here(&layout, session, &name).await?),
+            Some(name) => Some(here(layout, session, &name, &of.labels).await?),
             None => None,
         };
+        let tasks = Tasks::current();
+        tasks.spawn("casts", spread::look_after(layout.clone()));
         Ok(Self {
-            layout,
+            layout: layout.clone(),
             session: session.clone(),
             consumers,
             taken: AtomicUsize::new(0),
-            max_attempts,
-            retention,
+            max_attempts: of.max_attempts,
+            retention: of.retention.clone(),
+            tasks,
             _here: here,
             of: PhantomData,
         })
@@ -85,9 +97,13 @@ impl<C, R> Inbox<C, R> {
 }
 
 /// Says that an instance is here, from when it takes what is sent to it.
-async fn here(layout: &Layout, session: &Session, name: &str) -> Result<Owned> {
+async fn here(layout: &Layout, session: &Session, name: &str, labels: &Labels) -> Result<Owned> {
     let key = fresh_key(session, &layout.here().child(name));
-    let record = Value::from(Json(ContenderRecord::of(session, name))).into_bytes(&key)?;
+    let record = HereRecord {
+        contender: ContenderRecord::of(session, name),
+        labels: labels.clone(),
+    };
+    let record = Value::from(Json(record)).into_bytes(&key)?;
     let claim = Claim::of(key, record);
     let claimed = session
         .actor()
@@ -188,7 +204,7 @@ where
             id: id.to_owned(),
             record: known.record,
             created: known.created,
-            retention: self.retention,
+            retention: self.retention.clone(),
         }
     }
 

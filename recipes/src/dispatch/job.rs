@@ -11,6 +11,8 @@ use quorate_proto::mvccpb::KeyValue;
 use serde::de::DeserializeOwned;
 
 use super::record::{Ended, Envelope, JobRecord, JobState, Layout, State};
+use super::retention::Retention;
+use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, LeaseId, Revision};
 use crate::store::StoreError;
@@ -22,7 +24,7 @@ use crate::watch::{Change, Origin};
 pub struct Job<R> {
     layout: Layout,
     id: String,
-    retention: Duration,
+    retention: Retention,
     of: PhantomData<fn() -> R>,
 }
 
@@ -31,7 +33,7 @@ impl<R> Clone for Job<R> {
         Self {
             layout: self.layout.clone(),
             id: self.id.clone(),
-            retention: self.retention,
+            retention: self.retention.clone(),
             of: PhantomData,
         }
     }
@@ -74,7 +76,7 @@ impl Known {
 }
 
 impl<R> Job<R> {
-    pub(super) fn new(layout: Layout, id: String, retention: Duration) -> Self {
+    pub(super) fn new(layout: Layout, id: String, retention: Retention) -> Self {
         Self {
             layout,
             id,
@@ -152,7 +154,10 @@ impl<R> Job<R> {
     async fn end(&self, known: &Known, when: Vec<Compare>, state: State) -> Result<Wrote> {
         let client = &self.layout.client;
         let key = self.layout.job(&self.id);
-        let lease = retained(client, self.retention).await?;
+        let lease = self
+            .retention
+            .lease(client, |ttl| granted(client, ttl))
+            .await?;
         let value = known.record.with(state, &key)?;
         let queue = self.layout.queue::<Envelope>(&known.record.target);
         let gone = queue.taken_out(&known.record.item(&self.id));
@@ -165,18 +170,15 @@ impl<R> Job<R> {
                 .collect(),
             failure: Vec::new(),
         };
-        let wrote = match wait::repeat(client, request).await {
-            Ok(answer) => Wrote::of(answer),
+        match wait::repeat(client, request).await {
+            Ok(answer) => Ok(Wrote::of(answer)),
             // It took longer than the retention; with another lease then.
-            Err(StoreError::LeaseNotFound) => Wrote::Perhaps,
-            Err(error) => return Err(error.into()),
-        };
-        if wrote == Wrote::No
-            && let Err(error) = client.store().lease_revoke(lease).await
-        {
-            tracing::debug!(%lease, %error, "left to run out");
+            Err(StoreError::LeaseNotFound) => {
+                self.retention.forget(lease);
+                Ok(Wrote::Perhaps)
+            }
+            Err(error) => Err(error.into()),
         }
-        Ok(wrote)
     }
 }
 
@@ -199,15 +201,11 @@ impl Wrote {
     }
 }
 
-/// A lease that nobody renews, for the record of a job that has ended.
-async fn retained(client: &crate::client::Client, retention: Duration) -> Result<LeaseId> {
+/// A lease that nobody renews. One that was granted unheard runs out, without effect.
+async fn granted(client: &Client, ttl: Duration) -> Result<LeaseId> {
     let mut pause = Backoff::between_attempts(client);
     loop {
-        match client
-            .store()
-            .lease_grant(client.lease_id(), retention)
-            .await
-        {
+        match client.store().lease_grant(client.lease_id(), ttl).await {
             Ok(lease) => return Ok(lease.id),
             Err(error) if error.is_transient() || error == StoreError::LeaseExists => {
                 pause.pause().await;

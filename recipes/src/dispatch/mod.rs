@@ -2,7 +2,8 @@
 //! most once, with a reply that whoever sent it waits for.
 //!
 //! `record` is how jobs lie in the store, `logs` what a dispatcher knows of the inboxes it sends to, `job` what the
-//! sender sees, `inbox` where commands come in, `command` one in somebody's hands, `cast` one for many.
+//! sender sees, `inbox` where commands come in, `command` one in somebody's hands, `cast` one for many, `spread` how
+//! that comes to all of them, `retention` how long ended jobs are kept.
 
 mod cast;
 mod command;
@@ -10,6 +11,8 @@ mod inbox;
 mod job;
 mod logs;
 mod record;
+mod retention;
+mod spread;
 #[cfg(test)]
 mod tests;
 
@@ -17,12 +20,11 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use bytes::Bytes;
 use quorate_proto::etcdserverpb::TxnRequest;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
-pub use cast::Cast;
+pub use cast::{Cast, Recipient};
 pub use command::Command;
 pub use inbox::Inbox;
 pub use job::Job;
@@ -34,7 +36,8 @@ use crate::keys::decode;
 use crate::kit::Placed;
 use crate::session::{Effect, Session};
 use crate::store::ops::{self, Compare};
-use record::{Envelope, JobRecord, Layout};
+use record::{JobRecord, Labels, Layout, Times};
+use retention::Retention;
 
 /// How often a command is taken before its job has failed, unless told otherwise.
 const ATTEMPTS_MAX: u32 = 5;
@@ -69,7 +72,8 @@ const RETENTION_MIN: Duration = Duration::from_secs(60);
 pub struct Dispatcher<C, R> {
     layout: Layout,
     max_attempts: u32,
-    retention: Duration,
+    retention: Retention,
+    labels: Labels,
     of: PhantomData<fn() -> (C, R)>,
 }
 
@@ -77,6 +81,8 @@ impl<C, R> Clone for Dispatcher<C, R> {
     fn clone(&self) -> Self {
         Self {
             layout: self.layout.clone(),
+            retention: self.retention.clone(),
+            labels: self.labels.clone(),
             of: PhantomData,
             ..*self
         }
@@ -129,6 +135,8 @@ pub struct DispatchStatus {
     pub jobs: u64,
     /// Jobs that are asked to end.
     pub cancelling: u64,
+    /// Commands to many that some recipients have not got yet.
+    pub unsent: u64,
     /// Instances whose inbox is open, once for each inbox.
     pub instances: Vec<String>,
 }
@@ -140,7 +148,8 @@ impl Client {
         Dispatcher {
             layout: Layout::new(self.clone(), name.as_ref()),
             max_attempts: ATTEMPTS_MAX,
-            retention: RETENTION,
+            retention: Retention::new(RETENTION),
+            labels: Labels::new(),
             of: PhantomData,
         }
     }
@@ -155,11 +164,19 @@ impl<C, R> Dispatcher<C, R> {
         self
     }
 
-    /// How long a job that has ended can be read, at least a minute; an hour if not told. Whoever ends it
-    /// decides.
+    /// How long a job that has ended can be read, at least a minute, and up to an eighth longer; an hour if not
+    /// told. Whoever ends it decides.
     #[must_use]
     pub fn retention(mut self, retention: Duration) -> Self {
-        self.retention = retention.max(RETENTION_MIN);
+        self.retention = Retention::new(retention.max(RETENTION_MIN));
+        self
+    }
+
+    /// Says this of an instance whose inbox is opened with this handle, besides what is said of it already: what
+    /// [`Dispatcher::send_all`] chooses by.
+    #[must_use]
+    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.insert(key.into(), value.into());
         self
     }
 
@@ -182,21 +199,19 @@ impl<C, R> Dispatcher<C, R> {
         session: &Session,
         targets: impl IntoIterator<Item = Target>,
     ) -> Result<Inbox<C, R>> {
-        let targets = targets.into_iter().collect();
-        let (layout, attempts) = (self.layout.clone(), self.max_attempts);
-        Inbox::open(layout, session, targets, attempts, self.retention).await
+        Inbox::open(self, session, targets.into_iter().collect()).await
     }
 
     /// A job that was sent before, by whomever. Whether there is one shows when it is asked.
     #[must_use]
     pub fn job(&self, id: impl Into<String>) -> Job<R> {
-        Job::new(self.layout.clone(), id.into(), self.retention)
+        Job::new(self.layout.clone(), id.into(), self.retention.clone())
     }
 
     /// Jobs that have not ended, or are still kept, at most `limit`, those sent first before the others.
     ///
     /// # Errors
-    /// [`Error::Codec`] for one that cannot be read; the store's.
+    /// The store's.
     pub async fn jobs(&self, limit: usize) -> Result<Vec<JobLine>> {
         if limit == 0 {
             return Ok(Vec::new());
@@ -209,7 +224,7 @@ impl<C, R> Dispatcher<C, R> {
             let id = decode(jobs.suffix(&kv.key)?)?;
             Some(JobLine::of(id, kv))
         });
-        lines.collect()
+        Ok(lines.collect())
     }
 
     /// How much there is.
@@ -220,38 +235,36 @@ impl<C, R> Dispatcher<C, R> {
         let layout = &self.layout;
         let jobs = ops::counting(layout.jobs().range());
         let cancels = ops::counting(layout.cancels().range());
+        let unsent = ops::counting(layout.unsent().range());
         let mut here = ops::range(layout.here().range());
         here.keys_only = true;
         let request = TxnRequest {
-            success: [jobs, cancels, here].map(ops::read).into(),
+            success: [jobs, cancels, unsent, here].map(ops::read).into(),
             ..TxnRequest::default()
         };
         let answer = layout.client.store().txn(request).await?;
-        let instances = ops::kvs(&answer.responses, 2).iter();
+        let instances = ops::kvs(&answer.responses, 3).iter();
         Ok(DispatchStatus {
             jobs: ops::count(&answer.responses, 0),
             cancelling: ops::count(&answer.responses, 1),
+            unsent: ops::count(&answer.responses, 2),
             instances: instances
                 .filter_map(|kv| layout.instance_of(&kv.key))
                 .collect(),
         })
     }
 
-    fn queued(&self, target: &Target, segment: u64, sending: Sending) -> JobRecord {
+    fn times(&self, sending: Sending) -> Times {
         let now = self.layout.client.wall_millis();
         let at = |after: Duration| {
             let after = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
             now.saturating_add(after)
         };
-        let (deadline, start_by) = (sending.deadline.map(at), sending.start_by.map(at));
-        JobRecord::queued(target.clone(), segment, deadline, start_by)
-    }
-
-    fn item(&self, target: &Target, job: &str, command: &RawValue) -> Result<Bytes> {
-        self.layout.queue(target).written(&Envelope {
-            job: job.to_owned(),
-            command: command.to_owned(),
-        })
+        Times {
+            since_ms: now,
+            deadline_ms: sending.deadline.map(at),
+            start_by_ms: sending.start_by.map(at),
+        }
     }
 }
 
@@ -288,12 +301,13 @@ impl<C: Serialize, R> Dispatcher<C, R> {
         let id = layout.client.nonce();
         let key = layout.job(&id);
         let command = self.raw(&id, command)?;
-        let item = self.item(&target, &id, &command)?;
+        let item = layout.item(&target, &id, &command)?;
         let log = layout.log(&target);
+        let times = self.times(sending);
         // The numbers of segments are as wide in any case, so that this is what fails if anything does.
-        self.queued(&target, u64::MAX, sending).write(&key)?;
+        JobRecord::queued(target.clone(), u64::MAX, times).write(&key)?;
         let besides = |item: &crate::kit::ItemId| {
-            let record = self.queued(&target, item.segment(), sending).write(&key);
+            let record = JobRecord::queued(target.clone(), item.segment(), times).write(&key);
             let live = sending
                 .require_live
                 .then(|| Compare::occupied(layout.takers(&target).range()));

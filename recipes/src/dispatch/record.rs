@@ -1,5 +1,7 @@
 //! How dispatched jobs lie in the store: their keys, and what is written under them.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use quorate_proto::mvccpb::KeyValue;
 use serde::de::DeserializeOwned;
@@ -8,10 +10,10 @@ use serde_json::value::RawValue;
 
 use super::logs::Logs;
 use crate::client::Client;
-use crate::clock;
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeySpace, Revision, decode};
 use crate::kit::{ItemId, SegmentedLog};
+use crate::lock::ContenderRecord;
 use crate::queue::Queue;
 use crate::value::{Json, V1, Value, from_json};
 
@@ -69,9 +71,19 @@ impl Layout {
         self.cancels().child(id).itself()
     }
 
-    /// The jobs of one call to many.
+    /// One command for many, and who they are.
     pub(super) fn cast(&self, id: &str) -> Key {
         self.space.child("cast").child(id).itself()
+    }
+
+    /// Casts of which some recipients have no job yet.
+    pub(super) fn unsent(&self) -> KeySpace {
+        self.space.child("unsent")
+    }
+
+    /// To how many of its recipients such a cast was sent.
+    pub(super) fn sent(&self, id: &str) -> Key {
+        self.space.child("sent").child(id).itself()
     }
 
     /// Instances whose inbox is open; leased.
@@ -102,6 +114,14 @@ impl Layout {
     pub(super) fn log(&self, target: &Target) -> SegmentedLog {
         let make = || self.queue::<Envelope>(target).log().clone();
         self.logs.of(target, make)
+    }
+
+    /// An item of an inbox, as it is written.
+    pub(super) fn item(&self, target: &Target, job: &str, command: &RawValue) -> Result<Bytes> {
+        self.queue(target).written(&Envelope {
+            job: job.to_owned(),
+            command: command.to_owned(),
+        })
     }
 
     pub(super) fn queue<T>(&self, target: &Target) -> Queue<T> {
@@ -166,6 +186,19 @@ impl State {
         )
     }
 
+    /// What it is called in a list.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Delivered { .. } => "delivered",
+            Self::Running { .. } => "running",
+            Self::Done(_) => "done",
+            Self::Failed(_) => "failed",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
     pub(super) fn failed(reason: &str) -> Self {
         Self::Failed(cut(reason))
     }
@@ -177,29 +210,26 @@ pub(super) fn cut(text: &str) -> String {
 }
 
 impl JobRecord {
-    pub(super) fn queued(
-        target: Target,
-        segment: u64,
-        deadline_ms: Option<u64>,
-        start_by_ms: Option<u64>,
-    ) -> Self {
+    pub(super) fn queued(target: Target, segment: u64, times: Times) -> Self {
         Self {
             v: V1,
             target,
             segment,
-            since_ms: clock::wall_millis(),
-            deadline_ms,
-            start_by_ms,
+            since_ms: times.since_ms,
+            deadline_ms: times.deadline_ms,
+            start_by_ms: times.start_by_ms,
             state: State::Queued,
         }
     }
 
     /// In place of a record that cannot be read, of the job of this item.
     pub(super) fn unknown(target: Target, item: &ItemId, since_ms: u64) -> Self {
-        Self {
+        let times = Times {
             since_ms,
-            ..Self::queued(target, item.segment(), None, None)
-        }
+            deadline_ms: None,
+            start_by_ms: None,
+        };
+        Self::queued(target, item.segment(), times)
     }
 
     pub(super) fn item(&self, id: &str) -> ItemId {
@@ -235,19 +265,62 @@ impl JobRecord {
     }
 }
 
+/// When a job was sent and when it expires, in milliseconds since the Unix epoch by the sender's wall clock.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Times {
+    pub(super) since_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) deadline_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) start_by_ms: Option<u64>,
+}
+
 /// The value of a cast's key.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct CastRecord {
     v: V1,
-    /// By the name of each recipient: the id of its job.
-    pub(super) jobs: Vec<(String, String)>,
+    /// The revision of which its recipients are.
+    pub(super) revision: Revision,
+    pub(super) times: Times,
+    pub(super) command: Box<RawValue>,
+    /// The names of the recipients, in order.
+    pub(super) recipients: Vec<String>,
 }
 
 impl CastRecord {
-    pub(super) fn new(jobs: Vec<(String, String)>) -> Self {
-        Self { v: V1, jobs }
+    pub(super) fn new(
+        revision: Revision,
+        times: Times,
+        command: Box<RawValue>,
+        recipients: Vec<String>,
+    ) -> Self {
+        Self {
+            v: V1,
+            revision,
+            times,
+            command,
+            recipients,
+        }
+    }
+
+    /// Each recipient with the id of its job.
+    pub(super) fn jobs(&self, id: &str) -> impl Iterator<Item = (&String, String)> {
+        let each = self.recipients.iter().enumerate();
+        each.map(move |(index, name)| (name, format!("{id}.{index:04x}")))
     }
 }
+
+/// The value of the key that says that an inbox is open.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct HereRecord {
+    #[serde(flatten)]
+    pub(super) contender: ContenderRecord,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub(super) labels: Labels,
+}
+
+/// What is said of an instance.
+pub(super) type Labels = BTreeMap<String, String>;
 
 /// How far a job is.
 #[derive(Debug, Clone, PartialEq)]
@@ -321,33 +394,28 @@ impl<R: DeserializeOwned> JobState<R> {
 pub struct JobLine {
     /// The job's id.
     pub id: String,
-    /// Who is to do it.
-    pub target: Target,
-    /// `queued`, `delivered`, `running`, `done`, `failed`, `expired`, `cancelled`.
+    /// Who is to do it; `None`: its record cannot be read.
+    pub target: Option<Target>,
+    /// `queued`, `delivered`, `running`, `done`, `failed`, `expired`, `cancelled`, or `unreadable`.
     pub state: &'static str,
-    /// When it was sent, in milliseconds since the Unix epoch by the sender's wall clock.
-    pub since_ms: u64,
+    /// When it was sent, in milliseconds since the Unix epoch by the sender's wall clock; `None`: its record
+    /// cannot be read.
+    pub since_ms: Option<u64>,
     /// The revision of its last change.
     pub revision: Revision,
 }
 
 impl JobLine {
-    pub(super) fn of(id: String, kv: &KeyValue) -> Result<Self> {
-        let record = JobRecord::read(kv)?;
-        Ok(Self {
+    pub(super) fn of(id: String, kv: &KeyValue) -> Self {
+        let record = JobRecord::read(kv).ok();
+        Self {
             id,
-            state: match record.state {
-                State::Queued => "queued",
-                State::Delivered { .. } => "delivered",
-                State::Running { .. } => "running",
-                State::Done(_) => "done",
-                State::Failed(_) => "failed",
-                State::Expired => "expired",
-                State::Cancelled => "cancelled",
-            },
-            target: record.target,
-            since_ms: record.since_ms,
+            state: record
+                .as_ref()
+                .map_or("unreadable", |record| record.state.word()),
+            since_ms: record.as_ref().map(|record| record.since_ms),
+            target: record.map(|record| record.target),
             revision: Revision(kv.mod_revision),
-        })
+        }
     }
 }

@@ -155,6 +155,7 @@ on_every_store! {
     dispatch::who_is_gone_replies_nothing,
     dispatch::jobs_are_cancelled_and_expire,
     dispatch::casts_reach_all_that_are_there,
+    dispatch::casts_reach_as_many_as_there_are,
     counters::additions_are_exact,
     counters::numbers_are_set_and_compared,
     counters::additions_survive_lost_answers,

@@ -58,7 +58,7 @@ async fn an_inbox_that_is_kept_empty_goes_on_to_new_segments() {
             match casts {
                 false => drop(place.ops.send(&place.session, to("a"), &n).await.unwrap()),
                 true => {
-                    let all = |_: &str| true;
+                    let all = |_: &Recipient| true;
                     let ops = &place.ops;
                     let cast = ops.send_all(&place.session, all, &n, Sending::new());
                     assert_eq!(cast.await.unwrap().jobs().len(), 1);

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -11,7 +10,9 @@ use crate::store::faulty::Fault;
 use crate::store::{Faulty, MemStore, StoreError};
 use crate::testing::{no_news, soon};
 
+mod casts;
 mod costs;
+mod ends;
 mod trouble;
 
 struct Place {
@@ -25,7 +26,10 @@ type Ops = Dispatcher<u32, u32>;
 
 impl Place {
     async fn new() -> Self {
-        let store = MemStore::new();
+        Self::on(MemStore::new()).await
+    }
+
+    async fn on(store: MemStore) -> Self {
         let faulty = Faulty::new(store.clone());
         // Its wall clock goes with the paused time.
         let clock = Arc::new(LateClock::default());
@@ -324,47 +328,6 @@ async fn somebody_must_be_there_if_that_is_asked_for() {
     drop(inbox);
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert!(send().await.is_err());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_cast_goes_to_all_that_are_there() {
-    let place = Place::new().await;
-    let ops = place.ops();
-    let mut inboxes = BTreeMap::new();
-    for name in ["eu-1", "eu-2", "us-1"] {
-        inboxes.insert(name, place.inbox(name).await);
-    }
-    let selected = |name: &str| name.starts_with("eu-");
-    let cast = ops
-        .send_all(&place.session, selected, &7, Sending::new())
-        .await
-        .unwrap();
-    let names: Vec<&str> = cast.jobs().iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["eu-1", "eu-2"]);
-    for (name, inbox) in &inboxes {
-        match *name {
-            "us-1" => no_news(inbox.next()).await,
-            name => {
-                let reply = u32::from(name == "eu-1");
-                soon(inbox.next())
-                    .await
-                    .unwrap()
-                    .reply(&reply)
-                    .await
-                    .unwrap();
-            }
-        }
-    }
-    let found = ops.cast(cast.id()).await.unwrap().unwrap();
-    let ended = soon(found.wait()).await.unwrap();
-    let expected = [("eu-1", 1), ("eu-2", 0)];
-    let expected = expected.map(|(name, reply)| (name.to_owned(), Ended::Done(reply)));
-    assert_eq!(ended, expected);
-    let nobody = ops
-        .send_all(&place.session, |_| false, &7, Sending::new())
-        .await;
-    assert_eq!(nobody.unwrap().jobs().len(), 0);
-    assert!(ops.cast("x").await.unwrap().is_none());
 }
 
 #[tokio::test(start_paused = true)]

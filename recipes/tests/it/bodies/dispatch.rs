@@ -132,7 +132,7 @@ pub async fn casts_reach_all_that_are_there(client: &Client) {
         }));
     }
     let job = ops
-        .send_all(&session, |name| name != "b", &10, live)
+        .send_all(&session, |one| one.instance != "b", &10, live)
         .await
         .unwrap();
     let ended = soon("all replies", job.wait()).await.unwrap();
@@ -158,4 +158,40 @@ pub async fn casts_reach_all_that_are_there(client: &Client) {
     };
     let last = soon("the end", last).await;
     assert_eq!(last, Some(JobState::Ended(Ended::Done(11))));
+}
+
+/// More than one transaction has room for, chosen by what is said of them.
+pub async fn casts_reach_as_many_as_there_are(client: &Client) {
+    const MANY: usize = 70;
+    let ops: Ops = client.dispatcher("many");
+    let session = session(client).await;
+    let mut inboxes = Vec::new();
+    for n in 0..MANY {
+        let ops = ops.clone().label("kind", "web");
+        let inbox = ops.inbox(&session, [to(&format!("i-{n:02}"))]).await;
+        inboxes.push(inbox.unwrap());
+    }
+    let other = ops.inbox(&session, [to("other")]).await.unwrap();
+    let live = Sending::new().require_live();
+    let nobody = ops.send_all(&session, |one| one.is("kind", "db"), &1, live);
+    assert!(matches!(nobody.await, Err(Error::Conflict)));
+    let cast = ops.send_all(&session, |one| one.is("kind", "web"), &1, live);
+    let cast = cast.await.unwrap();
+    let names = cast.jobs().iter().map(|(name, _)| name.clone());
+    let expected = (0..MANY).map(|n| format!("i-{n:02}"));
+    assert_eq!(Vec::from_iter(names), Vec::from_iter(expected));
+    let status = ops.status().await.unwrap();
+    assert_eq!((status.jobs, status.unsent), (MANY as u64, 0));
+    for (n, inbox) in (0..).zip(&inboxes) {
+        let mut command = soon("a command", inbox.next()).await.unwrap();
+        command.reply(&n).await.unwrap();
+    }
+    let again = ops.cast(cast.id()).await.unwrap().unwrap();
+    let ended = soon("all replies", again.wait()).await.unwrap();
+    assert!(
+        (0..)
+            .zip(ended)
+            .all(|(n, (_, ended))| ended == Ended::Done(n))
+    );
+    drop(other);
 }

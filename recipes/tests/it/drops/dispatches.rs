@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
-use quorate_recipes::dispatch::{Dispatcher, Ended, Job, Target};
+use quorate_recipes::dispatch::{Dispatcher, Ended, Job, Sending, Target};
 use quorate_recipes::{Client, Error, Session};
 
 use super::{Outcome, QUIET, World, at_every_call, in_time};
 
-/// What an inbox leaves for the next one, and what is kept of jobs that have ended.
-const DURABLE: [&str; 3] = [
+/// What an inbox leaves for the next one, and what is kept of jobs that have ended and of casts.
+const DURABLE: [&str; 6] = [
     "quorate/dispatch/x/service/s/head",
     "quorate/dispatch/x/service/s/settings",
+    "quorate/dispatch/x/inbox/i/head",
+    "quorate/dispatch/x/inbox/i/settings",
     "quorate/dispatch/x/job/",
+    "quorate/dispatch/x/cast/",
 ];
 
 type Ops = Dispatcher<u32, u32>;
@@ -24,9 +27,13 @@ fn target() -> Target {
     Target::Any("s".to_owned())
 }
 
+fn instance() -> Target {
+    Target::Instance("i".to_owned())
+}
+
 /// Does all that is there, and counts how often each job was done.
 async fn drain(client: &Client, session: &Session) -> Outcome {
-    let inbox = ops(client).inbox(session, [target()]).await?;
+    let inbox = ops(client).inbox(session, [target(), instance()]).await?;
     while let Ok(command) = tokio::time::timeout(Duration::from_secs(5), inbox.next()).await {
         let mut command = command?;
         let value = *command.value();
@@ -123,4 +130,15 @@ async fn a_job_cancelled() {
         Ok(())
     };
     dropped_everywhere(cancel, false, 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_sent_to_all() {
+    let send = async |client: &Client, session: &Session, _: &Job<u32>| {
+        let ops = ops(client);
+        let _inbox = ops.inbox(session, [instance()]).await?;
+        let all = ops.send_all(session, |_| true, &2, Sending::new());
+        all.await.map(drop)
+    };
+    dropped_everywhere(send, true, 6).await;
 }

@@ -1,5 +1,6 @@
 //! Dispatched jobs: each ends at most once, nothing changes after its end, what is written with a reply is
-//! written once, and what was sent is not lost.
+//! written once, and what was sent is not lost. What is sent to all comes to exactly those that were there, once to
+//! each, or to nobody.
 
 mod jobs;
 
@@ -9,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use quorate_recipes::dispatch::{
-    Command, Dispatcher, Ended, Inbox, Job, JobState, Sending, Target,
+    Command, Dispatcher, Ended, Inbox, Job, JobState, Recipient, Sending, Target,
 };
 use quorate_recipes::keys::{LeaseId, Revision};
 use quorate_recipes::{Error, Fenced as _, Result, Session, TxnError};
@@ -34,10 +35,22 @@ pub fn ops(player: &Player) -> Dispatcher<i64, i64> {
     ops.max_attempts(4).retention(Duration::from_secs(60))
 }
 
-/// The key that is written when a job is done.
+/// The key that is written when a job is done: by its number, or by its id if many have the same, which is
+/// negative.
 #[must_use]
-pub fn job_done(number: i64) -> String {
-    format!("effect/{number}")
+pub fn job_done(number: i64, job: &str) -> String {
+    match number < 0 {
+        true => format!("effect/{job}"),
+        false => format!("effect/{number}"),
+    }
+}
+
+/// What is said of a client's inbox.
+fn parity(player: &Player) -> &'static str {
+    match player.index().is_multiple_of(2) {
+        true => "even",
+        false => "odd",
+    }
 }
 
 /// Clients that send each other jobs and do them.
@@ -45,6 +58,8 @@ pub fn job_done(number: i64) -> String {
 pub struct Staff {
     sent: Effects<()>,
     jobs: RefCell<BTreeMap<i64, String>>,
+    /// By the number of each cast: what those are that it is for; all if nothing.
+    casts: RefCell<BTreeMap<i64, Option<&'static str>>>,
     inboxes: RefCell<BTreeMap<usize, Desk>>,
     told: RefCell<Told>,
 }
@@ -56,7 +71,7 @@ type Desk = (LeaseId, Rc<Inbox<i64, i64>>);
 #[derive(Debug, Default)]
 struct Told {
     /// When a job was done, by who did it.
-    done: Vec<(i64, Revision)>,
+    done: Vec<(String, Revision)>,
     /// How jobs have ended, by who waited, as their records say.
     ended: Vec<(String, &'static str)>,
 }
@@ -100,6 +115,29 @@ impl Staff {
         job.ok_or(Error::Closed)
     }
 
+    /// Sends a command to all that are there, or to those of whom something is said.
+    async fn send_to_all(&self, player: &Player, session: &Session) -> Result<()> {
+        let chosen =
+            [None, Some("even"), Some("odd")][usize::try_from(player.below(3)).unwrap_or(0)];
+        let limit = Duration::from_millis(1_000 + player.below(9_000));
+        let sending = Sending::new().deadline(limit);
+        let send = |number: i64| {
+            self.casts.borrow_mut().insert(number, chosen);
+            let ops = ops(player);
+            async move {
+                let selected =
+                    move |one: &Recipient| chosen.is_none_or(|parity| one.is("parity", parity));
+                let cast = ops.send_all(session, selected, &-number, sending).await?;
+                player.note(format!("cast {} to {}", cast.id(), cast.jobs().len()));
+                if player.one_in(4) {
+                    cast.cancel().await?;
+                }
+                Ok(())
+            }
+        };
+        self.sent.attempt(player, send).await
+    }
+
     /// A job that was sent before.
     fn any_job(&self, player: &Player) -> Option<String> {
         let jobs = self.jobs.borrow();
@@ -117,7 +155,8 @@ impl Staff {
             Target::Instance(player.index().to_string()),
             Target::Any("s".to_owned()),
         ];
-        let inbox = Rc::new(ops(player).inbox(session, targets).await?);
+        let ops = ops(player).label("parity", parity(player));
+        let inbox = Rc::new(ops.inbox(session, targets).await?);
         let known = (session.lease(), Rc::clone(&inbox));
         self.inboxes.borrow_mut().insert(player.index(), known);
         Ok(inbox)
@@ -140,9 +179,13 @@ impl Staff {
     async fn reply(&self, player: &Player, mut command: Command<i64, i64>) -> Result<()> {
         let number = *command.value();
         let lease = command.fence().lease().to_string();
-        let txn = player.client().txn().put(job_done(number), lease);
+        let done = job_done(number, command.job());
+        let txn = player.client().txn().put(done, lease);
         match command.reply_with(&number, txn).await {
-            Ok(at) => self.told.borrow_mut().done.push((number, at)),
+            Ok(at) => {
+                let job = command.job().to_owned();
+                self.told.borrow_mut().done.push((job, at));
+            }
             Err(TxnError::Fenced { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -184,7 +227,10 @@ impl Staff {
     }
 
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        self.send(player, session).await?;
+        match player.one_in(4) {
+            true => self.send_to_all(player, session).await?,
+            false => drop(self.send(player, session).await?),
+        }
         if player.one_in(2)
             && let Some(job) = self.any_job(player)
         {
@@ -219,7 +265,8 @@ impl Staff {
         loop {
             let jobs = ops(player).jobs(usize::MAX).await?;
             let ends = ["done", "failed", "expired", "cancelled"];
-            if jobs.iter().all(|job| ends.contains(&job.state)) {
+            let unsent = ops(player).status().await?.unsent;
+            if unsent == 0 && jobs.iter().all(|job| ends.contains(&job.state)) {
                 break;
             }
             if let Ok(command) = tokio::time::timeout(WAIT, inbox.next()).await {
@@ -252,8 +299,9 @@ impl Staff {
     /// What is broken.
     pub fn check(&self, history: &History) -> std::result::Result<(), String> {
         let jobs = Jobs::of(history)?;
-        let sent = jobs.sent.iter().map(|number| (*number, ()));
-        self.sent.check(sent)?;
+        let sent = jobs.sent.iter().chain(jobs.casts.keys());
+        self.sent.check(sent.map(|number| (*number, ())))?;
+        jobs.check_casts(&self.casts.borrow())?;
         jobs.check(&self.told.borrow())
     }
 }

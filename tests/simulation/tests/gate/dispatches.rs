@@ -113,7 +113,7 @@ impl Broken for NoClaimCompare {
         let Some(command) = staff.take(player, session).await? else {
             return Ok(());
         };
-        let effect = job_done(*command.value());
+        let effect = job_done(*command.value(), command.job());
         let lease = command.fence().lease().to_string();
         let done = json!({ "done": command.value() });
         end(player, command.job(), done, Some((effect, lease))).await
@@ -133,7 +133,8 @@ impl Broken for NoStateCompare {
             if let Some(mut command) = staff.take(player, session).await? {
                 let lease = command.fence().lease().to_string();
                 let number = *command.value();
-                let txn = player.client().txn().put(job_done(number), lease);
+                let done = job_done(number, command.job());
+                let txn = player.client().txn().put(done, lease);
                 command.reply_with(&number, txn).await?;
             }
             Ok::<_, Error>(())

@@ -1,6 +1,6 @@
 //! What a history says about dispatched jobs: which states each went through, and by whose hand it ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use quorate_proto::mvccpb::event::EventType;
 use quorate_recipes::keys::Revision;
@@ -18,16 +18,47 @@ const ENDS: [&str; 4] = ["done", "failed", "expired", "cancelled"];
 /// The jobs, as they went through a history.
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
-    /// Every job that came to be, each time.
+    /// Every job that came to be and is of no cast, each time.
     pub(super) sent: Vec<i64>,
+    /// Casts, by their numbers.
+    pub(super) casts: BTreeMap<i64, Sent>,
     /// The number of each job.
     numbers: BTreeMap<String, i64>,
     /// The state of each job now, or its last one.
     states: BTreeMap<String, String>,
-    /// When each job was done, by its number.
-    done: BTreeMap<i64, Revision>,
+    /// When each job was done.
+    done: BTreeMap<String, Revision>,
     /// The lease of whoever has a job.
     claims: BTreeMap<String, i64>,
+    /// Open inboxes by their keys: whose, and what is said of them.
+    here: BTreeMap<String, (String, String)>,
+    /// The same after each revision at which that changed.
+    were_here: BTreeMap<i64, BTreeSet<(String, String)>>,
+    /// Whose inboxes jobs of casts came into, by the ids of the casts, each time.
+    recipients: BTreeMap<String, Vec<String>>,
+}
+
+/// A cast as it was begun.
+#[derive(Debug)]
+pub(super) struct Sent {
+    id: String,
+    /// The revision of which it says that its recipients are.
+    revision: i64,
+    recipients: Vec<String>,
+}
+
+impl Sent {
+    fn read(id: &str, value: &[u8]) -> Option<(i64, Self)> {
+        let record: Value = serde_json::from_slice(value).ok()?;
+        let names = record["recipients"].as_array()?.iter();
+        let names: Option<Vec<_>> = names.map(|name| Some(name.as_str()?.to_owned())).collect();
+        let sent = Self {
+            id: id.to_owned(),
+            revision: record["revision"].as_i64()?,
+            recipients: names?,
+        };
+        Some((-record["command"].as_i64()?, sent))
+    }
 }
 
 /// The job that the key of an item, or of what is said of its taking, is about.
@@ -50,13 +81,13 @@ impl Jobs {
         let claims = self.claims.clone();
         let mut ended: BTreeMap<String, String> = BTreeMap::new();
         let mut gone: Vec<String> = Vec::new();
-        let mut effects: BTreeMap<i64, (String, i64)> = BTreeMap::new();
+        let mut effects: BTreeMap<String, (String, i64)> = BTreeMap::new();
         for change in &commit.changes {
             let (key, put) = (key_of(change), change.r#type() == EventType::Put);
             let value = change.kv.as_ref().filter(|_| put).map(|kv| &kv.value[..]);
-            if let (Some(number), Some(kv)) = (key.strip_prefix("effect/"), &change.kv) {
+            if let (true, Some(kv)) = (key.starts_with("effect/"), &change.kv) {
                 let lease = String::from_utf8_lossy(&kv.value).into_owned();
-                effects.insert(number.parse().unwrap_or(-1), (lease, kv.version));
+                effects.insert(key.clone(), (lease, kv.version));
                 continue;
             }
             let Some(rest) = key.strip_prefix(PREFIX) else {
@@ -72,8 +103,11 @@ impl Jobs {
                 match value {
                     Some(value) => {
                         let item: Value = serde_json::from_slice(value).unwrap_or_default();
-                        let number = item["value"]["command"].as_i64().unwrap_or(-1);
-                        self.sent.push(number);
+                        let number = item["value"]["command"].as_i64().unwrap_or(0);
+                        match id.split_once('.') {
+                            None => self.sent.push(number),
+                            Some((cast, _)) => self.came_into(cast, rest),
+                        }
                         self.numbers.insert(id, number);
                     }
                     None => gone.push(id),
@@ -86,6 +120,24 @@ impl Jobs {
                     true => drop(self.claims.insert(id, lease)),
                     false => drop(self.claims.remove(&id)),
                 }
+            } else if let (Some(id), Some(value)) = (rest.strip_prefix("cast/"), value) {
+                let (number, sent) =
+                    Sent::read(id, value).ok_or(format!("cast {id} is {value:?}"))?;
+                if self.casts.insert(number, sent).is_some() {
+                    return Err(format!("cast {id} is begun twice"));
+                }
+            } else if let Some(open) = rest.strip_prefix("here/") {
+                match value {
+                    Some(value) => {
+                        let record: Value = serde_json::from_slice(value).unwrap_or_default();
+                        let name = open.split('/').next().unwrap_or_default().to_owned();
+                        let said = record["labels"]["parity"].as_str().unwrap_or_default();
+                        self.here.insert(open.to_owned(), (name, said.to_owned()));
+                    }
+                    None => drop(self.here.remove(open)),
+                }
+                let here = self.here.values().cloned().collect();
+                self.were_here.insert(commit.revision.0, here);
             }
         }
         for id in &gone {
@@ -95,8 +147,8 @@ impl Jobs {
             }
         }
         for (id, end) in ended {
-            let number = self.numbers.get(&id).copied().unwrap_or(-1);
-            let effect = effects.remove(&number);
+            let number = self.numbers.get(&id).copied().unwrap_or(0);
+            let effect = effects.remove(&job_done(number, &id));
             let lease = claims.get(&id).map(|lease| format!("{lease:x}"));
             if !gone.contains(&id) {
                 return Err(format!("job {id} is {end}, and still in its inbox"));
@@ -110,14 +162,57 @@ impl Jobs {
                         "lease {by} ended job {id} for the {version}th time, which {lease:?} had"
                     ));
                 }
-                self.done.insert(number, commit.revision);
+                self.done.insert(id, commit.revision);
             }
         }
         match effects.first_key_value() {
-            Some((number, _)) => {
-                let key = job_done(*number);
-                Err(format!("{key} is written for a job that did not end"))
+            Some((key, _)) => Err(format!("{key} is written for a job that did not end")),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes whose inbox a job of a cast came into.
+    fn came_into(&mut self, cast: &str, rest: &str) {
+        let name = rest
+            .strip_prefix("inbox/")
+            .and_then(|rest| rest.split('/').next());
+        let into = self.recipients.entry(cast.to_owned()).or_default();
+        into.push(name.unwrap_or_default().to_owned());
+    }
+
+    /// Judges casts, of which it is known what those are that each is for.
+    pub(super) fn check_casts(
+        &self,
+        chosen: &BTreeMap<i64, Option<&'static str>>,
+    ) -> Result<(), String> {
+        for (number, cast) in &self.casts {
+            let Sent {
+                id,
+                revision,
+                recipients,
+            } = cast;
+            let chosen = chosen.get(number).copied().flatten();
+            let there = self.were_here.range(..=*revision).next_back();
+            let there = there.into_iter().flat_map(|(_, there)| there);
+            let there = there.filter(|(_, said)| chosen.is_none_or(|chosen| chosen == said));
+            let there: BTreeSet<&String> = there.map(|(name, _)| name).collect();
+            if !there.iter().copied().eq(recipients) {
+                return Err(format!(
+                    "cast {id} of revision {revision} is for {recipients:?}, and {there:?} were there"
+                ));
             }
+            let mut into = self.recipients.get(id).cloned().unwrap_or_default();
+            into.sort();
+            if into != *recipients {
+                return Err(format!("cast {id} for {recipients:?} came to {into:?}"));
+            }
+        }
+        match self
+            .recipients
+            .keys()
+            .find(|id| self.casts.values().all(|cast| cast.id != **id))
+        {
+            Some(id) => Err(format!("jobs came of cast {id}, which was not begun")),
             None => Ok(()),
         }
     }
@@ -147,10 +242,10 @@ impl Jobs {
 
     /// Judges what clients were told.
     pub(super) fn check(&self, told: &Told) -> Result<(), String> {
-        for (number, at) in &told.done {
-            let done = self.done.get(number);
+        for (job, at) in &told.done {
+            let done = self.done.get(job);
             if done != Some(at) {
-                return Err(format!("job {number}: told done at {at}, done at {done:?}"));
+                return Err(format!("job {job}: told done at {at}, done at {done:?}"));
             }
         }
         for (id, ended) in &told.ended {
