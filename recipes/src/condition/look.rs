@@ -106,7 +106,7 @@ impl Looker {
         self.rule.once && head.segment > 0
     }
 
-    fn reads(&self, head: Head) -> TxnRequest {
+    pub(super) fn reads(&self, head: Head) -> TxnRequest {
         let layout = &self.layout;
         let keys = |range: KeyRange, limit| {
             let mut read = ops::range(range);
@@ -147,7 +147,7 @@ impl Looker {
         })
     }
 
-    fn facts(&self, head: Head, found: &[ResponseOp]) -> Facts {
+    pub(super) fn facts(&self, head: Head, found: &[ResponseOp]) -> Facts {
         let (layout, epoch) = (&self.layout, head.segment);
         let items = usize::try_from(ops::count(found, 1)).unwrap_or(usize::MAX);
         let signals = ops::kvs(found, 2).iter();

@@ -1,7 +1,8 @@
 //! Condition queues: tasks gather and wait until a condition holds, and then go together.
 //!
 //! `rule` is when, how and how often; `record` how a queue lies in the store; `look` opens gates, `follow` tells
-//! those who wait when to look; `batch` takes all that has passed one, `fan` one by one.
+//! those who wait when to look; `batch` takes all that has passed one, `fan` one by one; `survey` is for whoever looks
+//! on.
 
 mod batch;
 mod fan;
@@ -9,6 +10,7 @@ mod follow;
 mod look;
 mod record;
 mod rule;
+mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -23,8 +25,10 @@ use serde::de::DeserializeOwned;
 
 pub use batch::Batch;
 pub use fan::Consumer;
+pub(crate) use record::KIND;
 pub use record::{Gate, Task};
 pub use rule::{Condition, Release};
+pub(crate) use survey::survey;
 
 use crate::client::Client;
 use crate::error::{Error, Result};

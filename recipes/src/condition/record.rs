@@ -10,6 +10,9 @@ use crate::kit::{ItemId, SegmentedLog};
 use crate::value::{V1, from_json};
 use quorate_proto::mvccpb::KeyValue;
 
+/// The kind of key space that condition queues live in.
+pub(crate) const KIND: &str = "condition";
+
 /// The keys of one condition queue.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
@@ -20,7 +23,7 @@ pub(super) struct Layout {
 
 impl Layout {
     pub(super) fn new(client: Client, name: &str) -> Self {
-        let space = KeySpace::of("condition", name);
+        let space = KeySpace::of(KIND, name);
         let log = SegmentedLog::new(client.clone(), space.clone()).without_automatic_roll();
         Self { client, space, log }
     }

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 pub use self::misfire::Misfire;
 pub use self::record::{CronStatus, Outcome, RunRecord};
+pub(crate) use self::record::{Last, told};
 pub use self::run::Run;
 pub use self::schedule::{Schedule, Slot};
 use crate::client::Client;
@@ -23,7 +24,7 @@ use crate::error::Result;
 use crate::keys::{Key, KeySpace, Name};
 
 /// The kind of key space that jobs live in.
-const KIND: &str = "cron";
+pub(crate) const KIND: &str = "cron";
 
 impl Client {
     /// The job of this name, and when it is to run: `client.cron("nightly", "0 3 * * *".parse()?)`.

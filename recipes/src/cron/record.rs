@@ -4,9 +4,9 @@ use bytes::Bytes;
 use quorate_proto::mvccpb::KeyValue;
 use serde::{Deserialize, Serialize};
 
-use super::schedule::Slot;
+use super::schedule::{Schedule, Slot};
 use crate::client::Identity;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::keys::{Key, KeySpace, LeaseId};
 use crate::value::{Json, V1, Value, from_json};
 
@@ -21,14 +21,42 @@ pub(super) const RUN: &str = "run";
 
 /// The value of `last`.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Last {
+pub(crate) struct Last {
     v: V1,
-    pub(super) slot: Slot,
+    pub(crate) slot: Slot,
+    /// By which it was started, for people. Earlier versions did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    schedule: Option<WrittenSchedule>,
+}
+
+/// A schedule as it is written.
+#[derive(Debug, Serialize, Deserialize)]
+struct WrittenSchedule {
+    pattern: String,
+    zone: String,
 }
 
 impl Last {
-    pub(super) fn at(slot: Slot) -> Self {
-        Self { v: V1, slot }
+    pub(super) fn at(slot: Slot, schedule: &Schedule) -> Self {
+        Self {
+            v: V1,
+            slot,
+            schedule: Some(WrittenSchedule {
+                pattern: schedule.pattern().to_owned(),
+                zone: schedule.zone().to_owned(),
+            }),
+        }
+    }
+
+    /// The schedule, as it is shown, and its next time; which is not known of one that cannot be read here.
+    pub(crate) fn schedule(&self) -> Option<(String, Option<Slot>)> {
+        let WrittenSchedule { pattern, zone } = self.schedule.as_ref()?;
+        let read = pattern.parse::<Schedule>();
+        let read = read.and_then(|schedule| schedule.in_zone(zone));
+        let next = read
+            .ok()
+            .and_then(|schedule| schedule.next_after(self.slot));
+        Some((format!("{pattern} ({zone})"), next))
     }
 }
 
@@ -116,7 +144,7 @@ pub struct CronStatus {
 }
 
 /// One run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RunRecord {
     /// The time that it was started for.
@@ -132,7 +160,8 @@ pub struct RunRecord {
 }
 
 /// How a run stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Outcome {
     /// It goes on, under this lease.
@@ -147,19 +176,32 @@ pub enum Outcome {
     Lost,
 }
 
-/// Reads a job's keys.
-pub(super) fn status(space: &KeySpace, kvs: &[KeyValue]) -> Result<CronStatus> {
+/// What a job's keys say, each by itself.
+pub(crate) struct Told<'a> {
+    pub(crate) last: Option<Result<Last>>,
+    pub(crate) run: Option<Result<RunRecord>>,
+    /// The key of the run that goes on.
+    pub(crate) running: Option<&'a KeyValue>,
+    /// Why it is not known which one that is.
+    pub(crate) which: Option<Error>,
+}
+
+/// Reads a job's keys one by one.
+pub(crate) fn told<'a>(space: &KeySpace, kvs: &'a [KeyValue]) -> Told<'a> {
     let find = |name| kvs.iter().find(|kv| space.suffix(&kv.key) == Some(name));
-    let last = find(LAST).map(|kv| from_json::<Last>(&kv.key, &kv.value));
-    let running = find(RUNNING).map(|kv| {
-        let running = from_json::<Running>(&kv.key, &kv.value);
-        running.map(|running| (running.nonce, LeaseId(kv.lease)))
-    });
-    let running = running.transpose()?;
-    let run = find(RUN).map(|kv| from_json::<Record>(&kv.key, &kv.value));
-    let run = run.transpose()?.map(|record| {
-        let going_on = running.filter(|(nonce, _)| *nonce == record.nonce);
-        RunRecord {
+    let last = find(LAST).map(|kv| from_json(&kv.key, &kv.value));
+    let running = find(RUNNING);
+    let (nonce, which) = match running.map(|kv| from_json::<Running>(&kv.key, &kv.value)) {
+        Some(Ok(running)) => (Some(running.nonce), None),
+        Some(Err(error)) => (None, Some(error)),
+        None => (None, None),
+    };
+    let run = find(RUN).map(|kv| {
+        let record: Record = from_json(&kv.key, &kv.value)?;
+        // There is one run at a time, so it is this one if that cannot be read.
+        let is_this = nonce.as_ref().is_none_or(|nonce| *nonce == record.nonce);
+        let going_on = running.filter(|_| is_this);
+        Ok(RunRecord {
             slot: record.slot,
             started_ms: record.started_ms,
             ended_ms: record.ended.as_ref().map(|ended| ended.at_ms),
@@ -167,14 +209,28 @@ pub(super) fn status(space: &KeySpace, kvs: &[KeyValue]) -> Result<CronStatus> {
                 (Some(How::Done), _) => Outcome::Done,
                 (Some(How::Failed(reason)), _) => Outcome::Failed(reason),
                 (Some(How::Dropped), _) => Outcome::Dropped,
-                (None, Some((_, lease))) => Outcome::Running(lease),
+                (None, Some(kv)) => Outcome::Running(LeaseId(kv.lease)),
                 (None, None) => Outcome::Lost,
             },
             by: record.by,
-        }
+        })
     });
-    Ok(CronStatus {
-        last: last.transpose()?.map(|last| last.slot),
+    Told {
+        last,
         run,
+        running,
+        which,
+    }
+}
+
+/// Reads a job's keys.
+pub(super) fn status(space: &KeySpace, kvs: &[KeyValue]) -> Result<CronStatus> {
+    let told = told(space, kvs);
+    if let Some(error) = told.which {
+        return Err(error);
+    }
+    Ok(CronStatus {
+        last: told.last.transpose()?.map(|last| last.slot),
+        run: told.run.transpose()?,
     })
 }

@@ -8,13 +8,15 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::Cron;
 use super::misfire::{Due, due};
 use super::record::{How, LAST, Last, RUNNING, Record, Running, write};
 use super::run::Run;
 use super::schedule::Slot;
 use crate::error::{Error, Result};
-use crate::keys::{KeyRange, Revision};
+use crate::keys::{Key, KeyRange, Revision};
 use crate::lock::{Fenced, Hold};
 use crate::session::{Claim, Claimed, Effect, Session};
 use crate::store::ops::{self, Compare};
@@ -138,13 +140,18 @@ impl Cron {
         news.map_or(Ok(()), |batch| batch.map(drop))
     }
 
+    /// The value of `last`.
+    fn started(&self, key: &Key, slot: Slot) -> Result<Bytes> {
+        write(key, &Last::at(slot, &self.schedule))
+    }
+
     /// Writes down that the job begins now, if nobody has.
     async fn begin(&self, session: &Session) -> Result<()> {
         let key = self.last();
         let now = Slot::at_millis(self.client.wall_millis());
         let effect = Effect {
             when: vec![Compare::absent(&key)],
-            then: vec![ops::put(&key, write(&key, &Last::at(now))?, None)],
+            then: vec![ops::put(&key, self.started(&key, now)?, None)],
             otherwise: Vec::new(),
         };
         session.actor().apply(effect).await.map(drop)
@@ -161,7 +168,7 @@ impl Cron {
         let claim = Claim {
             when: vec![Compare::mod_revision(&last, at)],
             also: vec![
-                ops::put(&last, write(&last, &Last::at(slot))?, None),
+                ops::put(&last, self.started(&last, slot)?, None),
                 ops::put(&record, write(&record, &started)?, None),
             ],
             when_released: vec![ops::put(&record, write(&record, &dropped)?, None)],

@@ -102,6 +102,15 @@ impl Schedule {
         self.first_at(self.found(found)?.datetime())
     }
 
+    pub(super) fn pattern(&self) -> &str {
+        &self.text
+    }
+
+    /// The name of the zone.
+    pub(super) fn zone(&self) -> &str {
+        self.zone.iana_name().unwrap_or("UTC")
+    }
+
     /// Whether the pattern names times of day, other than what recurs.
     fn names_times(&self) -> bool {
         let pattern = &self.pattern.pattern;
@@ -183,8 +192,7 @@ impl FromStr for Schedule {
 
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let zone = self.zone.iana_name().unwrap_or("UTC");
-        write!(f, "{} ({zone})", self.text)
+        write!(f, "{} ({})", self.text, self.zone())
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! `record` is how jobs lie in the store, `logs` what a dispatcher knows of the inboxes it sends to, `job` what the
 //! sender sees, `inbox` where commands come in, `command` one in somebody's hands, `cast` one for many, `spread` how
-//! that comes to all of them, `retention` how long ended jobs are kept.
+//! that comes to all of them, `retention` how long ended jobs are kept, `survey` what others may read of all that.
 
 mod cast;
 mod command;
@@ -13,6 +13,7 @@ mod logs;
 mod record;
 mod retention;
 mod spread;
+mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ pub use command::Command;
 pub use inbox::Inbox;
 pub use job::Job;
 pub use record::{Ended, JobLine, JobState, Target};
+pub(crate) use survey::{KIND, Keys};
 
 use crate::client::Client;
 use crate::error::{Error, Result};

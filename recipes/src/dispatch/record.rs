@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::logs::Logs;
+use super::survey::KIND;
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeySpace, Revision, decode};
@@ -40,7 +41,7 @@ pub enum Target {
 
 impl Layout {
     pub(super) fn new(client: Client, name: &str) -> Self {
-        let space = KeySpace::of("dispatch", name);
+        let space = KeySpace::of(KIND, name);
         let logs = Logs::default();
         Self {
             client,
@@ -187,7 +188,7 @@ impl State {
     }
 
     /// What it is called in a list.
-    fn word(&self) -> &'static str {
+    pub(super) fn word(&self) -> &'static str {
         match self {
             Self::Queued => "queued",
             Self::Delivered { .. } => "delivered",

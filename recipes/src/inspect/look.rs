@@ -8,13 +8,16 @@ use serde::Serialize;
 
 use crate::client::{Client, Identity};
 use crate::error::{Error, Result};
-use crate::keys::{KeyRange, LeaseId, ROOT, Revision, decode};
+use crate::keys::{KeyRange, KeySpace, LeaseId, ROOT, Revision, decode};
 use crate::lock::Holder;
 use crate::session::SessionRecord;
 use crate::store::{StoreError, ops};
 
 /// How often a look begins anew because its revision was compacted meanwhile.
 const ATTEMPTS: usize = 3;
+
+/// Keys in one read.
+const PAGE: usize = 1_000;
 
 /// What there is of one kind, as it was at one revision.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -112,6 +115,25 @@ impl Look {
         Ok(self.client.list_at(range, self.at).await?.1)
     }
 
+    /// The first keys of a range, so many at most.
+    pub(super) async fn first(&self, range: KeyRange, most: usize) -> Result<Vec<KeyValue>> {
+        let mut request = ops::range(range);
+        request.revision = self.at.0;
+        let mut all: Vec<KeyValue> = Vec::new();
+        loop {
+            let limit = most.saturating_sub(all.len()).min(PAGE);
+            request.limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let mut answer = self.client.store().range(request.clone()).await?;
+            all.append(&mut answer.kvs);
+            match all.last() {
+                Some(last) if answer.more && all.len() < most => {
+                    request.key = [&last.key[..], &[0]].concat().into();
+                }
+                _ => return Ok(all),
+            }
+        }
+    }
+
     /// All keys of one kind.
     pub(super) async fn list_kind(&self, kind: &str) -> Result<Vec<KeyValue>> {
         self.list(whole_kind(kind)).await
@@ -133,6 +155,12 @@ impl Look {
     /// The names of one kind that have keys.
     pub(super) async fn names(&self, kind: &str) -> Result<Vec<String>> {
         let segments = self.segments(&format!("{ROOT}/{kind}/")).await?;
+        Ok(segments.iter().filter_map(|name| decode(name)).collect())
+    }
+
+    /// The names directly below a space that have keys.
+    pub(super) async fn below(&self, space: &KeySpace) -> Result<Vec<String>> {
+        let segments = self.segments(&format!("{}/", space.prefix())).await?;
         Ok(segments.iter().filter_map(|name| decode(name)).collect())
     }
 

@@ -7,12 +7,16 @@
 //!
 //! `look` reads at one revision; the others are about one kind each.
 
+mod conditions;
 mod configs;
+mod crons;
 mod deadlock;
+mod dispatchers;
 mod jobs;
 mod locks;
 mod look;
 mod members;
+mod probes;
 mod queues;
 mod rates;
 #[cfg(test)]
@@ -23,12 +27,16 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub use conditions::{ConditionInfo, ConditionRule, GateInfo, GatheringInfo, TermInfo};
 pub use configs::{ConfigInfo, SettingInfo};
+pub use crons::CronInfo;
 pub use deadlock::{Deadlock, LockKind, LockName, Wait};
+pub use dispatchers::{DispatchedInfo, DispatcherInfo, InboxInfo};
 pub use jobs::{JobInfo, TaskInfo, TaskStanding};
 pub use locks::{Candidate, Contention, ElectionInfo, LockInfo};
 pub use look::{Listing, SessionInfo};
 pub use members::{GroupInfo, InstanceInfo, MemberInfo, PartitionsInfo, ServiceInfo};
+pub use probes::ProbeInfo;
 pub use queues::{QueueInfo, TakenInfo};
 pub use rates::{QueueRates, Rates, TopicRates};
 pub use topics::{TopicGroupInfo, TopicInfo};
@@ -41,7 +49,10 @@ use look::Look;
 /// Kinds of keys that are told as something else, or belong to something that is.
 const TOLD: &[&str] = &[
     "assign",
+    "condition",
     "config",
+    "cron",
+    "dispatch",
     "election",
     "election-meta",
     "epoch",
@@ -50,6 +61,7 @@ const TOLD: &[&str] = &[
     "lock",
     "lock-meta",
     "member",
+    "probe",
     "progress",
     "queue",
     "request",
@@ -96,8 +108,16 @@ pub struct Overview {
     pub partitions: Vec<PartitionsInfo>,
     /// Queues and their lanes.
     pub queues: Vec<QueueInfo>,
+    /// Condition queues.
+    pub conditions: Vec<ConditionInfo>,
     /// Topics with their groups.
     pub topics: Vec<TopicInfo>,
+    /// Dispatchers with their jobs and inboxes.
+    pub dispatchers: Vec<DispatcherInfo>,
+    /// Targets of probes that observers speak of.
+    pub probes: Vec<ProbeInfo>,
+    /// Jobs by the clock.
+    pub crons: Vec<CronInfo>,
     /// Settings.
     pub configs: Vec<ConfigInfo>,
     /// Jobs whose tasks report.
@@ -139,7 +159,11 @@ impl Inspect {
                 groups: members::groups(&look).await?,
                 partitions: members::partitions(&look).await?,
                 queues: queues::queues(&look).await?,
+                conditions: conditions::conditions(&look).await?,
                 topics: topics::topics(&look).await?,
+                dispatchers: dispatchers::dispatchers(&look).await?,
+                probes: probes::probes(&look).await?,
+                crons: crons::crons(&look).await?,
                 configs: configs::configs(&look).await?,
                 jobs: jobs::jobs(&look).await?,
                 others: others(&look).await?,
@@ -232,6 +256,50 @@ impl Inspect {
     pub async fn queues(&self) -> Result<Listing<QueueInfo>> {
         Look::at_one_revision(&self.client, |look| async move {
             Ok(look.listing(queues::queues(&look).await?))
+        })
+        .await
+    }
+
+    /// The condition queues: who gathers, what is missing, which gates are open and who has what has passed them.
+    ///
+    /// # Errors
+    /// As [`Inspect::overview`].
+    pub async fn conditions(&self) -> Result<Listing<ConditionInfo>> {
+        Look::at_one_revision(&self.client, |look| async move {
+            Ok(look.listing(conditions::conditions(&look).await?))
+        })
+        .await
+    }
+
+    /// The dispatchers with their jobs and inboxes. Commands are counted, not read.
+    ///
+    /// # Errors
+    /// As [`Inspect::overview`].
+    pub async fn dispatchers(&self) -> Result<Listing<DispatcherInfo>> {
+        Look::at_one_revision(&self.client, |look| async move {
+            Ok(look.listing(dispatchers::dispatchers(&look).await?))
+        })
+        .await
+    }
+
+    /// What observers say of the targets of their probes; not of those under literal prefixes.
+    ///
+    /// # Errors
+    /// As [`Inspect::overview`].
+    pub async fn probes(&self) -> Result<Listing<ProbeInfo>> {
+        Look::at_one_revision(&self.client, |look| async move {
+            Ok(look.listing(probes::probes(&look).await?))
+        })
+        .await
+    }
+
+    /// The jobs by the clock, with their last runs; not those under literal prefixes.
+    ///
+    /// # Errors
+    /// As [`Inspect::overview`].
+    pub async fn crons(&self) -> Result<Listing<CronInfo>> {
+        Look::at_one_revision(&self.client, |look| async move {
+            Ok(look.listing(crons::crons(&look).await?))
         })
         .await
     }

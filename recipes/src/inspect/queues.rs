@@ -9,8 +9,8 @@ use crate::kit::ItemId;
 use crate::lock::Holder;
 use crate::queue::{self, Queue, QueueStatus};
 
-/// Most items of a queue whose holders are told.
-const TAKEN_MAX: usize = 256;
+/// Most items of a queue whose holders are told, and tasks of a condition queue.
+pub(super) const TAKEN_MAX: usize = 256;
 
 /// A queue, or a lane of one.
 #[derive(Debug, Clone, PartialEq, Serialize)]

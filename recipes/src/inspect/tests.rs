@@ -1,8 +1,12 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::condition::{self, Condition, Joined, Release};
 use crate::config::Expect;
-use crate::probe::Probe;
+use crate::cron::Outcome;
+use crate::dispatch::Target;
+use crate::probe::{Probe, ProbeState};
+use crate::queue::Nack;
 use crate::registry::{Checks, Instance, Status};
 use crate::session::Session;
 use crate::store::MemStore;
@@ -319,4 +323,243 @@ async fn an_instance_whose_checks_fail_takes_no_work() {
     assert_eq!((instance.status, instance.takes_work), (Status::Up, false));
     let health = instance.health.as_ref().unwrap();
     assert_eq!(health.failing["disk"], "it is full");
+}
+
+#[tokio::test(start_paused = true)]
+async fn condition_queues_tell_who_gathers_and_what_is_missing() {
+    let (store, client, session) = set_up().await;
+    let when = Condition::len(2).and(Condition::started());
+    let when = when.or_after(Duration::from_secs(3_600));
+    let queue = client.condition_queue::<u32>("c/1", when);
+    for (id, value) in [("b", 1), ("a", 2)] {
+        queue.join(&session, id, &value).await.unwrap();
+    }
+    let look = async || client.inspect().conditions().await.unwrap().entries;
+    let info = look().await.remove(0);
+    assert_eq!((info.name.as_str(), info.epoch), ("c/1", Some(0)));
+    let rule = info.rule.clone().unwrap();
+    assert_eq!(rule.condition, "((len(2) and started) or after(3600s))");
+    assert_eq!((rule.release, rule.once), (Release::Batch, false));
+    let terms = |info: &ConditionInfo| -> Vec<(String, Option<bool>)> {
+        let each = info.terms.iter();
+        each.map(|term| (term.term.clone(), term.holds)).collect()
+    };
+    let expected = [
+        ("len(2)", Some(true)),
+        ("started", Some(false)),
+        ("after(3600s)", None),
+    ];
+    let expected = expected.map(|(term, holds)| (term.to_owned(), holds));
+    assert_eq!((terms(&info), info.holds), (expected.to_vec(), None));
+    let ids = info.tasks.iter().map(|task| task.id.as_str());
+    assert!(ids.eq(["b", "a"]), "in the order of joining: {info:?}");
+    assert!(info.tasks.iter().all(|task| task.since_ms.is_some()));
+    assert!(info.tasks[0].revision < info.tasks[1].revision);
+    assert_eq!((info.gathering, info.passed, info.gates.len()), (2, 0, 0));
+
+    queue.start(&session).await.unwrap();
+    let batch = queue.take(&session).await.unwrap();
+    queue.join(&session, "c", &3).await.unwrap();
+    let before = store.revision();
+    for damaged in ["gate/0000000000000009", "segment/0000000000000001/broken"] {
+        let key = format!("quorate/condition/c%2F1/{damaged}");
+        client.put(key, "no JSON").await.unwrap();
+    }
+    let info = look().await.remove(0);
+    assert_eq!((info.epoch, info.gathering, info.passed), (Some(1), 2, 2));
+    assert_eq!(info.tasks[1].since_ms, None, "{info:?}");
+    let (gate, broken) = (&info.gates[0], &info.gates[1]);
+    assert_eq!((gate.epoch, gate.tasks), (0, 2));
+    assert_eq!(gate.revision, batch.gate().revision);
+    assert_eq!(gate.reason.as_deref(), Some("len(2) and started"));
+    let taker = gate.by.as_ref().unwrap();
+    assert_eq!(taker.who.as_ref().unwrap().label, "worker 1");
+    assert_eq!(
+        (broken.epoch, &broken.reason, &broken.by),
+        (9, &None, &None)
+    );
+    assert!(info.unreadable.contains_key("gate/0000000000000009"));
+    let json = serde_json::to_value(&info).unwrap();
+    assert_eq!(json["rule"]["release"], "batch");
+
+    batch.ack().await.unwrap();
+    let then = condition::survey(&client, "c/1", before, 1).await.unwrap();
+    assert_eq!((then.passed, then.gathering, then.tasks.len()), (2, 1, 1));
+    for damaged in ["rule", "head"] {
+        let key = format!("quorate/condition/c%2F1/{damaged}");
+        client.put(key, "no JSON").await.unwrap();
+    }
+    let info = look().await.remove(0);
+    assert_eq!((&info.rule, info.epoch, info.holds), (&None, None, None));
+    assert_eq!(info.gates[0].epoch, 9);
+    let unreadable: Vec<&str> = info.unreadable.keys().map(String::as_str).collect();
+    assert_eq!(unreadable, ["gate/0000000000000009", "head", "rule"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_fan_those_are_told_who_have_its_tasks() {
+    let (_, client, session) = set_up().await;
+    let fan = client.condition_queue::<u32>("fan", Condition::len(3));
+    let fan = fan.release(Release::Fan).once();
+    let consumer = fan.consumer(&session).await.unwrap();
+    for id in ["a", "b", "c"] {
+        fan.join(&session, id, &1).await.unwrap();
+    }
+    let bad = consumer.pop().await.unwrap();
+    bad.nack(Nack::Dead("no".to_owned())).await.unwrap();
+    let taken = consumer.pop().await.unwrap();
+    assert_eq!(fan.join(&session, "d", &1).await.unwrap(), Joined::Late);
+    let info = client.inspect().overview().await.unwrap().conditions;
+    let info = &info[0];
+    assert_eq!((info.claimed, info.dead, info.consumers), (1, 1, 1));
+    assert_eq!(info.taken[0].item, *taken.id());
+    assert_eq!(info.taken[0].by.lease, session.lease());
+    assert_eq!((info.epoch, info.gathering, info.passed), (None, 0, 2));
+    assert!(info.terms.is_empty(), "no gate opens any more: {info:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn dispatchers_tell_who_has_which_job() {
+    let (_, client, session) = set_up().await;
+    let other = client.session().label("worker 2").await.unwrap();
+    let ops = client.dispatcher::<u32, u32>("ops/1");
+    let to = |name: &str| Target::Instance(name.to_owned());
+    let inbox = ops.inbox(&other, [to("web 1")]).await.unwrap();
+    let done = ops.send(&session, to("web 1"), &0).await.unwrap();
+    inbox.next().await.unwrap().reply(&1).await.unwrap();
+    let waiting = ops.send(&session, to("web 2"), &1).await.unwrap();
+    let having = ops.send(&session, to("web 1"), &2).await.unwrap();
+    let any = Target::Any("web".to_owned());
+    ops.send(&session, any.clone(), &3).await.unwrap();
+    let mut command = inbox.next().await.unwrap();
+    command.progress(0.5, "half").await.unwrap();
+    assert!(having.cancel().await.unwrap());
+    client
+        .put("quorate/dispatch/ops%2F1/job/broken", "no JSON")
+        .await
+        .unwrap();
+
+    let listing = client.inspect().dispatchers().await.unwrap();
+    let all = client.inspect().overview().await.unwrap();
+    assert_eq!(listing.entries, all.dispatchers);
+    assert!(all.others.is_empty(), "{:?}", all.others);
+    let info = &all.dispatchers[0];
+    assert_eq!(
+        (info.name.as_str(), info.kept, info.cancelling),
+        ("ops/1", 5, 1)
+    );
+    let states = [("done", 1), ("queued", 2), ("running", 1)];
+    assert_eq!(info.states, states.into());
+    let ids: Vec<&str> = info.jobs.iter().map(|job| job.id.as_str()).collect();
+    assert_eq!((ids.len(), ids[0], ids[1]), (4, waiting.id(), having.id()));
+    assert_eq!(ids[3], done.id(), "what has ended comes last");
+    assert_eq!((info.jobs[0].state, &info.jobs[0].by), ("queued", &None));
+    let job = &info.jobs[1];
+    assert_eq!((job.state, job.attempt), ("running", Some(1)));
+    assert_eq!((job.fraction, job.message.as_str()), (Some(0.5), "half"));
+    assert!(job.cancelling && !info.jobs[0].cancelling);
+    let holder = job.by.as_ref().unwrap();
+    assert_eq!(holder.who.as_ref().unwrap().label, "worker 2");
+    assert!(info.unreadable.contains_key("broken"), "{info:?}");
+    let inboxes: Vec<_> = info
+        .inboxes
+        .iter()
+        .map(|inbox| (&inbox.target, inbox.open.len(), inbox.status.items))
+        .collect();
+    assert_eq!(
+        inboxes,
+        [(&to("web 1"), 1, 1), (&to("web 2"), 0, 1), (&any, 0, 1)]
+    );
+    assert_eq!(info.inboxes[0].open[0].lease, other.lease());
+    assert_eq!(info.inboxes[0].status.claimed, 1);
+    let json = serde_json::to_value(&all).unwrap();
+    assert_eq!(json["dispatchers"][0]["states"]["queued"], 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_tell_what_each_observer_says() {
+    let (_, client, session) = set_up().await;
+    let second = Duration::from_secs(1);
+    let mut observations = Vec::new();
+    for (name, passes) in [("zone-a", false), ("zone-b", true), ("zone-c", false)] {
+        let probe = Probe::of(move || async move { if passes { Ok(()) } else { Err("shut") } });
+        let prober = client.probe(probe.every(second).rise(1).fall(1)).unwrap();
+        let observation = session.observe("db/1", prober).observer(name);
+        observations.push(observation.await.unwrap());
+    }
+    tokio::time::sleep(5 * second).await;
+    client
+        .put("quorate/probe/db%2F1/zone-d", "no JSON")
+        .await
+        .unwrap();
+    let all = client.inspect().overview().await.unwrap();
+    assert_eq!(client.inspect().probes().await.unwrap().entries, all.probes);
+    let info = &all.probes[0];
+    assert_eq!(info.target, "db/1");
+    let told = info.opinions.iter();
+    let told = told.map(|one| (one.observer.as_str(), one.state, one.reason.as_deref()));
+    let expected = [
+        ("zone-a", ProbeState::Down, Some("shut")),
+        ("zone-b", ProbeState::Up, None),
+        ("zone-c", ProbeState::Down, Some("shut")),
+    ];
+    assert!(told.eq(expected), "{info:?}");
+    assert_eq!(info.opinions[0].by.label, "worker 1");
+    assert_eq!(info.opinions[0].lease, session.lease());
+    assert!(info.unreadable.contains_key("zone-d"), "{info:?}");
+    assert_eq!(info.verdict(2), ProbeState::Down);
+    assert_eq!(info.verdict(3), ProbeState::Unknown);
+    drop(observations);
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_by_the_clock_tell_what_was_started_and_what_is_next() {
+    let (_, client, session) = set_up().await;
+    let schedule = "*/10 * * * * *".parse::<crate::cron::Schedule>().unwrap();
+    let schedule = schedule.in_zone("Europe/Berlin").unwrap();
+    let job = client.cron("nightly/1", schedule.clone());
+    let mut running = Box::pin(job.run(&session, |_| async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        Err::<(), _>("it is full")
+    }));
+    let look = async || client.inspect().crons().await.unwrap().entries.remove(0);
+    waits(&mut running).await;
+    let began = look().await;
+    let shown = "*/10 * * * * * (Europe/Berlin)";
+    assert_eq!(began.schedule.as_deref(), Some(shown));
+    assert_eq!((&began.run, &began.running), (&None, &None));
+    assert_eq!(began.next, schedule.next_after(began.last.unwrap()));
+
+    let info = loop {
+        waits(&mut running).await;
+        let info = look().await;
+        if info.running.is_some() {
+            break info;
+        }
+    };
+    let run = info.run.clone().unwrap();
+    assert_eq!((Some(run.slot), info.last), (began.next, began.next));
+    assert_eq!(run.outcome, Outcome::Running(session.lease()));
+    let holder = info.running.clone().unwrap();
+    assert_eq!(holder.who.unwrap().label, "worker 1");
+    assert_eq!(info.next, schedule.next_after(run.slot));
+    let overview = client.inspect().overview().await.unwrap();
+    assert_eq!(overview.crons, [info]);
+    assert!(overview.others.is_empty(), "{:?}", overview.others);
+
+    let space = "quorate/cron/nightly%2F1";
+    client
+        .put(format!("{space}/running"), "no JSON")
+        .await
+        .unwrap();
+    let damaged = look().await;
+    assert_eq!(damaged.run.as_ref().unwrap().slot, run.slot);
+    assert!(damaged.unreadable.contains_key("running"));
+    client
+        .put(format!("{space}/last"), "no JSON")
+        .await
+        .unwrap();
+    let damaged = look().await;
+    assert_eq!((damaged.last, damaged.next), (None, None));
+    assert!(damaged.run.is_some() && damaged.unreadable.contains_key("last"));
 }

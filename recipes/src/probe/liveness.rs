@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use serde::Serialize;
 
 use super::judge::ProbeState;
 use super::{KIND, record};
@@ -19,7 +20,7 @@ use crate::keys::{KeySpace, LeaseId, Name, Revision};
 use crate::watch::{Batch, Change};
 
 /// What one observer says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Opinion {
     /// The observer's name.
@@ -54,7 +55,7 @@ pub struct Verdict {
 }
 
 /// Of those who say up and those who say down the more, if they are enough.
-fn judge(opinions: &[Opinion], quorum: usize) -> ProbeState {
+pub(crate) fn judge(opinions: &[Opinion], quorum: usize) -> ProbeState {
     let say = |state| opinions.iter().filter(|one| one.state == state).count();
     let (up, down) = (say(ProbeState::Up), say(ProbeState::Down));
     match up.cmp(&down) {

@@ -27,14 +27,16 @@ use self::check::Check;
 use self::command::Program;
 use self::judge::Rule;
 pub use self::judge::{ProbeReport, ProbeState};
+pub(crate) use self::liveness::judge;
 pub use self::liveness::{FollowLiveness, Liveness, Opinion, Verdict};
 pub use self::observation::{Observation, Observe};
 pub use self::prober::Prober;
+pub(crate) use self::record::opinion;
 use crate::client::Client;
 use crate::error::{Error, Result};
 
 /// The kind of key space that observers tell what they see in.
-const KIND: &str = "probe";
+pub(crate) const KIND: &str = "probe";
 
 /// What is asked, how often, and how many answers decide:
 /// `Probe::tcp("10.0.0.7:5432").every(Duration::from_secs(2)).rise(2).fall(3)`.

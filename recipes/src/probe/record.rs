@@ -51,16 +51,22 @@ pub(super) fn is_of(value: &[u8], nonce: &str) -> bool {
 
 /// Reads an observer's key; what is none is told, and counts for nobody.
 pub(super) fn read(space: &KeySpace, kv: &KeyValue) -> Option<Opinion> {
+    let opinion = opinion(space, kv)?;
+    let opinion = opinion.inspect_err(|error| tracing::warn!(%error, "not an observer's"));
+    opinion.ok()
+}
+
+/// What an observer's key says, or why that cannot be read; `None`: it is no observer's.
+pub(crate) fn opinion(space: &KeySpace, kv: &KeyValue) -> Option<Result<Opinion>> {
+    let observer = decode(space.suffix(&kv.key)?)?;
     let record = from_json::<Record>(&kv.key, &kv.value);
-    let record = record.inspect_err(|error| tracing::warn!(%error, "not an observer's"));
-    let (observer, record) = (space.suffix(&kv.key)?, record.ok()?);
-    Some(Opinion {
-        observer: decode(observer)?,
+    Some(record.map(|record| Opinion {
+        observer,
         state: record.state,
         reason: record.reason,
         by: record.by,
         at_ms: record.at_ms,
         revision: Revision(kv.mod_revision),
         lease: LeaseId(kv.lease),
-    })
+    }))
 }

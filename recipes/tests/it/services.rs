@@ -141,6 +141,7 @@ on_every_store! {
     queues::limits_hold,
     queues::urgent_items_come_first,
     inspections::everything_is_shown,
+    inspections::work_is_shown,
     topics::readers_get_everything_in_order,
     topics::reading_survives_ended_watches,
     topics::groups_do_each_message_once,

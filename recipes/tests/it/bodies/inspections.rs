@@ -1,9 +1,14 @@
 //! Inspection: what recipes do is seen from outside, at one revision, without disturbing them.
 
-use quorate_recipes::Client;
+use std::time::Duration;
+
+use quorate_recipes::condition::Condition;
+use quorate_recipes::dispatch::Target;
 use quorate_recipes::inspect::{LockKind, Overview};
 use quorate_recipes::keys::LeaseId;
+use quorate_recipes::probe::{Probe, ProbeState};
 use quorate_recipes::registry::Instance;
+use quorate_recipes::{Client, Session};
 
 use super::{session, short_session};
 use crate::support::{soon, until};
@@ -83,4 +88,112 @@ pub async fn everything_is_shown(client: &Client) {
     assert_eq!(all.queues[0].status.items, 2);
     assert!(all.queues[0].taken.is_empty());
     assert!(all.services.iter().all(|one| one.instances.is_empty()));
+}
+
+/// Condition queues, dispatchers, probes and jobs by the clock, with one damaged record of each.
+pub async fn work_is_shown(client: &Client) {
+    let session = session(client).await;
+    let inspect = client.inspect();
+
+    let when = Condition::len(2).and(Condition::started());
+    let queue = client.condition_queue::<u32>("c", when);
+    for id in ["b", "a"] {
+        queue.join(&session, id, &1).await.unwrap();
+    }
+    let ops = client.dispatcher::<u32, u32>("d");
+    let to = |name: &str| Target::Instance(name.to_owned());
+    let inbox = ops.inbox(&session, [to("w")]).await.unwrap();
+    let job = ops.send(&session, to("w"), &1).await.unwrap();
+    let command = soon("the command", inbox.next()).await.unwrap();
+    assert!(job.cancel().await.unwrap());
+    ops.send(&session, to("gone"), &2).await.unwrap();
+    let probe = Probe::of(|| async { Err("shut") });
+    let probe = probe.every(Duration::from_millis(50)).rise(1).fall(1);
+    let prober = client.probe(probe).unwrap();
+    let observation = session.observe("p", prober).observer("o").await.unwrap();
+    let running = runs_for_long(client, &session);
+    for damaged in [
+        "condition/c/gate/000000000000000f",
+        "dispatch/d/job/x",
+        "probe/p/x",
+    ] {
+        let key = format!("quorate/{damaged}");
+        client.put(key, "no JSON").await.unwrap();
+    }
+    until("a run, and what the prober sees", async || {
+        let all = inspect.overview().await.unwrap();
+        let seen = all.probes[0].verdict(1) == ProbeState::Down;
+        seen && all.crons.iter().any(|cron| cron.running.is_some())
+    })
+    .await;
+
+    let all = inspect.overview().await.unwrap();
+    let shown = &all.conditions[0];
+    let terms = shown.terms.iter();
+    let terms = terms.map(|term| (term.term.as_str(), term.holds));
+    assert!(terms.eq([("len(2)", Some(true)), ("started", Some(false))]));
+    assert_eq!((shown.epoch, shown.holds), (Some(0), Some(false)));
+    let ids = shown.tasks.iter().map(|task| task.id.as_str());
+    assert!(ids.eq(["b", "a"]), "{shown:?}");
+    assert_eq!(shown.unreadable.len(), 1, "{shown:?}");
+
+    let shown = &all.dispatchers[0];
+    let states = [("delivered", 1), ("queued", 1)];
+    assert_eq!((shown.kept, &shown.states), (3, &states.into()));
+    let holder = shown.jobs[0].by.as_ref().unwrap();
+    assert_eq!(
+        (holder.lease, shown.jobs[0].cancelling),
+        (session.lease(), true)
+    );
+    assert_eq!(
+        (&shown.jobs[1].target, &shown.jobs[1].by),
+        (&to("gone"), &None)
+    );
+    let open = shown.inboxes.iter().map(|inbox| inbox.open.len());
+    assert!(open.eq([0, 1]), "{shown:?}");
+    assert_eq!(shown.unreadable.len(), 1, "{shown:?}");
+
+    let shown = &all.probes[0];
+    assert_eq!((shown.opinions.len(), shown.unreadable.len()), (1, 1));
+    assert_eq!(shown.opinions[0].reason.as_deref(), Some("shut"));
+
+    let shown = &all.crons[0];
+    assert_eq!(shown.running.as_ref().unwrap().lease, session.lease());
+    assert_eq!(shown.run.as_ref().map(|run| run.slot), shown.last);
+    assert!(
+        shown.next > shown.last && shown.schedule.is_some(),
+        "{shown:?}"
+    );
+    let kinds = all.others.iter().map(|other| other.kind.as_str());
+    assert_eq!(kinds.count(), 0, "{:?}", all.others);
+
+    running.abort();
+    queue.start(&session).await.unwrap();
+    let batch = soon("the batch", queue.take(&session)).await.unwrap();
+    command.stop().await.unwrap();
+    observation.withdraw().await.unwrap();
+    until("the run to be over", async || {
+        inspect.crons().await.unwrap().entries[0].running.is_none()
+    })
+    .await;
+    let all = inspect.overview().await.unwrap();
+    let shown = &all.conditions[0];
+    let taker = shown.gates[0].by.as_ref().unwrap();
+    assert_eq!((shown.epoch, shown.gates[0].tasks), (Some(1), 2));
+    assert_eq!(taker.lease, session.lease());
+    assert_eq!(all.dispatchers[0].states["cancelled"], 1);
+    assert_eq!(all.dispatchers[0].cancelling, 0);
+    assert!(all.probes[0].opinions.is_empty());
+    batch.ack().await.unwrap();
+}
+
+/// Runs a job that is due each second, and does not end by itself.
+fn runs_for_long(client: &Client, session: &Session) -> tokio::task::JoinHandle<()> {
+    let job = client.cron("j", "* * * * * *".parse().unwrap());
+    let session = session.clone();
+    tokio::spawn(async move {
+        let work = |_| std::future::pending::<Result<(), String>>();
+        let ended = job.run(&session, work).await;
+        panic!("it ended: {ended:?}");
+    })
 }
