@@ -131,7 +131,8 @@ impl Collector {
 
     /// Has `sink` write one chunk after the other, those of a source in their order, and notes each as done
     /// when the sink has returned. A chunk comes again when the collector ends in between, or loses its
-    /// partition; what agents have published twice does not.
+    /// partition; what agents have published twice does not. On a task of its own the sink must have what it uses
+    /// (`async move |chunk: &Chunk| …`).
     ///
     /// # Errors
     /// [`CollectError::Sink`] when the sink failed: calling again gives it the chunk again.
@@ -166,7 +167,7 @@ impl Collector {
             let of = (partition, message.value.source.clone());
             let record = match self.known.get(&of) {
                 Some((at, record)) if *at == token => record.clone(),
-                _ => self.look(&key).await?,
+                _ => Self::look(self.consumer.session(), &key).await?,
             };
             let message = self.pending.take();
             let Some(message) = message else { continue };
@@ -200,8 +201,8 @@ impl Collector {
         }
     }
 
-    async fn look(&self, key: &Key) -> Result<SourceRecord> {
-        let session = self.consumer.session();
+    /// How far a source is. Of the session alone, so that what runs a collector may go to another thread.
+    async fn look(session: &Session, key: &Key) -> Result<SourceRecord> {
         let found = read(session.client(), key, Some(session)).await?;
         match found {
             Some(kv) => from_json(&kv.key, &kv.value),

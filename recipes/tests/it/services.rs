@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bodies::{
-    assign, balance, barriers, conditions, config, counters, crons, deadlocks, dispatch, elections,
-    inspections, latches, leased, lock_forms, membership, once, probes, progress, queues, rates,
-    registry, rw_locks, semaphores, session, successions, topics, transactions,
+    assign, balance, barriers, collections, conditions, config, counters, crons, deadlocks,
+    dispatch, elections, inspections, latches, leased, lock_forms, membership, once, probes,
+    progress, queues, rates, registry, rw_locks, semaphores, session, successions, topics,
+    transactions,
 };
 use crate::support::etcd::Etcd;
 use crate::support::{soon, until};
@@ -148,6 +149,8 @@ on_every_store! {
     topics::who_has_gone_commits_nothing,
     topics::what_is_removed_is_told,
     topics::live_messages_are_heard,
+    collections::lines_are_collected_once,
+    collections::a_spool_outlives_store_and_agent,
     conditions::batches_are_exact,
     conditions::a_batch_goes_to_the_next_taker,
     conditions::gates_open_for_those_who_wait,

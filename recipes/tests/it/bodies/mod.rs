@@ -9,6 +9,7 @@
 pub mod assign;
 pub mod balance;
 pub mod barriers;
+pub mod collections;
 pub mod conditions;
 pub mod config;
 pub mod counters;

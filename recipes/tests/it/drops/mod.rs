@@ -185,6 +185,7 @@ macro_rules! dropped_everywhere {
 }
 
 mod budgets;
+mod collections;
 mod conditions;
 mod dispatches;
 mod gatherings;
