@@ -406,7 +406,10 @@ impl Worker {
             }
             self.wait().await;
         }
-        self.shared.settled.send_replace(u64::MAX);
+        let shared = Arc::clone(&self.shared);
+        // The folder is free by the time that is told.
+        drop(self);
+        shared.settled.send_replace(u64::MAX);
     }
 
     /// Closes the batch that is gathered if it is time. Returns whether the agent is closed.
