@@ -138,6 +138,7 @@ on_every_store! {
     queues::items_are_done_once,
     queues::who_is_gone_ends_nothing,
     queues::orders_by_key_are_exact,
+    queues::strict_order_is_exact,
     queues::items_come_back,
     queues::limits_hold,
     queues::urgent_items_come_first,

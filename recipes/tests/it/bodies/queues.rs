@@ -144,6 +144,88 @@ pub async fn orders_by_key_are_exact(client: &Client) {
     assert!(matches!(other, Err(Error::Mismatch { .. })), "{other:?}");
 }
 
+/// Items come one after the other in the order of their commits, whoever takes them, and whatever becomes of the one
+/// before; nobody has one while somebody has another.
+pub async fn strict_order_is_exact(client: &Client) {
+    const ITEMS: u32 = 40;
+    let queue = client.queue::<u32>("line").strict().with_segment_items(5);
+    let pusher = session(client).await;
+    let (done, working) = (
+        Arc::<Mutex<Vec<u32>>>::default(),
+        Arc::<Mutex<u32>>::default(),
+    );
+    let mut workers = Vec::new();
+    for _ in 0..3 {
+        let session = session(client).await;
+        let consumer = queue.consumer(&session).await.unwrap();
+        let (done, working) = (Arc::clone(&done), Arc::clone(&working));
+        workers.push(tokio::spawn(async move {
+            let work = consumer.for_each_concurrent(4, async |delivery: Delivery<u32>| {
+                let value = *delivery.value();
+                {
+                    let mut working = working.lock().unwrap();
+                    *working += 1;
+                    assert_eq!(*working, 1, "one at a time");
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                *working.lock().unwrap() -= 1;
+                match (value % 9, delivery.attempt()) {
+                    (0, 1) => {
+                        let pause = Nack::After(Duration::from_millis(50));
+                        delivery.nack(pause).await.unwrap();
+                    }
+                    // Dropped: it goes back.
+                    (4, 1) => {}
+                    _ => {
+                        done.lock().unwrap().push(value);
+                        delivery.ack().await.unwrap();
+                    }
+                }
+            });
+            work.await.unwrap();
+        }));
+    }
+    for n in (0..ITEMS).step_by(2) {
+        queue.push_all(&pusher, &[n, n + 1]).await.unwrap();
+    }
+    until("all to be done", async || {
+        queue.status().await.unwrap().items == 0
+    })
+    .await;
+    for worker in workers {
+        worker.abort();
+    }
+    assert_eq!(*done.lock().unwrap(), (0..ITEMS).collect::<Vec<_>>());
+    let other = client.queue::<u32>("line").consumer(&pusher).await;
+    assert!(matches!(other, Err(Error::Mismatch { .. })), "{other:?}");
+
+    let (dying, living) = (short_session(client).await, session(client).await);
+    let first = queue.consumer(&dying).await.unwrap();
+    let second = queue.consumer(&living).await.unwrap();
+    queue.push_all(&living, &[100, 101, 102]).await.unwrap();
+    let taken = next(&first).await;
+    assert!(
+        second.try_pop().await.unwrap().is_none(),
+        "somebody has the first"
+    );
+    client.store().lease_revoke(dying.lease()).await.unwrap();
+    let again = next(&second).await;
+    assert_eq!((*again.value(), again.attempt()), (100, 2));
+    assert!(
+        second.try_pop().await.unwrap().is_none(),
+        "it has that itself"
+    );
+    let zombie = taken.ack().await;
+    assert!(zombie.is_err(), "{zombie:?}");
+    again.nack(Nack::Dead("no".to_owned())).await.unwrap();
+    for expected in [101, 102] {
+        let delivery = next(&second).await;
+        assert_eq!(*delivery.value(), expected);
+        delivery.ack().await.unwrap();
+    }
+    assert_eq!(queue.status().await.unwrap().dead, 1);
+}
+
 /// For later, put off, put aside and back.
 pub async fn items_come_back(client: &Client) {
     let queue = client.queue::<u32>("later").max_attempts(2);

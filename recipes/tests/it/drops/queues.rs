@@ -9,8 +9,15 @@ use super::{Outcome, QUIET, World, at_every_call, in_time};
 
 const DURABLE: [&str; 2] = ["quorate/queue/x/head", "quorate/queue/x/settings"];
 
+/// A queue that all who are in a world use.
+type Form = fn(&Client) -> Queue<u32>;
+
 fn queue(client: &Client) -> Queue<u32> {
     client.queue("x").with_segment_items(2)
+}
+
+fn strict(client: &Client) -> Queue<u32> {
+    queue(client).strict()
 }
 
 async fn take(client: &Client, session: &Session) -> Result<Delivery<u32>, quorate_recipes::Error> {
@@ -19,9 +26,13 @@ async fn take(client: &Client, session: &Session) -> Result<Delivery<u32>, quora
 
 /// Does what there is in the queue, and counts how often each item was done.
 async fn drain(client: &Client, session: &Session) -> Outcome {
-    let consumer = queue(client).consumer(session).await?;
+    drain_of(queue, client, session).await
+}
+
+async fn drain_of(form: Form, client: &Client, session: &Session) -> Outcome {
+    let consumer = form(client).consumer(session).await?;
     loop {
-        let status = queue(client).status().await?;
+        let status = form(client).status().await?;
         if (status.items, status.delayed) == (0, 0) {
             return Ok(());
         }
@@ -42,31 +53,44 @@ async fn dropped_everywhere(
     pushes: bool,
     least_calls: usize,
 ) {
+    dropped_everywhere_of(queue, work, pushes, least_calls).await;
+}
+
+async fn dropped_everywhere_of(
+    form: Form,
+    work: impl AsyncFn(&Client, &Session) -> Outcome,
+    pushes: bool,
+    least_calls: usize,
+) {
     let visited = at_every_call(async |at| {
         let world = World::new().await;
         let (client, session) = &world.other;
-        queue(client).push_all(session, &[1, 2, 3]).await.unwrap();
+        form(client).push_all(session, &[1, 2, 3]).await.unwrap();
         let user = work(&world.user.0, &world.user.1);
         let stopped = world.stop(at, user).await;
         let (reached, finished) = (stopped.held.is_reached(), stopped.finished);
         stopped.held.release();
-        in_time(at, "the other one", drain(client, session)).await;
+        in_time(at, "the other one", drain_of(form, client, session)).await;
         tokio::time::sleep(QUIET).await;
-        in_time(at, "the other one", drain(client, session)).await;
-        let dead = queue(client).dead_letters(9).await.unwrap();
+        in_time(at, "the other one", drain_of(form, client, session)).await;
+        let dead = form(client).dead_letters(9).await.unwrap();
         for letter in &dead {
-            assert!(queue(client).discard(&letter.id).await.unwrap());
+            assert!(form(client).discard(&letter.id).await.unwrap());
         }
         let mut ends = dead.len();
+        let mut in_order = Vec::new();
         for number in 1..=9 {
             let done = client.get(format!("done/{number}")).await.unwrap();
             ends += usize::from(done.is_some());
+            in_order.extend(done.iter().map(|done| done.mod_revision));
             // Once, or not at all.
             assert!(
                 done.is_none_or(|done| done.version == 1),
                 "{at}: item {number}"
             );
         }
+        let is_strict = std::ptr::fn_addr_eq(form, strict as Form);
+        assert!(!is_strict || in_order.is_sorted(), "{at}: {in_order:?}");
         let expected = match (pushes, finished) {
             (false, _) => 3..=3,
             (true, false) => 3..=4,
@@ -187,4 +211,34 @@ async fn an_item_pushed_when_there_is_room() {
     })
     .await;
     assert!(visited >= 4 * 5, "{visited} calls only");
+}
+
+/// Of a queue in strict order too, and those that are done are done in it.
+#[tokio::test(start_paused = true)]
+async fn an_item_taken_in_strict_order() {
+    let take = async |client: &Client, session: &Session| {
+        let consumer = strict(client).consumer(session).await?;
+        let delivery = consumer.pop().await?;
+        assert_eq!(*delivery.value(), 1);
+        Ok::<_, quorate_recipes::Error>(delivery)
+    };
+    let done = async |client: &Client, session: &Session| {
+        let delivery = take(client, session).await?;
+        let txn = client.txn().put(format!("done/{}", delivery.value()), "");
+        delivery.ack_with(txn).await.map(drop).map_err(Into::into)
+    };
+    dropped_everywhere_of(strict, done, false, 6).await;
+    for how in [
+        Nack::Now,
+        Nack::After(Duration::from_secs(1)),
+        Nack::Dead("no".to_owned()),
+    ] {
+        let work = async |client: &Client, session: &Session| {
+            take(client, session).await?.nack(how.clone()).await
+        };
+        dropped_everywhere_of(strict, work, false, 6).await;
+    }
+    let pushed =
+        async |client: &Client, session: &Session| strict(client).push(session, &4).await.map(drop);
+    dropped_everywhere_of(strict, pushed, true, 2).await;
 }
