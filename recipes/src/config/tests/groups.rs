@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
 
 use super::{World, quiet};
@@ -290,6 +292,58 @@ async fn one_key_of_many_goes_back() {
     }
     let refused = group.rollback(session, to, "").await;
     assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
+}
+
+/// More keys than one page of a listing has: what is different is found on each, as of one revision.
+#[tokio::test(start_paused = true)]
+async fn what_lies_on_several_pages_goes_back() {
+    let world = World::new().await;
+    let session = &world.session;
+    let group = world.client.config_group::<serde_json::Value>("wide");
+    let keys: Vec<String> = (0..560).map(|key| format!("k{key:03}")).collect();
+    for keys in keys.chunks(40) {
+        let mut publication = group.publish();
+        for key in keys {
+            publication = publication.set(key, &0, Expect::Any);
+        }
+        publication.commit(session).await.unwrap();
+    }
+    let to = world.store.revision();
+    let publish = async |key: &str| {
+        let one = world.other.config::<u32>(("wide", key));
+        let done = one.publish(&world.other_session, &1, Expect::Any);
+        done.await.unwrap();
+    };
+    for key in ["k000", "k280", "k559"] {
+        publish(key).await;
+    }
+    // Between two pages.
+    let rollback = async |meanwhile: LocalBoxFuture<'_, ()>| {
+        let held = world.faulty.hold(2, Calls::Read, Stage::NotSent);
+        let meanwhile = async {
+            held.reached().await;
+            meanwhile.await;
+            held.release();
+        };
+        tokio::join!(group.rollback(session, to, "no good"), meanwhile).0
+    };
+    let refused = rollback(publish("k100").boxed_local()).await;
+    assert!(matches!(refused, Err(Error::Conflict)), "{refused:?}");
+    let compact = async || {
+        world.other.put("elsewhere", "").await.unwrap();
+        world.store.compact(world.store.revision()).unwrap();
+    };
+    let back = rollback(compact().boxed_local()).await.unwrap();
+    let mut changed = Vec::new();
+    for key in &keys {
+        let one = world.other.config::<u32>(("wide", &**key));
+        let entry = one.get().await.unwrap().unwrap();
+        assert_eq!(*entry.value.unwrap(), 0, "{key}");
+        if entry.revision == back {
+            changed.push(key.as_str());
+        }
+    }
+    assert_eq!(changed, ["k000", "k100", "k280", "k559"]);
 }
 
 #[tokio::test(start_paused = true)]
