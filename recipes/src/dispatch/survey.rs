@@ -48,6 +48,10 @@ impl Keys {
         self.0.cancels()
     }
 
+    pub(crate) fn unsent(&self) -> KeySpace {
+        self.0.unsent()
+    }
+
     /// What lies above the inboxes of instances, and those of services.
     pub(crate) fn inboxes(&self) -> [(KeySpace, TargetOf); 2] {
         let space = KeySpace::raw(self.0.prefix());

@@ -34,6 +34,8 @@ pub struct DispatcherInfo {
     pub jobs: Vec<DispatchedInfo>,
     /// How many are asked to end.
     pub cancelling: u64,
+    /// Commands to many that some recipients have not got yet.
+    pub unsent: u64,
     /// Where commands are sent to: the inboxes of instances, then those of services, by name.
     pub inboxes: Vec<InboxInfo>,
     /// Jobs whose records cannot be read, and why.
@@ -118,6 +120,7 @@ async fn one(look: &Look, name: String) -> Result<DispatcherInfo> {
         states: BTreeMap::new(),
         jobs: Vec::new(),
         cancelling: u64::try_from(cancelling.len()).unwrap_or(u64::MAX),
+        unsent: look.count(keys.unsent().range()).await?,
         inboxes,
         unreadable: BTreeMap::new(),
     };
