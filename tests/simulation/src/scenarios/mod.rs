@@ -25,6 +25,7 @@ mod mutex;
 mod once;
 mod queue;
 mod rate;
+mod registry;
 mod request;
 mod rw_lock;
 mod selector;
@@ -60,6 +61,7 @@ pub use mutex::Mutex;
 pub use once::{Once, Results};
 pub use queue::{BoundedQueue, Items, Queue, Work, check_limit, effect, handle, may_remain};
 pub use rate::{Granted, Rate};
+pub use registry::{Held, INSTANCES, Instances, Registry, Said, Service, protection};
 pub use request::Request;
 pub use rw_lock::{RwLock, Sides};
 pub use selector::Selector;
@@ -112,6 +114,7 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<Topic>(),
     entry::<Condition>(),
     entry::<Dispatch>(),
+    entry::<Registry>(),
 ];
 
 const fn entry<S: Scenario>() -> (&'static str, Run) {

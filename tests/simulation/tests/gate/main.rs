@@ -16,6 +16,7 @@ mod mutants;
 mod onces;
 mod permits;
 mod queues;
+mod registries;
 mod restored;
 mod taken_over;
 mod topics;
@@ -90,6 +91,7 @@ gates! {
     topic,
     condition,
     dispatch,
+    registry,
 }
 
 #[test]
