@@ -2,13 +2,16 @@
 //! gate's revision, and what passed is done once.
 
 mod passages;
+mod rules;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use quorate_recipes::condition::{Batch, Condition as When, ConditionQueue, Consumer, Release};
+use quorate_recipes::condition::{
+    Batch, Condition as When, ConditionQueue, Consumer, Joined, Release,
+};
 use quorate_recipes::keys::{LeaseId, Revision};
 use quorate_recipes::queue::{AckError, Delivery};
 use quorate_recipes::{Error, Fenced as _, Result, Session, Txn, TxnError};
@@ -35,11 +38,13 @@ pub enum Kind {
     Fan,
     /// Three learn of each other.
     Broadcast,
+    /// By a rule that is drawn, each world's own.
+    Ruled,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Batch, Self::Fan, Self::Broadcast];
+    pub const ALL: [Self; 4] = [Self::Batch, Self::Fan, Self::Broadcast, Self::Ruled];
 
     /// The name of its queue.
     #[must_use]
@@ -48,19 +53,18 @@ impl Kind {
             Self::Batch => "b",
             Self::Fan => "f",
             Self::Broadcast => "c",
+            Self::Ruled => "r",
         }
     }
 
-    /// Its queue.
-    #[must_use]
-    pub fn handle(self, player: &Player) -> ConditionQueue<i64> {
-        let (when, release) = match self {
+    /// When its gate opens, and how; a condition that is drawn is that of the world.
+    fn rule(self, drawn: impl FnOnce() -> When) -> (When, Release) {
+        match self {
             Self::Batch => (When::len(3).or_after(DELAY), Release::Batch),
             Self::Fan => (When::len(2).or(When::started()), Release::Fan),
             Self::Broadcast => (When::len(3), Release::Broadcast),
-        };
-        let queue = player.client().condition_queue(self.name(), when);
-        queue.release(release)
+            Self::Ruled => (drawn(), Release::Batch),
+        }
     }
 }
 
@@ -77,6 +81,8 @@ pub struct Crowd {
     /// What handles remember lasts, as in a program.
     handles: RefCell<BTreeMap<(usize, Kind), ConditionQueue<i64>>>,
     consumers: RefCell<BTreeMap<usize, Taker>>,
+    /// The condition that is drawn.
+    drawn: OnceCell<When>,
     told: RefCell<Told>,
 }
 
@@ -87,6 +93,12 @@ type Taker = (LeaseId, Rc<Consumer<i64>>);
 pub struct Told {
     /// Of each task that was to be withdrawn, whether it was.
     pub withdrawn: Vec<(Kind, i64, bool)>,
+    /// Tasks that were withdrawn by a name that others have as well.
+    pub withdrawn_named: Vec<String>,
+    /// Tasks that were said to be done, or perhaps not.
+    pub marked: Vec<String>,
+    /// What was in the batches: the epoch, when its gate opened, and the tasks.
+    pub taken: Vec<(Kind, u64, Revision, Vec<String>)>,
     /// When a task was done.
     pub done: Vec<(Kind, i64, Revision)>,
     /// Who passed a gate, by those who waited for it.
@@ -104,10 +116,32 @@ impl Crowd {
         }
     }
 
-    fn handle(&self, player: &Player, kind: Kind) -> ConditionQueue<i64> {
+    /// The condition that is drawn, by whoever comes first.
+    fn drawn(&self, player: &Player) -> &When {
+        self.drawn.get_or_init(|| {
+            let when = rules::draw(player);
+            player.note(format!("draws {when}"));
+            when
+        })
+    }
+
+    /// A client's handle of a queue.
+    pub fn handle(&self, player: &Player, kind: Kind) -> ConditionQueue<i64> {
         let mut handles = self.handles.borrow_mut();
         let handle = handles.entry((player.index(), kind));
-        handle.or_insert_with(|| kind.handle(player)).clone()
+        let new = || {
+            let (when, release) = kind.rule(|| self.drawn(player).clone());
+            let queue = player.client().condition_queue(kind.name(), when);
+            queue.release(release)
+        };
+        handle.or_insert_with(new).clone()
+    }
+
+    /// One of the tasks that the drawn condition is about; `None` when it is about none.
+    pub fn named(&self, player: &Player) -> Option<String> {
+        let names = rules::names(self.drawn(player));
+        let index = player.below(names.len().max(1) as u64);
+        names.into_iter().nth(usize::try_from(index).ok()?)
     }
 
     /// Has a task join under a number that no other has. Returns the number, and the epoch.
@@ -115,15 +149,28 @@ impl Crowd {
     /// # Errors
     /// What the client was told.
     pub async fn join(&self, player: &Player, session: &Session, kind: Kind) -> Result<(i64, u64)> {
+        self.join_as(player, session, kind, None).await
+    }
+
+    /// As [`Crowd::join`], under a name that others may have as well: in its place if one of them gathers.
+    async fn join_as(
+        &self,
+        player: &Player,
+        session: &Session,
+        kind: Kind,
+        name: Option<&str>,
+    ) -> Result<(i64, u64)> {
         let queue = self.handle(player, kind);
         let mut joined = 0;
         let join = |number: i64| {
             joined = number;
             let queue = queue.clone();
             async move {
-                let id = number.to_string();
-                let joined = queue.join(session, &id, &number).await?;
-                joined.epoch().ok_or(Error::Conflict)
+                let id = name.map_or_else(|| number.to_string(), str::to_owned);
+                match queue.join(session, &id, &number).await? {
+                    Joined::In { epoch, .. } => Ok(epoch),
+                    Joined::Twice { .. } | Joined::Late => Err(Error::Conflict),
+                }
             }
         };
         let epoch = self.joins[&kind].attempt(player, join).await?;
@@ -166,18 +213,39 @@ impl Crowd {
     ///
     /// # Errors
     /// What the client was told.
-    pub async fn take(&self, player: &Player, session: &Session) -> Result<Option<Batch<i64>>> {
-        let queue = self.handle(player, Kind::Batch);
+    pub async fn take(
+        &self,
+        player: &Player,
+        session: &Session,
+        kind: Kind,
+    ) -> Result<Option<Batch<i64>>> {
+        let queue = self.handle(player, kind);
         let taken = tokio::time::timeout(WAIT, queue.take(session)).await;
-        taken.ok().transpose()
+        let taken = taken.ok().transpose()?;
+        if let Some(batch) = &taken {
+            let ids = batch.tasks().iter().map(|task| task.id.clone());
+            self.has(
+                kind,
+                batch.gate().epoch,
+                batch.gate().revision,
+                ids.collect(),
+            );
+        }
+        Ok(taken)
     }
 
-    async fn finish_batch(&self, player: &Player, mut batch: Batch<i64>) -> Result<()> {
+    /// Notes which tasks somebody has, and which gate they have passed.
+    pub fn has(&self, kind: Kind, epoch: u64, opened: Revision, ids: Vec<String>) {
+        let mut told = self.told.borrow_mut();
+        told.taken.push((kind, epoch, opened, ids));
+    }
+
+    async fn finish_batch(&self, player: &Player, kind: Kind, mut batch: Batch<i64>) -> Result<()> {
         let numbers = numbers(&batch);
         let lease = batch.fence().lease();
-        let txn = Self::effects(player, Kind::Batch, lease, &numbers);
+        let txn = Self::effects(player, kind, lease, &numbers);
         match batch.ack_with(txn).await {
-            Ok(at) => self.done(Kind::Batch, &numbers, at),
+            Ok(at) => self.done(kind, &numbers, at),
             Err(TxnError::Fenced { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -235,18 +303,21 @@ impl Crowd {
     /// # Errors
     /// What the client was told.
     pub async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        let kind = Kind::ALL[usize::try_from(player.below(3)).unwrap_or(0)];
+        let kind = Kind::ALL[usize::try_from(player.below(6)).unwrap_or(0).min(3)];
         let (number, epoch) = self.join(player, session, kind).await?;
         if player.one_in(4) {
             player.pause(200).await;
             self.withdraw(player, session, kind, number).await?;
         }
         match kind {
-            Kind::Batch => {
-                if let Some(batch) = self.take(player, session).await? {
+            Kind::Batch | Kind::Ruled => {
+                if kind == Kind::Ruled {
+                    self.say(player, session).await?;
+                }
+                if let Some(batch) = self.take(player, session, kind).await? {
                     player.pause(400).await;
                     if !player.one_in(4) {
-                        self.finish_batch(player, batch).await?;
+                        self.finish_batch(player, kind, batch).await?;
                     }
                 }
             }
@@ -264,6 +335,126 @@ impl Crowd {
             Kind::Broadcast => self.pass(player, epoch).await?,
         }
         Ok(())
+    }
+
+    /// Does something that the drawn condition asks for, as the dice say.
+    ///
+    /// # Errors
+    /// What the client was told.
+    pub async fn say(&self, player: &Player, session: &Session) -> Result<()> {
+        let queue = self.handle(player, Kind::Ruled);
+        for _ in 0..player.below(5) {
+            let name = self.named(player);
+            player.pause(100).await;
+            match (player.below(6), name) {
+                (0, _) if rules::asks_for_start(self.drawn(player)) => {
+                    queue.start(session).await?;
+                }
+                (0..3, Some(name)) => self.join_named(player, session, &name).await?,
+                (3..5, Some(name)) => self.withdraw_named(player, session, &name).await?,
+                (_, Some(name)) if rules::asks_for_end(self.drawn(player), &name) => {
+                    self.told.borrow_mut().marked.push(name.clone());
+                    queue.mark_done(session, &name).await?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn join_named(&self, player: &Player, session: &Session, name: &str) -> Result<()> {
+        let joined = self.join_as(player, session, Kind::Ruled, Some(name)).await;
+        match joined {
+            Ok(_) | Err(Error::Conflict) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn withdraw_named(&self, player: &Player, session: &Session, name: &str) -> Result<()> {
+        let queue = self.handle(player, Kind::Ruled);
+        if queue.withdraw(session, name).await? {
+            player.note(format!("{name} withdrawn"));
+            let mut told = self.told.borrow_mut();
+            told.withdrawn_named.push(name.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Brings about what a condition asks for, as long as the gate of this epoch is not open.
+    async fn fulfil(
+        &self,
+        player: &Player,
+        session: &Session,
+        when: &When,
+        epoch: u64,
+    ) -> Result<()> {
+        let queue = self.handle(player, Kind::Ruled);
+        let status = queue.status().await?;
+        if status.epoch != epoch {
+            return Ok(());
+        }
+        match when {
+            When::Len(tasks) => {
+                for _ in usize::try_from(status.gathering).unwrap_or(0)..*tasks {
+                    self.join(player, session, Kind::Ruled).await?;
+                }
+            }
+            When::Present(name) => self.join_named(player, session, name).await?,
+            When::Absent(name) => self.withdraw_named(player, session, name).await?,
+            When::Left(name) => {
+                self.join_named(player, session, name).await?;
+                self.withdraw_named(player, session, name).await?;
+            }
+            When::Done(name) => {
+                self.told.borrow_mut().marked.push(name.clone());
+                queue.mark_done(session, name).await?;
+            }
+            When::Started => drop(queue.start(session).await?),
+            When::All(parts) => {
+                for part in parts {
+                    Box::pin(self.fulfil(player, session, part, epoch)).await?;
+                }
+            }
+            When::Any(parts) => {
+                if let Some(part) = parts.first() {
+                    Box::pin(self.fulfil(player, session, part, epoch)).await?;
+                }
+            }
+            // It comes by itself.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Brings about the drawn condition until nothing waits for it any more: each time the gate must open.
+    async fn drain_ruled(&self, player: &Player, session: &Session) -> Result<()> {
+        let queue = self.handle(player, Kind::Ruled);
+        let when = self.drawn(player);
+        loop {
+            let status = queue.status().await?;
+            if status.gathering > 0 {
+                self.fulfil(player, session, when, status.epoch).await?;
+            }
+            // The last task may be the one that was to leave.
+            let status = queue.status().await?;
+            if (status.gathering, status.passed) == (0, 0) {
+                return Ok(());
+            }
+            let mut taken = None;
+            for _ in 0..5 {
+                taken = self.take(player, session, Kind::Ruled).await?;
+                if taken.is_some() {
+                    break;
+                }
+            }
+            let Some(batch) = taken else {
+                let status = queue.status().await?;
+                return Err(Error::Invalid(format!(
+                    "{when} is brought about: {status:?}"
+                )));
+            };
+            self.finish_batch(player, Kind::Ruled, batch).await?;
+        }
     }
 
     /// Lets go of all consumers.
@@ -287,8 +478,9 @@ impl Crowd {
                 }
                 match kind {
                     Kind::Batch => {
-                        let batch = queue.take(&session).await?;
-                        self.finish_batch(player, batch).await?;
+                        if let Some(batch) = self.take(player, &session, kind).await? {
+                            self.finish_batch(player, kind, batch).await?;
+                        }
                     }
                     _ => {
                         queue.start(&session).await?;
@@ -299,6 +491,7 @@ impl Crowd {
                 }
             }
         }
+        self.drain_ruled(player, &session).await?;
         // The last gate of a fan goes when somebody looks.
         let none = self.consumer(player, &session).await?.try_pop().await?;
         if none.is_some() {
@@ -314,7 +507,10 @@ impl Crowd {
     /// What is broken.
     pub fn check(&self, history: &History) -> std::result::Result<(), String> {
         for kind in Kind::ALL {
-            let passages = Passages::of(history, kind)?;
+            // Without a rule that was drawn nobody was there.
+            let drawn = || self.drawn.get().cloned().unwrap_or(When::Len(1));
+            let (when, _) = kind.rule(drawn);
+            let passages = Passages::of(history, kind, &when, &self.told.borrow())?;
             let joins = passages.joined.iter();
             let joins = joins.map(|(number, epoch)| (*number, *epoch));
             self.joins[&kind].check(joins)?;
@@ -343,7 +539,8 @@ pub fn condition_may_remain(key: &str) -> bool {
     let kept = ["gate/", "segment/"];
     ["head", "rule", "withdrawn"].contains(&rest)
         // Started, and nobody came.
-        || (name == "f" && rest.starts_with("signal/"))
+        || (["f", "r"].contains(&name) && rest.starts_with("signal/"))
+        || (name == "r" && rest.starts_with("done/"))
         || (name == "c" && kept.iter().any(|kept| rest.starts_with(kept)))
 }
 

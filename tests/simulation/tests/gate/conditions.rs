@@ -57,8 +57,8 @@ impl<B: Broken> Scenario for World<B> {
 }
 
 /// How far the queue is, as anybody can read it: the epoch that gathers, and how many do.
-async fn gathering(player: &Player) -> Result<(u64, u64)> {
-    let status = Kind::Batch.handle(player).status().await?;
+async fn gathering(crowd: &Crowd, player: &Player, kind: Kind) -> Result<(u64, u64)> {
+    let status = crowd.handle(player, kind).status().await?;
     Ok((status.epoch, status.gathering))
 }
 
@@ -77,7 +77,7 @@ impl Broken for NoHeadCompare {
 
     async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
         crowd.join(player, session, Kind::Batch).await?;
-        let (epoch, there) = gathering(player).await?;
+        let (epoch, there) = gathering(crowd, player, Kind::Batch).await?;
         player.pause(300).await;
         if there == 0 {
             return Ok(());
@@ -112,7 +112,7 @@ impl Broken for SilentWithdrawal {
         head.keys_only = true;
         let found = player.client().store().range(head).await?;
         let at = found.kvs.first().map_or(0, |kv| kv.mod_revision);
-        let status = Kind::Broadcast.handle(player).status().await?;
+        let status = crowd.handle(player, Kind::Broadcast).status().await?;
         if status.epoch != epoch {
             return Ok(());
         }
@@ -137,7 +137,7 @@ impl Broken for LateJoin {
 
     async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
         crowd.join(player, session, Kind::Batch).await?;
-        let (epoch, _) = gathering(player).await?;
+        let (epoch, _) = gathering(crowd, player, Kind::Batch).await?;
         player.pause(300).await;
         let name = player.below(u64::MAX >> 2);
         let key = format!("{PREFIX}/segment/{epoch:016x}/{name}");
@@ -173,11 +173,119 @@ impl Broken for NoClaimCompare {
 
     async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
         crowd.join(player, session, Kind::Batch).await?;
-        match crowd.take(player, session).await? {
+        match crowd.take(player, session, Kind::Batch).await? {
             Some(batch) => Self::end(player, batch).await,
             None => Ok(()),
         }
     }
+}
+
+const RULED: &str = "quorate/condition/r";
+
+/// A gate opens once somebody is there, whatever its condition is.
+struct NoCondition;
+
+impl Broken for NoCondition {
+    const NAME: &'static str = "a gate that opens without a look at its condition";
+
+    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
+        let (number, epoch) = crowd.join(player, session, Kind::Ruled).await?;
+        let head = format!("{RULED}/head");
+        let found = player.client().get(&head).await?;
+        let at = found.map_or(0, |kv| kv.mod_revision);
+        if gathering(crowd, player, Kind::Ruled).await?.0 != epoch {
+            return Ok(());
+        }
+        let task = format!("{RULED}/segment/{epoch:016x}/{number}");
+        let value = format!(r#"{{"v":1,"segment":{}}}"#, epoch + 1);
+        let gate = r#"{"v":1,"reason":"","since_ms":0}"#;
+        let signals = KeyRange::prefix(format!("{RULED}/signal/{epoch:016x}/"));
+        let request = TxnRequest {
+            compare: vec![
+                Compare::mod_revision(&head, quorate_recipes::Revision(at)).into(),
+                Compare::present(task).into(),
+            ],
+            success: vec![
+                ops::put(head, value.into(), None),
+                ops::put(format!("{RULED}/gate/{epoch:016x}"), gate.into(), None),
+                ops::delete(signals),
+            ],
+            failure: Vec::new(),
+        };
+        send(player, request).await
+    }
+}
+
+/// A batch is done, and those who wait for one of its tasks do not hear of it.
+struct SilentEnd;
+
+impl Broken for SilentEnd {
+    const NAME: &'static str = "an end that does not say what is done";
+
+    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
+        crowd.join(player, session, Kind::Ruled).await?;
+        crowd.say(player, session).await?;
+        let Some(batch) = crowd.take(player, session, Kind::Ruled).await? else {
+            return Ok(());
+        };
+        let epoch = batch.gate().epoch;
+        let claim = format!("{RULED}/claim/{epoch:016x}");
+        let tasks = KeyRange::prefix(format!("{RULED}/segment/{epoch:016x}/"));
+        let gate = KeyRange::one(&format!("{RULED}/gate/{epoch:016x}"));
+        let lease = batch.fence().lease();
+        let done = numbers(&batch).into_iter();
+        let done = done.map(|number| {
+            let done = task_done(Kind::Ruled, number);
+            ops::put(done, lease.to_string().into(), None)
+        });
+        let request = TxnRequest {
+            compare: vec![Compare::lease(&claim, lease).into()],
+            success: [tasks, gate]
+                .map(ops::delete)
+                .into_iter()
+                .chain(done)
+                .collect(),
+            failure: Vec::new(),
+        };
+        send(player, request).await
+    }
+}
+
+/// What is in a batch is looked up before its gate opens.
+struct EarlyLook;
+
+impl Broken for EarlyLook {
+    const NAME: &'static str = "a batch that is looked up before its gate opens";
+
+    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
+        let (_, epoch) = crowd.join(player, session, Kind::Batch).await?;
+        let tasks = format!("{PREFIX}/segment/{epoch:016x}/");
+        let found = ops::range(KeyRange::prefix(&tasks));
+        let found = player.client().store().range(found).await?.kvs;
+        let id = |key: &[u8]| String::from_utf8_lossy(&key[tasks.len()..]).into_owned();
+        let ids = found.iter().map(|kv| id(&kv.key)).collect();
+        let queue = crowd.handle(player, Kind::Batch);
+        let limit = std::time::Duration::from_secs(5);
+        if let Ok(Ok(gate)) = tokio::time::timeout(limit, queue.opened(epoch)).await {
+            crowd.has(Kind::Batch, epoch, gate.revision, ids);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_gate_without_its_condition_is_found() {
+    is_found::<World<NoCondition>>("opened when");
+}
+
+#[test]
+fn an_end_that_does_not_say_so_is_found() {
+    is_found::<World<SilentEnd>>("is not said to be done");
+}
+
+#[test]
+fn a_batch_of_others_is_found() {
+    is_found::<World<EarlyLook>>("batch");
 }
 
 #[test]
@@ -187,7 +295,7 @@ fn a_gate_without_its_head_is_found() {
 
 #[test]
 fn a_gate_for_one_who_has_gone_is_found() {
-    is_found::<World<SilentWithdrawal>>("opened for {");
+    is_found::<World<SilentWithdrawal>>("opened when len(3)");
 }
 
 #[test]

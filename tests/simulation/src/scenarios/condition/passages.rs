@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use quorate_proto::mvccpb::Event;
 use quorate_proto::mvccpb::event::EventType;
 use quorate_recipes::clock::Instant;
+use quorate_recipes::condition::Condition as When;
 use quorate_recipes::keys::Revision;
 use quorate_recipes::store::Commit;
 use serde_json::Value;
 
-use super::{DELAY, Kind, Told};
+use super::rules::{self, Facts};
+use super::{Kind, Told};
 use crate::history::{History, key_of};
 
 /// Epochs of a broadcast that are kept.
@@ -24,16 +26,22 @@ pub struct Passages {
     /// When each task was done.
     done: BTreeMap<i64, Revision>,
     withdrawn: BTreeSet<i64>,
+    /// The ids of all that were withdrawn.
+    withdrawals: Vec<String>,
     /// When each gate opened, and who passed it.
     gates: BTreeMap<u64, (Revision, BTreeSet<String>)>,
     /// Gates that are there now.
     open: BTreeSet<u64>,
     head: u64,
-    /// Tasks that are there now, by epoch.
-    there: BTreeMap<u64, BTreeSet<String>>,
+    /// Tasks that are there now, by epoch and id.
+    there: BTreeMap<u64, BTreeMap<String, i64>>,
     /// When the first one joined in the epoch that gathers.
     since: Option<Instant>,
     started: bool,
+    /// Who was withdrawn in the epoch that gathers.
+    left: BTreeSet<String>,
+    /// Which of those that the condition asks for are done since the last gate.
+    ended: BTreeSet<String>,
     /// The lease of whoever has a batch or a task.
     claims: BTreeMap<String, i64>,
 }
@@ -41,12 +49,14 @@ pub struct Passages {
 /// What one commit did to a queue.
 #[derive(Debug, Default)]
 struct Step {
-    joined: Vec<(u64, String)>,
+    joined: Vec<(u64, String, i64)>,
     gone: Vec<(u64, String)>,
     opened: Vec<u64>,
     closed: Vec<u64>,
     head: Option<u64>,
     started: Vec<u64>,
+    /// Tasks that are said to be done.
+    done: BTreeSet<String>,
     claimed: Vec<(String, i64)>,
     unclaimed: Vec<String>,
     /// By the task's number: the lease of who did it.
@@ -83,23 +93,24 @@ impl Step {
             return;
         };
         let (part, rest) = rest.split_once('/').unwrap_or((rest, ""));
+        let value: Option<Value> = kv.and_then(|kv| serde_json::from_slice(&kv.value).ok());
+        let value = value.unwrap_or_default();
         match (part, put) {
             ("segment", put) => {
                 let (epoch, id) = rest.split_once('/').unwrap_or((rest, ""));
-                let list = if put {
-                    &mut self.joined
-                } else {
-                    &mut self.gone
-                };
-                list.push((number(epoch), id.to_owned()));
+                let (epoch, id) = (number(epoch), id.to_owned());
+                match put {
+                    true => self
+                        .joined
+                        .push((epoch, id, value["value"].as_i64().unwrap_or(-1))),
+                    false => self.gone.push((epoch, id)),
+                }
             }
             ("gate", true) => self.opened.push(number(rest)),
             ("gate", false) => self.closed.push(number(rest)),
-            ("head", true) => {
-                let value: Value = kv
-                    .and_then(|kv| serde_json::from_slice(&kv.value).ok())
-                    .unwrap_or_default();
-                self.head = value["segment"].as_u64();
+            ("head", true) => self.head = value["segment"].as_u64(),
+            ("done", true) => {
+                self.done.insert(rest.to_owned());
             }
             ("signal", true) if rest.ends_with("/started") => {
                 let (epoch, _) = rest.split_once('/').unwrap_or((rest, ""));
@@ -130,21 +141,40 @@ impl Passages {
     ///
     /// # Errors
     /// What is broken in it.
-    pub fn of(history: &History, kind: Kind) -> Result<Self, String> {
+    pub fn of(history: &History, kind: Kind, when: &When, told: &Told) -> Result<Self, String> {
         let mut passages = Self::default();
         for commit in &history.commits {
-            let told = |broken: String| {
+            let broken = |what: String| {
                 let name = kind.name();
-                format!("queue {name} at revision {}: {broken}", commit.revision)
+                format!("queue {name} at revision {}: {what}", commit.revision)
             };
             let step = Step::of(commit, kind);
-            passages.take(commit, kind, step).map_err(told)?;
+            passages.are_done(&step, when, told).map_err(broken)?;
+            passages.take(commit, kind, when, step).map_err(broken)?;
         }
         Ok(passages)
     }
 
-    fn take(&mut self, commit: &Commit, kind: Kind, step: Step) -> Result<(), String> {
-        for (epoch, id) in &step.joined {
+    /// Who is said to be done has ended, or somebody said so; and who the condition asks for is said to be.
+    fn are_done(&mut self, step: &Step, when: &When, told: &Told) -> Result<(), String> {
+        let gone = step.gone.iter();
+        let ends = gone.filter(|(epoch, id)| *epoch != self.head && rules::asks_for_end(when, id));
+        let ends: BTreeSet<&String> = ends.map(|(_, id)| id).collect();
+        if let Some(end) = ends.iter().find(|id| !step.done.contains(**id)) {
+            return Err(format!("{end} has ended, and is not said to be done"));
+        }
+        let mut unasked = step.done.iter();
+        match unasked.find(|id| !ends.contains(id) && !told.marked.contains(id)) {
+            Some(id) => Err(format!("{id} is said to be done, and nobody did it")),
+            None => {
+                self.ended.extend(step.done.iter().cloned());
+                Ok(())
+            }
+        }
+    }
+
+    fn take(&mut self, commit: &Commit, kind: Kind, when: &When, step: Step) -> Result<(), String> {
+        for (epoch, id, _) in &step.joined {
             if *epoch != self.head || step.head.is_some() {
                 return Err(format!(
                     "{id} joined epoch {epoch}, and {} gathers",
@@ -154,12 +184,20 @@ impl Passages {
         }
         self.ended(commit, kind, &step)?;
         if step.head.is_some() || !step.opened.is_empty() {
-            self.opened(commit, kind, &step)?;
+            self.opened(commit, when, &step)?;
         }
-        for (epoch, id) in step.joined {
+        for (epoch, id, task) in step.joined {
             self.since = self.since.or(Some(commit.at));
-            self.joined.push((id.parse().unwrap_or(-1), epoch));
-            self.there.entry(epoch).or_default().insert(id);
+            self.joined.push((task, epoch));
+            if self
+                .there
+                .entry(epoch)
+                .or_default()
+                .insert(id, task)
+                .is_some()
+            {
+                return Err(format!("{task} joined in the place of another"));
+            }
         }
         if let Some(epoch) = step.started.iter().find(|epoch| **epoch != self.head) {
             return Err(format!(
@@ -194,7 +232,7 @@ impl Passages {
     }
 
     /// A gate opens: it must be that of the epoch that gathers, and its condition must hold.
-    fn opened(&mut self, commit: &Commit, kind: Kind, step: &Step) -> Result<(), String> {
+    fn opened(&mut self, commit: &Commit, when: &When, step: &Step) -> Result<(), String> {
         let [epoch] = step.opened[..] else {
             return Err(format!("the head moved with gates {:?}", step.opened));
         };
@@ -204,26 +242,25 @@ impl Passages {
                 step.head, self.head
             ));
         }
-        let there = self.there.get(&epoch).cloned().unwrap_or_default();
-        let waited = self.since.map(|since| commit.at - since);
-        let holds = match kind {
-            Kind::Batch => {
-                there.len() >= 3
-                    || !there.is_empty() && waited.is_some_and(|waited| waited >= DELAY)
-            }
-            Kind::Fan => there.len() >= 2 || !there.is_empty() && self.started,
-            Kind::Broadcast => there.len() >= 3,
+        let there = self.there.get(&epoch);
+        let there: BTreeSet<String> = there.into_iter().flat_map(|t| t.keys().cloned()).collect();
+        let facts = Facts {
+            there: &there,
+            left: &self.left,
+            done: &self.ended,
+            started: self.started,
+            waited: self.since.map(|since| commit.at - since),
         };
-        if !holds {
-            return Err(format!(
-                "gate {epoch} opened for {there:?} after {waited:?}"
-            ));
+        if there.is_empty() || !rules::holds(when, &facts) {
+            return Err(format!("gate {epoch} opened when {when}, with {facts:?}"));
         }
         self.gates.insert(epoch, (commit.revision, there));
         self.open.insert(epoch);
         self.head = epoch + 1;
         self.since = None;
         self.started = false;
+        self.left.clear();
+        self.ended.clear();
         Ok(())
     }
 
@@ -231,10 +268,12 @@ impl Passages {
     fn ended(&mut self, commit: &Commit, kind: Kind, step: &Step) -> Result<(), String> {
         let mut effects = step.effects.clone();
         for (epoch, id) in &step.gone {
-            let task = id.parse().unwrap_or(-1);
-            self.there.entry(*epoch).or_default().remove(id);
+            let task = self.there.entry(*epoch).or_default().remove(id);
+            let task = task.unwrap_or(-1);
             if *epoch == self.head {
                 self.withdrawn.insert(task);
+                self.withdrawals.push(id.clone());
+                self.left.insert(id.clone());
                 continue;
             }
             if kind == Kind::Broadcast {
@@ -251,7 +290,7 @@ impl Passages {
                 return Err(format!("{id} of epoch {epoch} went without being done"));
             };
             let claim = match kind {
-                Kind::Batch => format!("{epoch:016x}"),
+                Kind::Batch | Kind::Ruled => format!("{epoch:016x}"),
                 _ => format!("{epoch:016x}/{id}"),
             };
             let had = self.claims.get(&claim).map(|lease| format!("{lease:x}"));
@@ -262,7 +301,7 @@ impl Passages {
             }
             self.done.insert(task, commit.revision);
         }
-        if kind == Kind::Batch
+        if [Kind::Batch, Kind::Ruled].contains(&kind)
             && let Some((epoch, _)) = step.gone.iter().find(|(epoch, _)| *epoch != self.head)
             && !self.there[epoch].is_empty()
         {
@@ -288,6 +327,24 @@ impl Passages {
             if *of == kind && self.done.get(task) != Some(at) {
                 let done = self.done.get(task);
                 return Err(format!("task {task}: told done at {at}, done at {done:?}"));
+            }
+        }
+        for (of, epoch, at, ids) in &told.taken {
+            let ids: BTreeSet<String> = ids.iter().cloned().collect();
+            if *of == kind && self.gates.get(epoch) != Some(&(*at, ids.clone())) {
+                let gate = self.gates.get(epoch);
+                return Err(format!(
+                    "batch {epoch}: told {at} {ids:?}, and it is {gate:?}"
+                ));
+            }
+        }
+        if kind == Kind::Ruled {
+            let count = |all: &[String], name: &String| all.iter().filter(|id| *id == name).count();
+            let mut named = told.withdrawn_named.iter();
+            let all = &told.withdrawn_named;
+            if let Some(name) = named.find(|name| count(all, name) > count(&self.withdrawals, name))
+            {
+                return Err(format!("{name} was withdrawn less often than was told"));
             }
         }
         if kind != Kind::Broadcast {

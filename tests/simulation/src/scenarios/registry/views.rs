@@ -88,8 +88,13 @@ pub(super) fn judge(
     seen: &[Seen],
 ) -> Result<(), String> {
     let mut last: Option<&Seen> = None;
+    // When something was heard of the store.
+    let mut heard: Vec<Instant> = Vec::new();
     for view in seen {
-        let judged = one(instances, protection, view);
+        if last.is_none_or(|last| last.revision != view.revision) {
+            heard.push(view.at);
+        }
+        let judged = one(instances, protection, &heard, view);
         let judged = judged.and_then(|()| match last {
             Some(last) => after(instances, protection, last, view),
             None => Ok(()),
@@ -103,7 +108,12 @@ pub(super) fn judge(
     }
 }
 
-fn one(instances: &Instances, protection: &MassLoss, view: &Seen) -> Result<(), String> {
+fn one(
+    instances: &Instances,
+    protection: &MassLoss,
+    heard: &[Instant],
+    view: &Seen,
+) -> Result<(), String> {
     let state = instances.state(view.revision);
     if view.present().ne(state.values()) {
         return Err(format!("{:?}, and not {state:?}", view.shown));
@@ -112,7 +122,12 @@ fn one(instances: &Instances, protection: &MassLoss, view: &Seen) -> Result<(), 
         return Err(format!("{} cannot be read", view.unreadable));
     }
     for (suspect, since) in view.suspects() {
-        let judged = is_suspected(instances, protection, view, suspect, since);
+        let before = heard.iter().rev().find(|at| **at < since);
+        let unseen = instances.resyncs.iter().any(|resync| {
+            *resync <= since && before.is_none_or(|before| *before - LATE_MAX <= *resync)
+        });
+        let unseen = unseen && instances.ever_was(suspect);
+        let judged = is_suspected(instances, protection, view, suspect, since, unseen);
         judged.map_err(|broken| format!("{suspect:?}: {broken}"))?;
     }
     match view.stale_since {
@@ -138,13 +153,14 @@ fn is_up_to_date(instances: &Instances, view: &Seen) -> Result<(), String> {
     }
 }
 
-/// A suspect was there, has gone without a word as far as the observer can know, and with others.
+/// A suspect was there, has gone without a word, or `unseen` by the observer, and with others.
 fn is_suspected(
     instances: &Instances,
     protection: &MassLoss,
     view: &Seen,
     suspect: &Known,
     since: Instant,
+    unseen: bool,
 ) -> Result<(), String> {
     if instances.state(view.revision).contains_key(&suspect.id) {
         return Err("a suspect that is there".to_owned());
@@ -160,7 +176,7 @@ fn is_suspected(
     };
     let last = gone().filter(|gone| gone.was.id == suspect.id).last();
     let silently = last.is_some_and(|last| !last.clean && last.was == *suspect);
-    if !silently && !instances.unseen(suspect, view.at) {
+    if !silently && !unseen {
         return Err(format!("a suspect, and the last one went as {last:?}"));
     }
     let from = since - protection.grace.min(LATE_MAX * 3) - LATE_MAX;
@@ -172,20 +188,8 @@ fn is_suspected(
 }
 
 impl Instances {
-    /// Whether an observer may not know what became of an instance: the history was compacted since it was so.
-    fn unseen(&self, was: &Known, until: Instant) -> bool {
-        let so = |state: &BTreeMap<String, Known>| state.get(&was.id) == Some(was);
-        if !so(self.state(was.modified)) {
-            return false;
-        }
-        let mut later = self.states.range(was.modified + 1..);
-        let ended = later.find(|(_, (_, state))| !so(state));
-        let Some(ended) = ended.and_then(|(_, (at, _))| *at) else {
-            return false;
-        };
-        let since = ended - LATE_MAX;
-        let mut resyncs = self.resyncs.iter();
-        resyncs.any(|resync| since <= *resync && *resync <= until)
+    fn ever_was(&self, known: &Known) -> bool {
+        self.state(known.modified).get(&known.id) == Some(known)
     }
 }
 
