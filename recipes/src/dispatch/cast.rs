@@ -35,7 +35,8 @@ pub struct Cast<R> {
 pub struct Recipient {
     /// Its name.
     pub instance: String,
-    /// What is [said](Dispatcher::label) of it; of one with several inboxes, what is said of any of them.
+    /// What is [said](Dispatcher::label) of it; of one with several inboxes, by any of them, and by the one opened last
+    /// where they differ.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -205,8 +206,10 @@ pub(super) async fn named(layout: &Layout, id: &str) -> Result<Option<CastRecord
 async fn recipients(layout: &Layout) -> Result<(Revision, Vec<Recipient>)> {
     let mut listing = layout.client.watch(layout.here().range());
     let revision = listing.next().await?.revision;
+    let mut open: Vec<_> = listing.known().values().collect();
+    open.sort_unstable_by_key(|kv| kv.create_revision);
     let mut there: BTreeMap<String, Labels> = BTreeMap::new();
-    for kv in listing.known().values() {
+    for kv in open {
         let Some(instance) = layout.instance_of(&kv.key) else {
             continue;
         };

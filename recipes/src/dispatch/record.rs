@@ -126,7 +126,7 @@ impl Layout {
     }
 
     pub(super) fn queue<T>(&self, target: &Target) -> Queue<T> {
-        Queue::new(&self.client, self.inbox(target)).without_max_attempts()
+        Queue::of_recipe(&self.client, self.inbox(target))
     }
 }
 

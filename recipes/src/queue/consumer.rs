@@ -56,7 +56,7 @@ impl<T> Consumer<T> {
         session: &Session,
     ) -> Result<Self> {
         session.belongs_to(&layout.client)?;
-        if layout.gated.is_none() {
+        if !layout.of_recipe {
             agree(&layout, order, session).await?;
         }
         let consumers = layout.consumers();
@@ -72,7 +72,7 @@ impl<T> Consumer<T> {
             // The key has a fresh nonce, and the claim no condition.
             return Err(Error::Conflict);
         };
-        if layout.gated.is_none() {
+        if !layout.of_recipe {
             delay::start(&layout, session, front.tasks());
         }
         Ok(Self {

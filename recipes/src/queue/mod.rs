@@ -165,6 +165,14 @@ impl<T> Queue<T> {
         }
     }
 
+    /// The queue of these keys as part of another recipe, whose consumers all take alike, however often an item
+    /// comes back, and delay none: nothing is left in the store of who took from it.
+    pub(crate) fn of_recipe(client: &Client, space: KeySpace) -> Self {
+        let mut queue = Self::new(client, space);
+        queue.layout.of_recipe = true;
+        queue.without_max_attempts()
+    }
+
     /// Items are given out one after the other, exactly in the order of their commits: the next one when the
     /// one before is acknowledged or put aside. All consumers of the queue must say so.
     #[must_use]

@@ -32,8 +32,9 @@ pub(super) struct Layout {
     pub(super) client: Client,
     space: KeySpace,
     pub(super) log: SegmentedLog,
-    /// Items are given out only once their segment is closed. Somebody else closes it then, and sees to what
-    /// consumers agree on; nothing is delayed.
+    /// It is part of another recipe, which knows in which order all consumers take, and delays nothing.
+    pub(super) of_recipe: bool,
+    /// Items are given out only once their segment is closed. Somebody else closes it then.
     pub(super) gated: Option<Gated>,
 }
 
@@ -62,6 +63,7 @@ impl Layout {
             client,
             space,
             log,
+            of_recipe: false,
             gated: None,
         }
     }
@@ -72,6 +74,7 @@ impl Layout {
             client,
             space,
             log,
+            of_recipe: true,
             gated: Some(gated),
         }
     }

@@ -58,7 +58,7 @@ impl Place {
     /// What is kept of jobs, but for what inboxes always have.
     fn left(&self) -> Vec<String> {
         let mut left = self.store.keys("quorate/dispatch/ops/");
-        left.retain(|key| !key.ends_with("/head") && !key.ends_with("/settings"));
+        left.retain(|key| !key.ends_with("/head"));
         left
     }
 }

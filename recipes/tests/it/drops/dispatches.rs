@@ -8,11 +8,9 @@ use quorate_recipes::{Client, Error, Session};
 use super::{Outcome, QUIET, World, at_every_call, in_time};
 
 /// What an inbox leaves for the next one, and what is kept of jobs that have ended and of casts.
-const DURABLE: [&str; 6] = [
+const DURABLE: [&str; 4] = [
     "quorate/dispatch/x/service/s/head",
-    "quorate/dispatch/x/service/s/settings",
     "quorate/dispatch/x/inbox/i/head",
-    "quorate/dispatch/x/inbox/i/settings",
     "quorate/dispatch/x/job/",
     "quorate/dispatch/x/cast/",
 ];

@@ -310,7 +310,7 @@ impl Staff {
 #[must_use]
 pub fn dispatch_may_remain(key: &str) -> bool {
     let of_dispatcher = key.strip_prefix("quorate/dispatch/d/");
-    of_dispatcher.is_some_and(|rest| rest.ends_with("/head") || rest.ends_with("/settings"))
+    of_dispatcher.is_some_and(|rest| rest.ends_with("/head"))
 }
 
 /// Jobs that clients send each other.
