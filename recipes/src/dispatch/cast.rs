@@ -5,25 +5,36 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use futures::future::try_join_all;
+use futures::{StreamExt, TryStreamExt, stream};
+use quorate_proto::mvccpb::KeyValue;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::record::{CastRecord, Ended, HereRecord, Labels, Layout};
+use super::job::Known;
+use super::record::{CastRecord, Ended, HereRecord, JobState, Labels, Layout};
 use super::spread::Spread;
 use super::{Dispatcher, Job, Sending};
+use crate::clock::Instant;
 use crate::error::{Error, Result};
 use crate::keys::Revision;
 use crate::session::{Effect, Effected, Session};
 use crate::store::ops;
 use crate::value::{Json, Value, from_json};
 use crate::wait;
+use crate::watch::{Batch, Change};
 
 /// How long what is said of a cast without a deadline is kept, besides the retention of jobs.
 const CAST_RETENTION: Duration = Duration::from_secs(7 * 86_400);
 
+/// Of how many jobs the end is asked for at once.
+const ENDS_AT_ONCE: usize = 64;
+
+/// How long the end of a job whose time is over may take to be heard of, before it is asked for again.
+const EXPIRED_AGAIN: Duration = Duration::from_secs(1);
+
 /// The jobs of one command that was sent to many. A handle: holds nothing.
 pub struct Cast<R> {
+    layout: Layout,
     id: String,
     revision: Revision,
     jobs: Vec<(String, Job<R>)>,
@@ -67,7 +78,7 @@ impl<R> Cast<R> {
         &self.jobs
     }
 
-    /// Asks for the end of all of them. As [`Job::cancel`].
+    /// Asks for the end of all of them, some at a time. As [`Job::cancel`].
     ///
     /// # Errors
     /// As [`Job::cancel`]; some may be asked by then.
@@ -75,13 +86,14 @@ impl<R> Cast<R> {
     /// # Cancel safety
     /// As [`Job::cancel`].
     pub async fn cancel(&self) -> Result<()> {
-        try_join_all(self.jobs.iter().map(|(_, job)| job.cancel())).await?;
-        Ok(())
+        let each = stream::iter(self.jobs.iter().map(|(_, job)| job.cancel()));
+        let each = each.buffer_unordered(ENDS_AT_ONCE);
+        each.try_for_each(async |_| Ok(())).await
     }
 }
 
 impl<R: DeserializeOwned> Cast<R> {
-    /// Waits until all have ended. As [`Job::wait`].
+    /// Waits until all have ended, and returns how, in the order of names. As [`Job::wait`], with one watch for all.
     ///
     /// # Errors
     /// As [`Job::wait`], the first of any job.
@@ -89,11 +101,107 @@ impl<R: DeserializeOwned> Cast<R> {
     /// # Cancel safety
     /// Nothing is held.
     pub async fn wait(&self) -> Result<Vec<(String, Ended<R>)>> {
-        let each = self.jobs.iter().map(async |(name, job)| {
-            let ended = job.wait().await?;
-            Ok::<_, Error>((name.clone(), ended))
+        let client = &self.layout.client;
+        let mut watcher = client.watch(self.layout.jobs_of_cast(&self.id));
+        let mut waiting = Waiting {
+            cast: self,
+            jobs: BTreeMap::new(),
+            ended: BTreeMap::new(),
+        };
+        let listed = watcher.next().await?;
+        waiting.take(listed)?;
+        for (_, job) in &self.jobs {
+            let key = self.layout.job(job.id());
+            if !watcher.known().contains_key(key.as_bytes()) {
+                return Err(Error::Removed(key));
+            }
+        }
+        while waiting.ended.len() < self.jobs.len() {
+            match waiting.next_due() {
+                None => waiting.take(watcher.next().await?)?,
+                Some(due) => match client.before(due, watcher.next()).await {
+                    Some(batch) => waiting.take(batch?)?,
+                    None => waiting.expire().await?,
+                },
+            }
+        }
+        let ended = waiting.ended.into_values();
+        let names = self.jobs.iter().map(|(name, _)| name.clone());
+        Ok(names.zip(ended).collect())
+    }
+}
+
+/// The jobs of a cast that somebody waits for, by their places in it.
+struct Waiting<'a, R> {
+    cast: &'a Cast<R>,
+    /// Those that have not ended, and when they expire.
+    jobs: BTreeMap<usize, (Known, Option<Instant>)>,
+    ended: BTreeMap<usize, Ended<R>>,
+}
+
+impl<R: DeserializeOwned> Waiting<'_, R> {
+    fn take(&mut self, batch: Batch) -> Result<()> {
+        for change in batch.changes {
+            match change {
+                Change::Put { kv, .. } => self.put(&kv)?,
+                Change::Delete { key, .. } => {
+                    // Of one that has ended, it is known how.
+                    let kept = self.place(key.as_bytes());
+                    if kept.is_some_and(|place| !self.ended.contains_key(&place)) {
+                        return Err(Error::Removed(key));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Which of its jobs a key is of.
+    fn place(&self, key: &[u8]) -> Option<usize> {
+        let id = self.cast.layout.job_of(key)?;
+        let (_, place) = id.rsplit_once('.')?;
+        let place = usize::from_str_radix(place, 16).ok()?;
+        let (_, job) = self.cast.jobs.get(place)?;
+        (job.id() == id).then_some(place)
+    }
+
+    fn put(&mut self, kv: &KeyValue) -> Result<()> {
+        let Some(place) = self.place(&kv.key) else {
+            return Ok(());
+        };
+        let client = &self.cast.layout.client;
+        let known = Known::of(kv)?;
+        let due = known.record.due_ms().map(|due| {
+            let left = due.saturating_sub(client.wall_millis());
+            client.deadline(Duration::from_millis(left))
         });
-        try_join_all(each).await
+        let key = kv.key.clone().into();
+        match JobState::of(&key, known.record.state.clone())? {
+            JobState::Ended(ended) => {
+                self.jobs.remove(&place);
+                self.ended.insert(place, ended);
+            }
+            _ => drop(self.jobs.insert(place, (known, due))),
+        }
+        Ok(())
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.jobs.values().filter_map(|(_, due)| *due).min()
+    }
+
+    /// Ends those whose time is over. That they have ended, or that they go on, comes with the watch.
+    async fn expire(&mut self) -> Result<()> {
+        let client = &self.cast.layout.client;
+        let now = client.now();
+        let over = self.jobs.iter_mut();
+        let over = over.filter(|(_, (_, due))| due.is_some_and(|due| due <= now));
+        let each = stream::iter(over.map(|(place, (known, due))| {
+            *due = Some(client.deadline(EXPIRED_AGAIN));
+            self.cast.jobs[*place].1.expire(known)
+        }));
+        let each = each.buffer_unordered(ENDS_AT_ONCE);
+        each.try_for_each(async |()| Ok(())).await
     }
 }
 
@@ -169,6 +277,7 @@ impl<C, R> Dispatcher<C, R> {
     fn cast_of(&self, id: &str, record: &CastRecord) -> Cast<R> {
         let jobs = record.jobs(id);
         Cast {
+            layout: self.layout.clone(),
             id: id.to_owned(),
             revision: record.revision,
             jobs: jobs

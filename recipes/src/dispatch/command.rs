@@ -107,7 +107,7 @@ impl Worker {
         let ended = delivery.ack_with(txn).await;
         if let Err(AckError::Failed(Error::SessionLost(_))) = &ended {
             // The store may have said that a lease is gone, and have meant this one.
-            self.retention.forget(lease);
+            self.retention.forget(lease).await;
         }
         ended
     }

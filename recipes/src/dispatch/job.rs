@@ -150,6 +150,13 @@ impl<R> Job<R> {
         self.end(known, when, State::Cancelled).await
     }
 
+    /// Ends the job because its time is over, unless it has ended, or was begun in time.
+    pub(super) async fn expire(&self, known: &Known) -> Result<()> {
+        let when = known.goes_on(&self.layout.job(&self.id));
+        self.end(known, when, State::Expired).await?;
+        Ok(())
+    }
+
     /// Ends a job, whoever has it.
     async fn end(&self, known: &Known, when: Vec<Compare>, state: State) -> Result<Wrote> {
         let client = &self.layout.client;
@@ -174,7 +181,7 @@ impl<R> Job<R> {
             Ok(answer) => Ok(Wrote::of(answer)),
             // It took longer than the retention; with another lease then.
             Err(StoreError::LeaseNotFound) => {
-                self.retention.forget(lease);
+                self.retention.forget(lease).await;
                 Ok(Wrote::Perhaps)
             }
             Err(error) => Err(error.into()),
@@ -243,8 +250,7 @@ impl<R: DeserializeOwned> Job<R> {
             let due = known.record.due_ms();
             let left = due.map(|due| due.saturating_sub(client.wall_millis()));
             if left == Some(0) {
-                let when = known.goes_on(&key);
-                self.end(&known, when, State::Expired).await?;
+                self.expire(&known).await?;
                 continue;
             }
             if let JobState::Ended(ended) = JobState::of(&key, known.record.state)? {

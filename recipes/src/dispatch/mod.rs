@@ -34,7 +34,6 @@ pub(crate) use survey::{KIND, Keys};
 
 use crate::client::Client;
 use crate::error::{Error, Result};
-use crate::keys::decode;
 use crate::kit::Placed;
 use crate::session::{Effect, Session};
 use crate::store::ops::{self, Compare};
@@ -223,7 +222,7 @@ impl<C, R> Dispatcher<C, R> {
         let found = self.layout.client.store();
         let found = found.range(ops::oldest(jobs.range(), limit)).await?;
         let lines = found.kvs.iter().filter_map(|kv| {
-            let id = decode(jobs.suffix(&kv.key)?)?;
+            let id = self.layout.job_of(&kv.key)?;
             Some(JobLine::of(id, kv))
         });
         Ok(lines.collect())

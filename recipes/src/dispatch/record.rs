@@ -12,7 +12,7 @@ use super::logs::Logs;
 use super::survey::KIND;
 use crate::client::Client;
 use crate::error::{Error, Result};
-use crate::keys::{Key, KeySpace, Revision, decode};
+use crate::keys::{Key, KeyRange, KeySpace, Revision, decode};
 use crate::kit::{ItemId, SegmentedLog};
 use crate::lock::ContenderRecord;
 use crate::queue::Queue;
@@ -61,6 +61,16 @@ impl Layout {
     /// How far a job is.
     pub(super) fn job(&self, id: &str) -> Key {
         self.jobs().child(id).itself()
+    }
+
+    /// The job that a key is of.
+    pub(super) fn job_of(&self, key: &[u8]) -> Option<String> {
+        decode(self.jobs().suffix(key)?)
+    }
+
+    /// The jobs of one call to many.
+    pub(super) fn jobs_of_cast(&self, cast: &str) -> KeyRange {
+        KeyRange::prefix(self.job(&format!("{cast}.")))
     }
 
     pub(super) fn cancels(&self) -> KeySpace {

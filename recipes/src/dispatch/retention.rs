@@ -1,8 +1,10 @@
 //! How long the record of a job that has ended can be read: under a lease that nobody renews, which jobs share that
 //! end at about the same time.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::Mutex;
 
 use crate::client::Client;
 use crate::clock::{Moment, whole_seconds};
@@ -38,7 +40,8 @@ impl Retention {
         self.length
     }
 
-    /// A lease that lives at least as long as a job that ends now is kept; `grant` grants one of this length.
+    /// A lease that lives at least as long as a job that ends now is kept; `grant` grants one of this length. Others
+    /// wait for it meanwhile, and then share it.
     pub(super) async fn lease<F>(
         &self,
         client: &Client,
@@ -48,25 +51,22 @@ impl Retention {
         F: Future<Output = Result<LeaseId>>,
     {
         let shared = self.length / SHARED_PART;
-        let known = *self.granted();
-        if let Some(known) = known.filter(|known| known.since.elapsed(&**client.clock()) < shared) {
+        let mut granted = self.granted.lock().await;
+        let known = granted.filter(|known| known.since.elapsed(&**client.clock()) < shared);
+        if let Some(known) = known {
             return Ok(known.lease);
         }
         let since = client.moment();
         let lease = grant(whole_seconds(self.length + shared)).await?;
-        *self.granted() = Some(Granted { lease, since });
+        *granted = Some(Granted { lease, since });
         Ok(lease)
     }
 
     /// The store says that there is no such lease.
-    pub(super) fn forget(&self, lease: LeaseId) {
-        let mut granted = self.granted();
+    pub(super) async fn forget(&self, lease: LeaseId) {
+        let mut granted = self.granted.lock().await;
         if granted.is_some_and(|granted| granted.lease == lease) {
             *granted = None;
         }
-    }
-
-    fn granted(&self) -> std::sync::MutexGuard<'_, Option<Granted>> {
-        self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

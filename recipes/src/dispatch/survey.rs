@@ -77,7 +77,7 @@ impl Keys {
 
     /// A job's id, and what its record tells, or why that cannot be read.
     pub(crate) fn told(&self, kv: &KeyValue) -> Option<(String, Result<Told>)> {
-        let id = decode(self.jobs().suffix(&kv.key)?)?;
+        let id = self.0.job_of(&kv.key)?;
         Some((id, JobRecord::read(kv).map(Told::of)))
     }
 }

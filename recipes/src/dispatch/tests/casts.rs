@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::store::Capabilities;
 use crate::store::faulty::{Calls, Stage};
+use crate::store::{Capabilities, Counting};
 
 /// What a transaction of the store has room for.
 const TXN_OPS: usize = 16;
@@ -249,6 +249,52 @@ async fn several_senders_of_one_cast_send_once() {
     let cast = sent.unwrap();
     let (_, job) = &cast.jobs()[8];
     assert_eq!(job.state().await.unwrap(), JobState::Ended(Ended::Done(1)));
+}
+
+/// With one watch, and whoever waits sees to it that they end in time.
+#[tokio::test(start_paused = true)]
+async fn all_are_waited_for_together() {
+    let (place, inboxes) = crowd().await;
+    let counting = Counting::new(place.store.clone());
+    let client = Client::builder(counting.clone())
+        .clock(Arc::clone(place.client.clock()))
+        .build();
+    let session = client.session().await.unwrap();
+    let ops: Ops = client.dispatcher("ops");
+    let second = Duration::from_secs(1);
+    let sending = Sending::new().deadline(10 * second);
+    let cast = ops.send_all(&session, all, &7, sending).await.unwrap();
+    let mut done = Vec::new();
+    for inbox in &inboxes[..5] {
+        done.push(soon(inbox.next()).await.unwrap());
+    }
+    done.pop().unwrap().reply(&4).await.unwrap();
+    let before = counting.counts();
+    let replies = async {
+        for (n, command) in (0..).zip(&mut done) {
+            tokio::time::sleep(second).await;
+            command.reply(&n).await.unwrap();
+        }
+    };
+    let (ended, ()) = tokio::join!(soon(cast.wait()), replies);
+    let expected = everybody().into_iter().enumerate().map(|(n, name)| {
+        let ended = match n {
+            0..5 => Ended::Done(u32::try_from(n).unwrap()),
+            _ => Ended::Expired,
+        };
+        (name, ended)
+    });
+    assert_eq!(ended.unwrap(), Vec::from_iter(expected));
+    let used = counting.counts() - before;
+    assert_eq!((used.watch, used.lease_grant), (1, 1), "{used:?}");
+    assert_eq!(used.txn, 15, "one for each that expires: {used:?}");
+    // Also when it is asked for later, and when not all is kept any more.
+    let again = ops.cast(cast.id()).await.unwrap().unwrap();
+    assert_eq!(soon(again.wait()).await.unwrap().len(), MANY);
+    let keys = place.store.keys("quorate/dispatch/ops/job/");
+    place.client.delete(keys[3].as_str()).await.unwrap();
+    let gone = soon(again.wait()).await;
+    assert!(matches!(gone, Err(Error::Removed(_))), "{gone:?}");
 }
 
 /// As many as fit into a request.
