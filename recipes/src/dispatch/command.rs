@@ -15,6 +15,7 @@ use crate::keys::{KeyRange, LeaseId, Revision};
 use crate::lock::{Fence, Fenced};
 use crate::queue::{AckError, Delivery, Nack};
 use crate::session::{Lost, Session};
+use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
 use crate::txn::Txn;
 use crate::wait::{self, Backoff};
@@ -37,6 +38,8 @@ pub struct Command<C, R> {
 pub(super) struct Ending {
     txn: Txn,
     lease: LeaseId,
+    /// What it is made of.
+    of: (Txn, State),
 }
 
 /// What it takes to write a job's states.
@@ -80,6 +83,7 @@ impl Worker {
     pub(super) async fn ending(&self, txn: Txn, state: State) -> Result<Ending> {
         let client = &self.layout.client;
         let key = self.layout.job(&self.id);
+        let of = (txn.clone(), state.clone());
         let value = self.record.with(state, &key)?;
         let most = client.store().capabilities().max_request_bytes;
         if value.len() > most {
@@ -95,21 +99,31 @@ impl Worker {
             ops::put(&key, value, Some(lease)),
             ops::delete(KeyRange::one(self.layout.cancel(&self.id))),
         ]);
-        Ok(Ending { txn, lease })
+        Ok(Ending { txn, lease, of })
     }
 
     /// Ends the job.
     pub(super) async fn end(
         &self,
         delivery: Delivery<Received>,
-        Ending { txn, lease }: Ending,
+        ending: Ending,
     ) -> Result<Revision, AckError<Received>> {
-        let ended = delivery.ack_with(txn).await;
-        if let Err(AckError::Failed(Error::SessionLost(_))) = &ended {
-            // The store may have said that a lease is gone, and have meant this one.
-            self.retention.forget(lease).await;
+        let Ending { txn, lease, of } = ending;
+        match delivery.ack_with(txn).await {
+            // Somebody revoked it, or the store was put back. With another one then.
+            Err(AckError::Refused {
+                delivery,
+                error: Error::Store(StoreError::LeaseNotFound),
+            }) => {
+                self.retention.forget(lease).await;
+                let (txn, state) = of;
+                match self.ending(txn, state).await {
+                    Ok(again) => delivery.ack_with(again.txn).await,
+                    Err(error) => Err(AckError::Refused { delivery, error }),
+                }
+            }
+            ended => ended,
         }
-        ended
     }
 }
 

@@ -57,7 +57,7 @@ impl Retention {
             return Ok(known.lease);
         }
         let since = client.moment();
-        let lease = grant(whole_seconds(self.length + shared)).await?;
+        let lease = grant(whole_seconds(self.length.saturating_add(shared))).await?;
         *granted = Some(Granted { lease, since });
         Ok(lease)
     }

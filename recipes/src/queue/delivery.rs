@@ -386,7 +386,13 @@ fn is_refusal(error: &Error) -> bool {
         error,
         Error::Invalid(_)
             | Error::Codec { .. }
-            | Error::Store(StoreError::Invalid(_) | StoreError::Auth(_) | StoreError::Refused(_))
+            // That of the claim is gone with the session.
+            | Error::Store(
+                StoreError::Invalid(_)
+                    | StoreError::Auth(_)
+                    | StoreError::Refused(_)
+                    | StoreError::LeaseNotFound
+            )
     )
 }
 

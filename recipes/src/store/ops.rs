@@ -161,6 +161,17 @@ pub fn put(key: impl Into<Key>, value: Bytes, lease: Option<LeaseId>) -> pb::Req
     }))
 }
 
+/// The leases that a transaction puts keys under, on either branch, those inside of others apart.
+#[must_use]
+pub fn leases(request: &pb::TxnRequest) -> Vec<LeaseId> {
+    let both = request.success.iter().chain(&request.failure);
+    let leases = both.filter_map(|op| match &op.request {
+        Some(Request::RequestPut(put)) if put.lease != 0 => Some(LeaseId(put.lease)),
+        _ => None,
+    });
+    leases.collect()
+}
+
 /// A deletion of every key of the range.
 #[must_use]
 pub fn delete(range: KeyRange) -> pb::RequestOp {

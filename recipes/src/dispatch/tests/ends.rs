@@ -55,15 +55,42 @@ async fn a_lease_that_is_gone_is_not_used_for_ever() {
     assert!(again.cancel().await.unwrap());
     let ended = again.state().await.unwrap();
     assert_eq!(ended, JobState::Ended(Ended::Cancelled));
-    // A session takes a lease that is gone for its own: one of them, not each that comes.
+    // And the session of who replies goes on.
     let job = place.send(to("a")).await;
     let mut command = soon(inbox.next()).await.unwrap();
-    assert!(command.reply(&1).await.is_err());
-    drop((command, inbox));
-    let session = place.client.session().await.unwrap();
-    let inbox = ours.inbox(&session, [to("a")]).await.unwrap();
-    soon(inbox.next()).await.unwrap().reply(&2).await.unwrap();
+    let txn = place.client.txn().put("x", "");
+    command.reply_with(&2, txn).await.unwrap();
     assert_eq!(soon(job.wait()).await.unwrap(), Ended::Done(2));
+    assert_eq!(place.client.get("x").await.unwrap().unwrap().version, 1);
+    place.session.actor().verify().await.unwrap();
+    assert_eq!(
+        end_one(&place, &inbox).await.state().await.unwrap(),
+        JobState::Ended(Ended::Done(1))
+    );
+}
+
+/// With that of the session gone too, it is the session that is lost.
+#[tokio::test(start_paused = true)]
+async fn a_session_without_its_lease_is_lost_nevertheless() {
+    let place = Place::new().await;
+    let session = place.client.session().await.unwrap();
+    let inbox = place.ops().inbox(&session, [to("a")]).await.unwrap();
+    let job = place.send(to("a")).await;
+    let mut command = soon(inbox.next()).await.unwrap();
+    let revoked = place.client.store().lease_revoke(session.lease()).await;
+    revoked.unwrap();
+    let refused = command.reply(&1).await;
+    assert!(
+        matches!(
+            refused,
+            Err(TxnError::Fenced { .. } | TxnError::Failed(Error::SessionLost(_)))
+        ),
+        "{refused:?}"
+    );
+    assert_eq!(
+        job.state().await.unwrap(),
+        JobState::Delivered { attempt: 1 }
+    );
 }
 
 #[tokio::test(start_paused = true)]
