@@ -3,20 +3,20 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
-
-use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 use super::batch::Batch;
+use super::source::{SourceRecord, Sources};
+use crate::clock::Instant;
 use crate::error::{Error, Result, TxnError};
-use crate::keys::{Key, KeySpace, encode};
 use crate::lock::FencingToken;
-use crate::register::read;
 use crate::session::Session;
 use crate::topic::{GroupConsumer, Message, ReadError};
-use crate::value::{Json, V1, from_json};
+use crate::value::Json;
 
-/// Runs of a source that are remembered: one that comes back later than that is taken for a new one.
-const RUNS_MAX: usize = 8;
+/// When a collector first looks for sources to forget, and how often, at most.
+const LOOK_FIRST: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_secs(3_600);
 
 /// Sources that a collector knows without asking the store.
 const SOURCES_MAX: usize = 1_024;
@@ -71,34 +71,13 @@ pub enum CollectError<E> {
     Failed(#[from] Error),
 }
 
-/// How far each run of a source is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct SourceRecord {
-    v: V1,
-    /// The number of the next line of each run; the one heard of last is the last.
-    runs: Vec<(String, u64)>,
-}
-
-impl SourceRecord {
-    fn next(&self, run: &str) -> Option<u64> {
-        let mut runs = self.runs.iter();
-        runs.find(|(known, _)| known == run).map(|(_, next)| *next)
-    }
-
-    fn come_to(mut self, run: &str, next: u64) -> Self {
-        self.runs.retain(|(known, _)| known != run);
-        self.runs.push((run.to_owned(), next));
-        let over = self.runs.len().saturating_sub(RUNS_MAX);
-        self.runs.drain(..over);
-        self
-    }
-}
-
 /// A member of a group of collectors. Dropping it leaves the group.
 #[must_use = "a dropped collector writes nothing"]
 pub struct Collector {
     consumer: GroupConsumer<Batch>,
-    space: KeySpace,
+    sources: Sources,
+    /// When it looks for sources that say nothing any more.
+    looks_at: Instant,
     /// How far sources are, as of this ownership of their partition.
     known: BTreeMap<(u32, String), (FencingToken, SourceRecord)>,
     /// What the sink has failed to write.
@@ -107,14 +86,27 @@ pub struct Collector {
 }
 
 impl Collector {
-    pub(super) fn new(consumer: GroupConsumer<Batch>, space: KeySpace) -> Self {
+    pub(super) fn new(consumer: GroupConsumer<Batch>, sources: Sources) -> Self {
+        let client = consumer.session().client();
         Self {
+            looks_at: client.deadline(client.jitter(LOOK_FIRST)),
             consumer,
-            space,
+            sources,
             known: BTreeMap::new(),
             pending: None,
             stats: CollectorStats::default(),
         }
+    }
+
+    /// A source that has said nothing for so long is forgotten, once everything of its partition is written: 30 days
+    /// if not told, by the wall clocks of collectors. Members may differ in it.
+    ///
+    /// Should it speak after all, [`Chunk::missing`] counts what was written before. Lines are written again only if
+    /// they were published again: by an agent that comes back after so long with a spool, and in it what was on its
+    /// way when it ended.
+    pub fn forget_after(mut self, silence: Duration) -> Self {
+        self.sources.forget_after(silence);
+        self
     }
 
     /// What it has done.
@@ -147,7 +139,7 @@ impl Collector {
         loop {
             let message = match self.pending.take() {
                 Some(message) => message,
-                None => match self.consumer.next().await {
+                None => match self.next().await {
                     Ok(message) => message,
                     Err(error) => {
                         self.passed_over(error).await?;
@@ -163,11 +155,11 @@ impl Collector {
                 self.pending = None;
                 continue;
             };
-            let key = source_key(&self.space, partition, &message.value.source);
+            let key = self.sources.key(partition, &message.value.source);
             let of = (partition, message.value.source.clone());
             let record = match self.known.get(&of) {
                 Some((at, record)) if *at == token => record.clone(),
-                _ => Self::look(self.consumer.session(), &key).await?,
+                _ => SourceRecord::look(self.consumer.session(), &key).await?,
             };
             let message = self.pending.take();
             let Some(message) = message else { continue };
@@ -178,8 +170,9 @@ impl Collector {
             }
             let batch = &message.value;
             let come_to = record.next(&batch.run).unwrap_or(0).max(batch.end());
-            let record = record.come_to(&batch.run, come_to);
-            let txn = self.consumer.session().client().txn();
+            let client = self.consumer.session().client();
+            let record = record.come_to(&batch.run, come_to, client.wall_millis());
+            let txn = client.txn();
             let txn = txn.put(&key, Json(&record));
             let committed = self.consumer.commit_with(&message, txn).await;
             self.pending = None;
@@ -201,15 +194,17 @@ impl Collector {
         }
     }
 
-    /// How far a source is. Of the session alone, so that what runs a collector may go to another thread.
-    async fn look(session: &Session, key: &Key) -> Result<SourceRecord> {
-        let found = read(session.client(), key, Some(session)).await?;
-        match found {
-            Some(kv) => from_json(&kv.key, &kv.value),
-            None => Ok(SourceRecord {
-                v: V1,
-                runs: Vec::new(),
-            }),
+    /// Waits for the next batch, and looks after sources meanwhile.
+    async fn next(&mut self) -> Result<Message<Batch>, ReadError> {
+        let client = self.consumer.session().client().clone();
+        loop {
+            if let Some(next) = client.before(self.looks_at, self.consumer.next()).await {
+                return next;
+            }
+            if let Err(error) = self.sources.forget(&mut self.consumer).await {
+                tracing::debug!(%error, "sources are forgotten later");
+            }
+            self.looks_at = client.deadline(client.jitter(LOOK_EVERY));
         }
     }
 
@@ -243,10 +238,6 @@ impl Collector {
     pub async fn leave(self) -> Result<()> {
         self.consumer.leave().await
     }
-}
-
-fn source_key(space: &KeySpace, partition: u32, source: &str) -> Key {
-    space.key(&format!("{partition}/{}", encode(source)))
 }
 
 /// What of a batch is to be written, if anything; and how many of its lines were before.

@@ -2,12 +2,14 @@
 //! they are to be. What cannot be published waits in memory, then on disk, and is dropped and counted when that
 //! is full.
 //!
-//! `batch` is what is published, `agent` gathers, `publishing` publishes, `spool` keeps on disk, `collector` writes.
+//! `batch` is what is published, `agent` gathers, `publishing` publishes, `spool` keeps on disk, `collector` writes, and
+//! `source` is how far it is with each source.
 
 mod agent;
 mod batch;
 mod collector;
 mod publishing;
+mod source;
 mod spool;
 #[cfg(test)]
 mod tests;
@@ -21,6 +23,7 @@ use crate::error::Result;
 use crate::keys::KeySpace;
 use crate::session::Session;
 use crate::topic::{Retention, Topic};
+use source::Sources;
 
 /// Lines of logs on their way from agents to collectors, over a topic. A handle: cheap to clone, holds nothing.
 ///
@@ -96,6 +99,7 @@ impl Collection {
     /// As of [`Topic::group`].
     pub async fn collector(&self, session: &Session, name: &str) -> Result<Collector> {
         let consumer = self.topic.group(session, name).await?;
-        Ok(Collector::new(consumer, self.space.child(name)))
+        let sources = Sources::new(self.topic.clone(), name, self.space.child(name));
+        Ok(Collector::new(consumer, sources))
     }
 }

@@ -1,8 +1,12 @@
+use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
+use crate::clock::LateClock;
 use crate::store::faulty::{Calls, Fault, Outage, Stage};
 use crate::store::{Faulty, MemStore};
+use crate::topic::Start;
 
 async fn soon<T>(work: impl Future<Output = T>) -> T {
     let done = tokio::time::timeout(Duration::from_secs(120), work).await;
@@ -325,4 +329,111 @@ async fn batches_are_bounded_whatever_is_logged() {
     let status = logs.topic().status().await.unwrap();
     let messages = status.partitions[0].messages;
     assert!((6..9).contains(&messages), "{messages}");
+}
+
+/// A source that says nothing any more is forgotten, one that does is not, and neither is one that cannot be read.
+#[tokio::test(start_paused = true)]
+async fn silent_sources_are_forgotten() {
+    const HOUR: Duration = Duration::from_secs(3_600);
+    let store = MemStore::new();
+    let clock = Arc::new(LateClock::default());
+    let client = Client::builder(store.clone()).clock(clock).seed(1).build();
+    let logs = client.log_collection("l");
+    let session = client.session().await.unwrap();
+    let collector = logs.collector(&session, "c").await.unwrap();
+    let mut collector = collector.forget_after(2 * HOUR);
+    let missing = RefCell::new(Vec::new());
+    let run = collector.run(async |chunk: &Chunk| {
+        missing.borrow_mut().push(chunk.missing);
+        Ok::<(), &str>(())
+    });
+    let key = |source: &str| format!("quorate/collect/l/c/0/{source}");
+    let all = || store.keys("quorate/collect/");
+    let story = async {
+        client.put(key("broken"), "no JSON").await.unwrap();
+        let silent = logs.agent("silent").await.unwrap();
+        let busy = logs.agent("busy").await.unwrap();
+        for agent in [&silent, &busy] {
+            assert!(agent.log("first"));
+        }
+        tokio::time::sleep(HOUR * 3 / 2).await;
+        let everything = ["broken", "busy", "silent"].map(key);
+        assert_eq!(all(), everything);
+        assert!(busy.log("again"));
+        tokio::time::sleep(HOUR * 17 / 10).await;
+        assert_eq!(all(), ["broken", "busy"].map(key));
+        assert!(busy.log("still there"));
+        // After all.
+        assert!(silent.log("again"));
+        tokio::time::sleep(HOUR / 10).await;
+        assert_eq!(all(), everything);
+        silent.close().await.unwrap();
+        busy.close().await.unwrap();
+    };
+    tokio::select! {
+        ended = run => panic!("{ended:?}"),
+        () = story => {}
+    }
+    assert_eq!(collector.stats().duplicates, 0);
+    assert_eq!(
+        missing.into_inner(),
+        [0; 5],
+        "what it has in memory, it knows"
+    );
+}
+
+/// What waits in the topic is written before its source is forgotten, however long that has been silent, and wherever
+/// a collector that has just come is held up.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_forgotten_while_it_waits() {
+    for calls in [Calls::Txn, Calls::Read] {
+        let mut nth = 1;
+        while knows_what_waits(nth, calls).await {
+            nth += 1;
+        }
+        assert!(nth > 2, "{calls:?}");
+    }
+}
+
+/// Returns whether the collector makes so many calls.
+async fn knows_what_waits(nth: usize, calls: Calls) -> bool {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let store = MemStore::new();
+    let faulty = Faulty::new(store.clone());
+    let clock = Arc::new(LateClock::default());
+    let before = Client::builder(store.clone()).clock(Arc::clone(&clock) as _);
+    let before = before.seed(1).build();
+    let logs = before.log_collection("l");
+    let agent = logs.agent("host").await.unwrap();
+    agent.log("0");
+    soon(agent.flush()).await.unwrap();
+    let (collected, _) = collect(&before, "archive", 1).await;
+    assert_eq!(collected, ["0"]);
+    // It comes again.
+    let session = before.session().await.unwrap();
+    let mut batches = logs.topic().subscribe(Start::Earliest).await.unwrap();
+    let batch = batches.next().await.unwrap().value;
+    let again = logs.topic().publish_keyed(&session, "host", &batch);
+    again.await.unwrap();
+    tokio::time::sleep(60 * MINUTE).await;
+
+    let client = Client::builder(faulty.clone()).clock(clock).seed(2).build();
+    let session = client.session().await.unwrap();
+    let held = faulty.hold(nth, calls, Stage::NotSent);
+    let collecting = async {
+        let logs = client.log_collection("l");
+        let collector = logs.collector(&session, "archive").await.unwrap();
+        let mut collector = collector.forget_after(30 * MINUTE);
+        let run = collector.run(async |chunk: &Chunk| Err::<(), _>(chunk.clone()));
+        let ended = tokio::time::timeout(20 * MINUTE, run).await;
+        assert!(ended.is_err(), "{nth}: it is written again: {ended:?}");
+        assert_eq!(collector.stats().duplicates, 1, "{nth}");
+    };
+    let release = async {
+        let reached = tokio::time::timeout(10 * MINUTE, held.reached()).await;
+        tokio::time::sleep(5 * MINUTE).await;
+        held.release();
+        reached.is_ok()
+    };
+    tokio::join!(collecting, release).1
 }

@@ -204,6 +204,12 @@ impl<T> GroupConsumer<T> {
         Some(self.owned[index].partition.token())
     }
 
+    /// The transaction under the ownership of a partition; `None` when this member does not own it.
+    pub(crate) fn guarded(&self, partition: u32, txn: Txn) -> Option<Txn> {
+        let index = self.index_of(partition)?;
+        Some(txn.guard(&self.owned[index].partition))
+    }
+
     /// Says that a message, and all that came before it in its partition, is done: whoever owns the partition
     /// next goes on behind it. Says nothing if that was said before.
     ///
