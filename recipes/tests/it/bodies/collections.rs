@@ -20,7 +20,7 @@ type Lines = BTreeMap<(String, String), BTreeMap<u64, String>>;
 #[derive(Debug, Clone, Default)]
 struct Sink {
     lines: Arc<Mutex<Lines>>,
-    given: Arc<Mutex<usize>>,
+    given: Arc<Mutex<u64>>,
 }
 
 impl Sink {
@@ -33,15 +33,16 @@ impl Sink {
             let before = run.insert(number, line.clone());
             assert!(before.is_none_or(|before| before == *line), "{chunk:?}");
         }
-        *self.given.lock().unwrap() += chunk.lines.len();
+        *self.given.lock().unwrap() += chunk.lines.len() as u64;
     }
 
-    fn given(&self) -> usize {
+    fn given(&self) -> u64 {
         *self.given.lock().unwrap()
     }
 
-    fn count(&self) -> usize {
-        self.lines.lock().unwrap().values().map(BTreeMap::len).sum()
+    fn count(&self) -> u64 {
+        let lines = self.lines.lock().unwrap();
+        lines.values().map(|run| run.len() as u64).sum()
     }
 
     /// The lines of a source in the order of their texts; those of each run must be in that order, without a gap.
@@ -117,7 +118,7 @@ pub async fn lines_are_collected_once(client: &Client) {
     });
     let ended = soon("the sink to fail", run).await;
     assert!(matches!(ended, Err(CollectError::Sink("the disk is full"))));
-    assert_eq!(failing.stats().written as usize, sink.given());
+    assert_eq!(failing.stats().written, sink.given());
     // It is the same chunk that comes again.
     let again = collects(failing, &sink);
     let dying = short_session(client).await;
@@ -136,7 +137,7 @@ pub async fn lines_are_collected_once(client: &Client) {
         let stats = soon("the agent to end", agent.close()).await.unwrap();
         assert_eq!((stats.published, stats.dropped), (u64::from(LINES), 0));
     }
-    let all = (SOURCES * LINES) as usize;
+    let all = u64::from(SOURCES * LINES);
     until("all lines to be written", async || sink.count() == all).await;
     for source in 0..SOURCES {
         assert_eq!(sink.of(&format!("host-{source}")), texts(0..LINES));
