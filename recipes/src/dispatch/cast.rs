@@ -14,7 +14,7 @@ use super::job::Known;
 use super::record::{CastRecord, Ended, HereRecord, JobState, Labels, Layout};
 use super::spread::Spread;
 use super::{Dispatcher, Job, Sending};
-use crate::clock::Instant;
+use crate::clock::{Instant, whole_seconds};
 use crate::error::{Error, Result};
 use crate::keys::Revision;
 use crate::session::{Effect, Effected, Session};
@@ -25,6 +25,9 @@ use crate::watch::{Batch, Change};
 
 /// How long what is said of a cast without a deadline is kept, besides the retention of jobs.
 const CAST_RETENTION: Duration = Duration::from_secs(7 * 86_400);
+
+/// The least of it: shorter, sending it to all might take longer.
+const CAST_RETENTION_MIN: Duration = Duration::from_secs(3_600);
 
 /// Of how many jobs the end is asked for at once.
 const ENDS_AT_ONCE: usize = 64;
@@ -78,7 +81,7 @@ impl<R> Cast<R> {
         &self.jobs
     }
 
-    /// Asks for the end of all of them, some at a time. As [`Job::cancel`].
+    /// Asks for the end of all of them that are there, some at a time. As [`Job::cancel`].
     ///
     /// # Errors
     /// As [`Job::cancel`]; some may be asked by then.
@@ -86,9 +89,15 @@ impl<R> Cast<R> {
     /// # Cancel safety
     /// As [`Job::cancel`].
     pub async fn cancel(&self) -> Result<()> {
-        let each = stream::iter(self.jobs.iter().map(|(_, job)| job.cancel()));
-        let each = each.buffer_unordered(ENDS_AT_ONCE);
-        each.try_for_each(async |_| Ok(())).await
+        let each = self
+            .jobs
+            .iter()
+            .map(async |(_, job)| match job.cancel().await {
+                Ok(_) | Err(Error::Removed(_)) => Ok(()),
+                Err(error) => Err(error),
+            });
+        let each = stream::iter(each).buffer_unordered(ENDS_AT_ONCE);
+        each.try_for_each(async |()| Ok(())).await
     }
 }
 
@@ -239,15 +248,18 @@ impl<C: Serialize, R> Dispatcher<C, R> {
         if there.is_empty() && sending.require_live {
             return Err(Error::Conflict);
         }
+        let nobody = there.is_empty();
         let names = there.into_iter().map(|one| one.instance).collect();
         let record = CastRecord::new(revision, self.times(sending), command, names);
+        if nobody {
+            return Ok(self.cast_of(&id, &record));
+        }
         let spread = Spread::new(layout, &id, &record);
-        let mut then = spread.begun()?;
+        let begun = spread.begun()?;
         let key = layout.cast(&id);
         let named = Value::from(Json(&record)).into_bytes(&key)?;
         let lease = session.actor().grant_apart(self.kept(sending)).await?.id;
-        then.push((key, named));
-        let puts = then.into_iter();
+        let puts = begun.into_iter().chain([(key, named)]);
         let effect = Effect {
             then: puts
                 .map(|(key, value)| ops::put(key, value, Some(lease)))
@@ -269,7 +281,8 @@ impl<C: Serialize, R> Dispatcher<C, R> {
     /// How long what is said of a cast is kept: until its jobs have ended, if they must, and then as long as they.
     fn kept(&self, sending: Sending) -> Duration {
         let until = sending.deadline.unwrap_or(CAST_RETENTION);
-        until.saturating_add(self.retention.length())
+        let kept = until.saturating_add(self.retention.length());
+        whole_seconds(kept.max(CAST_RETENTION_MIN))
     }
 }
 
@@ -286,9 +299,10 @@ impl<C, R> Dispatcher<C, R> {
         }
     }
 
-    /// A cast that was sent before, by whomever; `None` when there is none, or it is not kept any more: a week
-    /// longer than its jobs if they have no deadline. One whose sender did not come to the end is sent to the rest
-    /// of its recipients first.
+    /// A cast that was sent before, by whomever; `None` when there is none, it was for nobody, or it is not kept any
+    /// more: from when it was sent, until its deadline, or for a week if it has none, then as long as a job that has
+    /// ended, and an hour at least. One whose sender did not come to the end is sent to the rest of its recipients
+    /// first; if the store refuses that for good, those have no job ([`Error::Removed`]).
     ///
     /// # Errors
     /// [`Error::Codec`]; the store's final refusals. Trouble with the store is waited out.
@@ -299,7 +313,11 @@ impl<C, R> Dispatcher<C, R> {
         let Some(record) = named(&self.layout, id).await? else {
             return Ok(None);
         };
-        Spread::new(&self.layout, id, &record).finish().await?;
+        if !record.is_sent()
+            && let Err(error) = Spread::new(&self.layout, id, &record).finish().await
+        {
+            tracing::warn!(cast = id, %error, "not all recipients have got it");
+        }
         Ok(Some(self.cast_of(id, &record)))
     }
 }

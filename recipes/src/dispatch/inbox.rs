@@ -35,8 +35,8 @@ pub struct Inbox<C, R> {
     retention: Retention,
     /// What looks after casts.
     tasks: Tasks,
-    /// Says that the instance is here.
-    _here: Option<Owned>,
+    /// Say that the instances are here.
+    _here: Vec<Owned>,
     of: PhantomData<fn() -> (C, R)>,
 }
 
@@ -72,14 +72,12 @@ impl<C, R> Inbox<C, R> {
             let consumer = layout.queue(target).consumer(session).await?;
             consumers.push((target.clone(), consumer.with_unreadable()));
         }
-        let instance = targets.into_iter().find_map(|target| match target {
-            Target::Instance(name) => Some(name),
-            Target::Any(_) => None,
-        });
-        let here = match instance {
-            Some(name) => Some(here(layout, session, &name, &of.labels).await?),
-            None => None,
-        };
+        let mut open = Vec::new();
+        for target in &targets {
+            if let Target::Instance(name) = target {
+                open.push(here(layout, session, name, &of.labels).await?);
+            }
+        }
         let tasks = Tasks::current();
         tasks.spawn("casts", spread::look_after(layout.clone()));
         Ok(Self {
@@ -90,7 +88,7 @@ impl<C, R> Inbox<C, R> {
             max_attempts: of.max_attempts,
             retention: of.retention.clone(),
             tasks,
-            _here: here,
+            _here: open,
             of: PhantomData,
         })
     }

@@ -121,10 +121,14 @@ impl Layout {
         self.inbox(target).child("consumer")
     }
 
+    /// The log of an inbox, of which nothing is known.
+    pub(super) fn log_of(&self, target: &Target) -> SegmentedLog {
+        self.queue::<Envelope>(target).log().clone()
+    }
+
     /// The log of an inbox, to send to.
     pub(super) fn log(&self, target: &Target) -> SegmentedLog {
-        let make = || self.queue::<Envelope>(target).log().clone();
-        self.logs.of(target, make)
+        self.logs.of(target, || self.log_of(target))
     }
 
     /// An item of an inbox, as it is written.
@@ -293,9 +297,20 @@ pub(super) struct CastRecord {
     /// The revision of which its recipients are.
     pub(super) revision: Revision,
     pub(super) times: Times,
-    pub(super) command: Box<RawValue>,
+    /// `None` once it was sent to all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    command: Option<Box<RawValue>>,
     /// The names of the recipients, in order.
     pub(super) recipients: Vec<String>,
+}
+
+/// The same once it was sent to all.
+#[derive(Debug, Serialize)]
+pub(super) struct SentRecord<'a> {
+    v: V1,
+    revision: Revision,
+    times: Times,
+    recipients: &'a [String],
 }
 
 impl CastRecord {
@@ -309,15 +324,48 @@ impl CastRecord {
             v: V1,
             revision,
             times,
-            command,
+            command: Some(command),
             recipients,
         }
     }
 
+    /// The id of the job of a recipient, by its place.
+    pub(super) fn job(cast: &str, place: usize) -> String {
+        format!("{cast}.{place:04x}")
+    }
+
     /// Each recipient with the id of its job.
-    pub(super) fn jobs(&self, id: &str) -> impl Iterator<Item = (&String, String)> {
+    pub(super) fn jobs(&self, cast: &str) -> impl Iterator<Item = (&String, String)> {
         let each = self.recipients.iter().enumerate();
-        each.map(move |(index, name)| (name, format!("{id}.{index:04x}")))
+        each.map(move |(place, name)| (name, Self::job(cast, place)))
+    }
+
+    /// What they are to be sent.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when all of them have got it.
+    pub(super) fn command(&self) -> Result<&RawValue> {
+        let sent = || Error::Invalid("a cast that was sent to all".to_owned());
+        self.command.as_deref().ok_or_else(sent)
+    }
+
+    /// Whether all of them have got it.
+    pub(super) fn is_sent(&self) -> bool {
+        self.command.is_none()
+    }
+
+    pub(super) fn sent(&self) -> SentRecord<'_> {
+        SentRecord {
+            v: V1,
+            revision: self.revision,
+            times: self.times,
+            recipients: &self.recipients,
+        }
+    }
+
+    /// About how many bytes the names take as they are written.
+    pub(super) fn names_bytes(&self) -> usize {
+        self.recipients.iter().map(|name| 2 * name.len() + 3).sum()
     }
 }
 

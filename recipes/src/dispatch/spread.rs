@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use quorate_proto::etcdserverpb::TxnRequest;
 
 use super::cast;
@@ -15,6 +16,7 @@ use crate::clock::Instant;
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, LeaseId, Revision, decode};
 use crate::kit::{Head, SegmentedLog};
+use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
 use crate::value::{Json, Value, from_json};
 use crate::wait::{self, Backoff};
@@ -23,8 +25,14 @@ use crate::watch::{Batch, Change};
 /// How long, at most, a cast may stand still before an inbox looks after it; before it goes on with it, twice that.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What a recipient takes of a transaction besides its command: keys, its job, and their envelopes, in bytes.
-const RECIPIENT_BYTES: usize = 1_024;
+/// A look whose answer took longer than this says nothing about who sends: the store was slow for all.
+const PROMPT: Duration = Duration::from_millis(500);
+
+/// What a recipient takes of a transaction besides its item and job: messages around them, in bytes.
+const RECIPIENT_BYTES: usize = 256;
+
+/// From so many bytes of commands on a segment is closed.
+const SEGMENT_BYTES: usize = 4 * 1_024 * 1_024;
 
 /// The sending of one cast.
 pub(super) struct Spread<'a> {
@@ -46,6 +54,24 @@ struct Far {
 struct Part<'a> {
     recipients: Vec<(Target, &'a str)>,
     logs: Vec<SegmentedLog>,
+    /// None comes after it.
+    is_last: bool,
+}
+
+/// What sending a part came to.
+enum Step {
+    Sent,
+    /// It begins elsewhere: somebody else has sent it. `None`: all was sent.
+    At(Option<usize>),
+    /// Somebody else has sent it meanwhile, or an inbox has gone on to another segment.
+    Refused,
+}
+
+/// Whether it was this call that sent a part.
+#[derive(PartialEq, Eq)]
+enum Sent {
+    Done,
+    Refused,
 }
 
 impl<'a> Spread<'a> {
@@ -57,95 +83,155 @@ impl<'a> Spread<'a> {
     ///
     /// # Errors
     /// [`Error::Invalid`] when the command is too large for one of them.
-    pub(super) fn begun(&self) -> Result<Vec<(Key, Bytes)>> {
-        if self.record.recipients.is_empty() {
-            return Ok(Vec::new());
-        }
-        let limits = self.layout.client.store().capabilities();
-        let bytes = self.recipient_bytes();
-        if bytes > limits.max_request_bytes {
-            return Err(Error::Invalid(format!(
-                "a command that takes {bytes} bytes; the store takes {}",
-                limits.max_request_bytes
-            )));
-        }
+    pub(super) fn begun(&self) -> Result<[(Key, Bytes); 2]> {
+        self.most()?;
         let sent = self.layout.sent(self.id);
         let none = Value::from(Json(&0_usize)).into_bytes(&sent)?;
-        Ok(vec![(self.unsent(), Bytes::new()), (sent, none)])
+        Ok([(self.unsent(), Bytes::new()), (sent, none)])
     }
 
     fn unsent(&self) -> Key {
         self.layout.unsent().child(self.id).itself()
     }
 
-    fn recipient_bytes(&self) -> usize {
-        let names = self.record.recipients.iter().map(String::len);
-        // A name is part of two keys and of the record, each time perhaps in escapes.
-        self.record.command.get().len() + 9 * names.max().unwrap_or(0) + RECIPIENT_BYTES
-    }
-
-    /// How many recipients one transaction has room for: two operations for each, and two of its own, as two at
-    /// most of a read.
-    fn most(&self) -> usize {
+    /// How many recipients one transaction has room for: two operations for each, and three of its own, as two of a
+    /// read.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when there is no room for one.
+    fn most(&self) -> Result<usize> {
         let limits = self.layout.client.store().capabilities();
-        let fit = limits.max_request_bytes / self.recipient_bytes();
-        let operations = limits.max_txn_ops.saturating_sub(2) / 2;
-        fit.min(operations).max(1)
+        let longest = self.record.recipients.iter().max_by_key(|name| name.len());
+        let to = Target::Instance(longest.cloned().unwrap_or_default());
+        let job = CastRecord::job(self.id, self.record.recipients.len());
+        let command = self.record.command()?;
+        let item = self.layout.item(&to, &job, command)?;
+        let queued = JobRecord::queued(to.clone(), u64::MAX, self.record.times);
+        let log = self.layout.log_of(&to);
+        let keys = [
+            log.key(&queued.item(&job)),
+            self.layout.job(&job),
+            log.head_key(),
+        ];
+        let job = queued.write(&keys[1])?;
+        let keys: usize = keys.iter().map(|key| key.as_bytes().len()).sum();
+        let bytes = item.len() + job.len() + keys + RECIPIENT_BYTES;
+        // The last one writes the names once more.
+        let rest = self.record.names_bytes() + 4_096;
+        let fit = limits.max_request_bytes.saturating_sub(rest) / bytes;
+        if fit == 0 {
+            return Err(Error::Invalid(format!(
+                "a command of {bytes} bytes and recipients' names of {rest}; the store takes {} in all",
+                limits.max_request_bytes
+            )));
+        }
+        Ok(fit.min(limits.max_txn_ops.saturating_sub(3) / 2).max(1))
     }
 
-    /// Sends it to those that it was not sent to. Trouble with the store is waited out.
+    /// Sends it to those that it was not sent to, whoever else does. Trouble with the store is waited out.
+    ///
+    /// # Errors
+    /// [`Error::OutcomeUnknown`] when the cast is not kept any more; the store's final refusals.
     pub(super) async fn finish(&self) -> Result<()> {
-        let client = &self.layout.client;
-        let jobs: Vec<(&String, String)> = self.record.jobs(self.id).collect();
-        let mut pause = Backoff::contended(client);
+        let mut pause = Backoff::contended(&self.layout.client);
+        let mut most = self.most()?;
         let mut from = 0;
-        while from < jobs.len() {
-            let to = jobs.len().min(from + self.most());
-            let part = self.part(&jobs[from..to]);
-            let Some((far, heads)) = self.look(&part).await? else {
-                return Ok(());
-            };
-            if far.sent != from {
-                from = far.sent;
-                continue;
-            }
-            match self.send(&part, &heads, &far, to < jobs.len()).await? {
-                true => from = to,
-                false => pause.pause().await,
+        while from < self.record.recipients.len() {
+            match self.part(&mut from, &mut most).await? {
+                Sent::Done => pause.reset(),
+                Sent::Refused => pause.pause().await,
             }
         }
         Ok(())
     }
 
-    fn part<'j>(&self, jobs: &'j [(&String, String)]) -> Part<'j> {
-        let recipients: Vec<_> = jobs
-            .iter()
-            .map(|(name, job)| (Target::Instance((*name).clone()), job.as_str()))
-            .collect();
-        let logs = recipients.iter().map(|(to, _)| self.layout.log(to));
-        Part {
-            logs: logs.collect(),
-            recipients,
+    /// Sends it to those that it was not sent to, for as long as nobody else does.
+    async fn go_on(&self) -> Result<()> {
+        let mut most = self.most()?;
+        let mut from = 0;
+        // The first look tells where to begin.
+        let mut refused = 0;
+        while from < self.record.recipients.len() && refused < 2 {
+            refused = match self.part(&mut from, &mut most).await? {
+                Sent::Done => 0,
+                Sent::Refused => refused + 1,
+            };
         }
+        Ok(())
+    }
+
+    /// Sends the part that begins `from` there, of at most so many; both are what they are for the next one then.
+    async fn part(&self, from: &mut usize, most: &mut usize) -> Result<Sent> {
+        let all = self.record.recipients.len();
+        let to = all.min(*from + *most);
+        let ids: Vec<String> = (*from..to).map(|n| CastRecord::job(self.id, n)).collect();
+        let names = &self.record.recipients[*from..to];
+        let recipients = names.iter().map(|name| Target::Instance(name.clone()));
+        let recipients: Vec<_> = recipients.zip(ids.iter().map(String::as_str)).collect();
+        let part = Part {
+            logs: recipients
+                .iter()
+                .map(|(to, _)| self.layout.log_of(to))
+                .collect(),
+            recipients,
+            is_last: to == all,
+        };
+        match self.look_and_send(&part, *from).await {
+            Ok(Step::Sent) => *from = to,
+            Ok(Step::At(sent)) => {
+                *from = sent.unwrap_or(all);
+                return Ok(Sent::Refused);
+            }
+            Ok(Step::Refused) => return Ok(Sent::Refused),
+            // The store takes less than it is known for.
+            Err(Error::Store(StoreError::Invalid(why))) if to - *from > 1 => {
+                tracing::debug!(cast = self.id, %why, "fewer recipients at a time");
+                *most = (to - *from) / 2;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(Sent::Done)
+    }
+
+    async fn look_and_send(&self, part: &Part<'_>, from: usize) -> Result<Step> {
+        let Some((far, heads)) = self.look(part).await? else {
+            return Ok(Step::At(None));
+        };
+        if far.sent != from {
+            return Ok(Step::At(Some(far.sent)));
+        }
+        Ok(match self.send(part, &heads, &far).await? {
+            true => Step::Sent,
+            false => Step::Refused,
+        })
     }
 
     /// How far it is, and the heads of a part's inboxes; `None`: it was sent to all.
+    ///
+    /// # Errors
+    /// [`Error::OutcomeUnknown`] when the cast is not kept any more.
     async fn look(&self, part: &Part<'_>) -> Result<Option<(Far, Vec<Head>)>> {
-        let heads = part.logs.iter().map(SegmentedLog::head_key);
-        let keys = [self.layout.sent(self.id)].into_iter().chain(heads);
+        let key = self.layout.cast(self.id);
+        let mut named = ops::get(&key);
+        named.keys_only = true;
+        let heads = part.logs.iter().map(|log| ops::get(log.head_key()));
+        let reads = [named, ops::get(self.layout.sent(self.id))]
+            .into_iter()
+            .chain(heads);
         let request = TxnRequest {
-            success: keys.map(|key| ops::read(ops::get(key))).collect(),
+            success: reads.map(ops::read).collect(),
             ..TxnRequest::default()
         };
         let (found, _) = wait::repeat(&self.layout.client, request).await?;
-        let Some(sent) = ops::kvs(&found.responses, 0).first() else {
-            return Ok(None);
+        let Some(sent) = ops::kvs(&found.responses, 1).first() else {
+            return match ops::kvs(&found.responses, 0).is_empty() {
+                true => Err(Error::OutcomeUnknown(format!("{key} is not kept any more"))),
+                false => Ok(None),
+            };
         };
-        let heads = part.logs.iter().enumerate().map(|(index, log)| {
-            let head = log.head_of(ops::kvs(&found.responses, index + 1).first())?;
-            log.learn(head);
-            Ok(head)
-        });
+        let heads = part.logs.iter().enumerate();
+        let heads =
+            heads.map(|(index, log)| log.head_of(ops::kvs(&found.responses, index + 2).first()));
         let far = Far {
             sent: from_json(&sent.key, &sent.value)?,
             at: Revision(sent.mod_revision),
@@ -155,31 +241,39 @@ impl<'a> Spread<'a> {
         Ok(Some((far, heads?)))
     }
 
-    /// Sends a part of it, after which there are `more` or not. Returns whether it was this call that did.
-    async fn send(&self, part: &Part<'_>, heads: &[Head], far: &Far, more: bool) -> Result<bool> {
+    /// Sends a part of it, if it is as far. Returns whether it is.
+    async fn send(&self, part: &Part<'_>, heads: &[Head], far: &Far) -> Result<bool> {
         let sent = self.layout.sent(self.id);
         let mut compare = vec![Compare::mod_revision(&sent, far.at)];
-        let mut success = match more {
-            true => {
+        let mut success = match part.is_last {
+            false => {
                 let next = far.sent + part.recipients.len();
                 let next = Value::from(Json(&next)).into_bytes(&sent)?;
                 vec![ops::put(&sent, next, Some(far.lease))]
             }
-            false => [&sent, &self.unsent()]
-                .map(|key| ops::delete(KeyRange::one(key)))
-                .into(),
+            true => {
+                let key = self.layout.cast(self.id);
+                let done = Value::from(Json(self.record.sent())).into_bytes(&key)?;
+                let gone = [&sent, &self.unsent()].map(|key| ops::delete(KeyRange::one(key)));
+                [ops::put(&key, done, Some(far.lease))]
+                    .into_iter()
+                    .chain(gone)
+                    .collect()
+            }
         };
-        let mut items = Vec::with_capacity(heads.len());
+        let mut full = Vec::new();
         for ((to, job), (log, head)) in part.recipients.iter().zip(part.logs.iter().zip(heads)) {
-            let item = self.layout.item(to, job, &self.record.command)?;
+            let item = self.layout.item(to, job, self.record.command()?)?;
+            if self.fills(log, item.len()) {
+                full.push(log.roll(*head));
+            }
             let queued = JobRecord::queued(to.clone(), head.segment, self.record.times);
             let key = self.layout.job(job);
             compare.push(log.is_head(*head));
             success.extend([
-                ops::put(log.key(&queued.item(job)), item.clone(), None),
+                ops::put(log.key(&queued.item(job)), item, None),
                 ops::put(&key, queued.write(&key)?, None),
             ]);
-            items.push(item);
         }
         let request = TxnRequest {
             compare: compare.into_iter().map(Into::into).collect(),
@@ -187,12 +281,22 @@ impl<'a> Spread<'a> {
             failure: Vec::new(),
         };
         let (answer, _) = wait::repeat(&self.layout.client, request).await?;
-        if answer.succeeded {
-            for ((log, head), item) in part.logs.iter().zip(heads).zip(items) {
-                log.appended(*head, &[item], None).await;
+        if !answer.succeeded {
+            return Ok(false);
+        }
+        for rolled in join_all(full).await {
+            if let Err(error) = rolled {
+                tracing::debug!(cast = self.id, %error, "an inbox does not go on to its next segment");
             }
         }
-        Ok(answer.succeeded)
+        Ok(true)
+    }
+
+    /// Whether this command closes the segment that it is in. What was sent there before by others is not known, nor
+    /// what was taken since: so one of as many as there may be in a segment does, by chance.
+    fn fills(&self, log: &SegmentedLog, bytes: usize) -> bool {
+        let items = log.segment_items().min(SEGMENT_BYTES / bytes.max(1)).max(1);
+        self.layout.client.random() % (items as u64) == 0
     }
 }
 
@@ -214,6 +318,7 @@ struct Unsent {
     seen: Option<Revision>,
 }
 
+/// Until the store refuses for good to tell which casts there are.
 async fn look_after_until_refused(layout: &Layout) -> Result<Infallible> {
     let client = &layout.client;
     let mut watcher = client.watch(layout.unsent().range());
@@ -226,7 +331,7 @@ async fn look_after_until_refused(layout: &Layout) -> Result<Infallible> {
         };
         match client.before(due, watcher.next()).await {
             Some(batch) => note(client, &mut unsent, batch?),
-            None => go_on(layout, &mut unsent, &key).await?,
+            None => look_at(layout, &mut unsent, &key).await,
         }
     }
 }
@@ -245,24 +350,51 @@ fn note(client: &Client, unsent: &mut BTreeMap<Key, Unsent>, batch: Batch) {
 }
 
 /// Goes on with a cast if it has stood still since it was looked at before.
-async fn go_on(layout: &Layout, unsent: &mut BTreeMap<Key, Unsent>, key: &Key) -> Result<()> {
+async fn look_at(layout: &Layout, unsent: &mut BTreeMap<Key, Unsent>, key: &Key) {
     let client = &layout.client;
     let named = layout.unsent().suffix(key.as_bytes()).and_then(decode);
     let (Some(id), Some(cast)) = (named, unsent.get_mut(key)) else {
         unsent.remove(key);
-        return Ok(());
+        return;
     };
-    cast.due = client.deadline(client.jitter(PATIENCE));
-    let found = wait::read(client, ops::get(layout.sent(&id))).await?;
+    match has_stood_still(layout, &id, cast).await {
+        Ok(true) => {}
+        Ok(false) => {
+            cast.due = client.deadline(client.jitter(PATIENCE));
+            return;
+        }
+        Err(error) => {
+            tracing::warn!(cast = id, %error, "nobody here goes on with a cast");
+            unsent.remove(key);
+            return;
+        }
+    }
+    tracing::info!(cast = id, "goes on with a cast that stood still");
+    let went_on = async {
+        match cast::named(layout, &id).await? {
+            Some(record) => Spread::new(layout, &id, &record).go_on().await,
+            None => Ok(()),
+        }
+    };
+    match went_on.await {
+        Ok(()) => {
+            cast.due = client.deadline(client.jitter(PATIENCE));
+            cast.seen = None;
+        }
+        // It would be refused again.
+        Err(error) => {
+            tracing::warn!(cast = id, %error, "nobody here goes on with a cast");
+            unsent.remove(key);
+        }
+    }
+}
+
+/// Whether a cast is as far as when it was looked at before.
+async fn has_stood_still(layout: &Layout, id: &str, cast: &mut Unsent) -> Result<bool> {
+    let asked = layout.client.moment();
+    let found = wait::read(&layout.client, ops::get(layout.sent(id))).await?;
     let at = found.kvs.first().map(|kv| Revision(kv.mod_revision));
-    if at.is_some() && cast.seen != at {
-        cast.seen = at;
-        return Ok(());
-    }
-    if let (Some(_), Some(record)) = (at, cast::named(layout, &id).await?) {
-        tracing::info!(cast = id, "goes on with a cast that stood still");
-        Spread::new(layout, &id, &record).finish().await?;
-    }
-    unsent.remove(key);
-    Ok(())
+    let before = std::mem::replace(&mut cast.seen, at);
+    let prompt = asked.elapsed(&**layout.client.clock()) < PROMPT;
+    Ok(prompt && at.is_some() && before == at)
 }

@@ -13,7 +13,7 @@ struct Counted {
 impl Counted {
     async fn new() -> Self {
         let counting = Counting::new(MemStore::new());
-        let client = Client::new(counting.clone());
+        let client = Client::builder(counting.clone()).seed(1).build();
         let session = client.session().await.unwrap();
         let ops = client.dispatcher("ops");
         Self {
@@ -54,7 +54,12 @@ async fn an_inbox_that_is_kept_empty_goes_on_to_new_segments() {
     for casts in [false, true] {
         let place = Counted::new().await;
         let inbox = place.ops.inbox(&place.session, [to("a")]).await.unwrap();
-        for n in 0..300 {
+        let (most, segments) = match casts {
+            false => (300, 1..=1),
+            // By chance, about one in 256.
+            true => (1_500, 2..=12),
+        };
+        for n in 0..most {
             match casts {
                 false => drop(place.ops.send(&place.session, to("a"), &n).await.unwrap()),
                 true => {
@@ -68,7 +73,8 @@ async fn an_inbox_that_is_kept_empty_goes_on_to_new_segments() {
             assert_eq!(*command.value(), n);
             command.reply(&n).await.unwrap();
         }
-        assert_eq!(place.segment().await, 1, "casts: {casts}");
+        let segment = place.segment().await;
+        assert!(segments.contains(&segment), "casts: {casts}, {segment}");
     }
 }
 
