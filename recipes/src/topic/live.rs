@@ -285,7 +285,10 @@ impl Listener {
                 }
                 Err(Error::Store(error)) if error.is_transient() => {
                     tracing::debug!(key = %self.key, %error, "listening interrupted");
-                    self.stream = None;
+                    if self.stream.take().is_some() {
+                        // The next watch tells everything, and is looked at when it is open.
+                        self.look = false;
+                    }
                     self.pause.pause().await;
                 }
                 Err(error) => return Err(error),

@@ -44,6 +44,31 @@ async fn live_messages_go_to_those_who_are_there() {
     ));
 }
 
+/// Each time that its watch is opened it looks at the key; when that fails, the watch is opened again and tells
+/// everything, for the history is still there.
+#[tokio::test(start_paused = true)]
+async fn a_live_listener_that_cannot_look_misses_nothing() {
+    let place = Place::new().await;
+    let topic = place.client.live_topic::<u32>("t");
+    let mut messages = topic.subscribe().await.unwrap();
+    topic.publish(&place.session, &0).await.unwrap();
+    assert_eq!(soon(messages.next()).await.unwrap().value, 0);
+    // The first one opens the watch.
+    let look = place.faulty.hold(2, Calls::Read, Stage::AppliedUnanswered);
+    place.faulty.cut_watches();
+    let publish = async {
+        look.reached().await;
+        for value in 1..=3 {
+            topic.publish(&place.session, &value).await.unwrap();
+        }
+        look.release();
+    };
+    let (next, ()) = tokio::join!(soon(messages.next()), publish);
+    assert_eq!(next.unwrap().value, 1);
+    assert_eq!(soon(messages.next()).await.unwrap().value, 2);
+    assert_eq!(soon(messages.next()).await.unwrap().value, 3);
+}
+
 /// Whether it is found before or after its revision has come to where it was.
 #[tokio::test(start_paused = true)]
 async fn a_live_listener_is_told_of_a_store_that_was_put_back() {
