@@ -395,7 +395,9 @@ impl Crowd {
         }
         match when {
             When::Len(tasks) => {
-                for _ in usize::try_from(status.gathering).unwrap_or(0)..*tasks {
+                // Some of those that gather may be asked to leave.
+                let enough = tasks + rules::names(self.drawn(player)).len();
+                for _ in usize::try_from(status.gathering).unwrap_or(0)..enough {
                     self.join(player, session, Kind::Ruled).await?;
                 }
             }

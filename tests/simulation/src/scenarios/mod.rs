@@ -19,6 +19,7 @@ mod handover;
 mod ids;
 mod latch;
 mod leased;
+mod live_topic;
 mod membership;
 mod multi_lock;
 mod mutex;
@@ -55,6 +56,7 @@ pub use handover::Handover;
 pub use ids::Ids;
 pub use latch::Latch;
 pub use leased::{Leased, Written};
+pub use live_topic::{Airing, Heard, LAST, LiveTopic, live_topic_of};
 pub use membership::Membership;
 pub use multi_lock::MultiLock;
 pub use mutex::Mutex;
@@ -115,6 +117,7 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<Condition>(),
     entry::<Dispatch>(),
     entry::<Registry>(),
+    entry::<LiveTopic>(),
 ];
 
 const fn entry<S: Scenario>() -> (&'static str, Run) {

@@ -11,6 +11,7 @@ mod crons;
 mod dispatches;
 mod gathered;
 mod kept;
+mod lives;
 mod members;
 mod mutants;
 mod onces;
@@ -92,6 +93,7 @@ gates! {
     condition,
     dispatch,
     registry,
+    live_topic,
 }
 
 #[test]

@@ -122,9 +122,10 @@ fn one(
         return Err(format!("{} cannot be read", view.unreadable));
     }
     for (suspect, since) in view.suspects() {
+        // It may have been there again since, and gone unseen.
         let before = heard.iter().rev().find(|at| **at < since);
         let unseen = instances.resyncs.iter().any(|resync| {
-            *resync <= since && before.is_none_or(|before| *before - LATE_MAX <= *resync)
+            *resync <= view.at && before.is_none_or(|before| *before - LATE_MAX <= *resync)
         });
         let unseen = unseen && instances.ever_was(suspect);
         let judged = is_suspected(instances, protection, view, suspect, since, unseen);
