@@ -24,6 +24,7 @@ mod membership;
 mod multi_lock;
 mod mutex;
 mod once;
+mod probe;
 mod queue;
 mod rate;
 mod registry;
@@ -61,6 +62,7 @@ pub use membership::Membership;
 pub use multi_lock::MultiLock;
 pub use mutex::Mutex;
 pub use once::{Once, Results};
+pub use probe::{OPINIONS, Observers, Opinions, Probe};
 pub use queue::{BoundedQueue, Items, Queue, Work, check_limit, effect, handle, may_remain};
 pub use rate::{Granted, Rate};
 pub use registry::{Held, INSTANCES, Instances, Registry, Said, Service, protection};
@@ -118,6 +120,7 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<Dispatch>(),
     entry::<Registry>(),
     entry::<LiveTopic>(),
+    entry::<Probe>(),
 ];
 
 const fn entry<S: Scenario>() -> (&'static str, Run) {

@@ -16,6 +16,7 @@ mod members;
 mod mutants;
 mod onces;
 mod permits;
+mod probes;
 mod queues;
 mod registries;
 mod restored;
@@ -94,6 +95,7 @@ gates! {
     dispatch,
     registry,
     live_topic,
+    probe,
 }
 
 #[test]
