@@ -3,6 +3,7 @@
 mod adder;
 mod assign;
 mod barrier;
+mod collect;
 mod combined;
 mod condition;
 mod config;
@@ -39,6 +40,7 @@ mod topic;
 pub use adder::Adder;
 pub use assign::Assign;
 pub use barrier::{Barrier, Waits};
+pub use collect::{Collect, Logging, Written as WrittenLine, collect_may_remain, collection_of};
 pub use combined::Combined;
 pub use condition::{
     Condition, Crowd, Kind as ConditionKind, Passages, condition_may_remain, numbers, task_done,
@@ -121,6 +123,7 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<Registry>(),
     entry::<LiveTopic>(),
     entry::<Probe>(),
+    entry::<Collect>(),
 ];
 
 const fn entry<S: Scenario>() -> (&'static str, Run) {

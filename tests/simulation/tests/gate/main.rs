@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests stop at what they did not expect")]
 
 mod circles;
+mod collects;
 mod conditions;
 mod configs;
 mod counts;
@@ -96,6 +97,7 @@ gates! {
     registry,
     live_topic,
     probe,
+    collect,
 }
 
 #[test]

@@ -1,0 +1,146 @@
+//! Broken log collections.
+
+use std::time::Duration;
+
+use quorate_recipes::collect::Batch;
+use quorate_recipes::topic::{GroupConsumer, Message};
+use quorate_recipes::{Error, Result, Session};
+use quorate_simulation::scenarios::{Logging, WrittenLine, collect_may_remain, collection_of};
+use quorate_simulation::{History, Player, Scenario};
+
+use super::mutants::is_found;
+
+/// One of the ways to break a log collection.
+trait Broken: 'static {
+    const NAME: &'static str;
+
+    async fn log(logging: &Logging, player: &Player) -> Result<()> {
+        logging.log(player, |taken| taken).await
+    }
+
+    async fn collect(logging: &Logging, player: &Player, session: &Session) -> Result<()> {
+        logging.collect(player, session).await
+    }
+}
+
+struct World<B> {
+    logging: Logging,
+    of: std::marker::PhantomData<B>,
+}
+
+impl<B: Broken> Scenario for World<B> {
+    const NAME: &'static str = B::NAME;
+
+    fn new() -> Self {
+        Self {
+            logging: Logging::default(),
+            of: std::marker::PhantomData,
+        }
+    }
+
+    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
+        B::log(&self.logging, player).await?;
+        B::collect(&self.logging, player, session).await
+    }
+
+    fn may_meet(&self, _error: &Error) -> bool {
+        true
+    }
+
+    async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
+        let drained = self.logging.drain(players).await;
+        drained.map_err(|error| error.to_string())
+    }
+
+    fn end(&self) {
+        self.logging.end();
+    }
+
+    fn may_remain(&self, key: &str) -> bool {
+        collect_may_remain(key)
+    }
+
+    fn check(&self, _history: &History) -> std::result::Result<(), String> {
+        self.logging.check()
+    }
+}
+
+/// The next batch of the client's share, if there is one in time.
+async fn next(
+    player: &Player,
+    session: &Session,
+) -> Result<(GroupConsumer<Batch>, Option<Message<Batch>>)> {
+    let mut consumer = collection_of(player).topic().group(session, "c").await?;
+    let next = tokio::time::timeout(Duration::from_secs(2), consumer.next()).await;
+    Ok((consumer, next.ok().and_then(|next| next.ok())))
+}
+
+/// A collector that ends between the two.
+struct NotesFirst;
+
+impl Broken for NotesFirst {
+    const NAME: &'static str = "a collector that notes what it has not written";
+
+    async fn collect(logging: &Logging, player: &Player, session: &Session) -> Result<()> {
+        if !player.one_in(4) {
+            return logging.collect(player, session).await;
+        }
+        let (mut consumer, message) = next(player, session).await?;
+        if let Some(message) = message {
+            consumer.commit(&message).await?;
+        }
+        consumer.leave().await
+    }
+}
+
+/// Lines of a batch from the last to the first.
+struct Backwards;
+
+impl Broken for Backwards {
+    const NAME: &'static str = "a collector that writes backwards";
+
+    async fn collect(logging: &Logging, player: &Player, session: &Session) -> Result<()> {
+        let (consumer, message) = next(player, session).await?;
+        if let Some(message) = message {
+            let token = consumer.token(message.position.partition());
+            let batch = message.value;
+            let numbered: Vec<_> = (batch.first..).zip(batch.lines).collect();
+            for (number, line) in numbered.into_iter().rev() {
+                logging.writes(WrittenLine {
+                    source: batch.source.clone(),
+                    run: batch.run.clone(),
+                    number,
+                    line,
+                    token: token.map_or(i64::MAX, |token| token.revision.0),
+                });
+            }
+        }
+        consumer.leave().await
+    }
+}
+
+/// An agent that says that it has taken what it had no room for.
+struct Boasts;
+
+impl Broken for Boasts {
+    const NAME: &'static str = "an agent that drops what it has taken";
+
+    async fn log(logging: &Logging, player: &Player) -> Result<()> {
+        logging.log(player, |_| true).await
+    }
+}
+
+#[test]
+fn a_collector_that_notes_first_is_found() {
+    is_found::<World<NotesFirst>>("were dropped");
+}
+
+#[test]
+fn a_collector_that_writes_backwards_is_found() {
+    is_found::<World<Backwards>>("came behind");
+}
+
+#[test]
+fn an_agent_that_drops_what_it_has_taken_is_found() {
+    is_found::<World<Boasts>>("was not taken so");
+}
