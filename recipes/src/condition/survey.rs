@@ -176,12 +176,13 @@ impl Survey {
                 claim: claim_of(epoch),
             });
         }
-        let counts = self.gates.iter();
-        let counts = counts.map(|open| ops::read(ops::counting(layout.log.segment(open.epoch))));
-        let counts: Vec<RequestOp> = counts.collect();
-        if !counts.is_empty() {
-            let counted = reads.all(counts).await?;
-            for (index, open) in self.gates.iter_mut().enumerate() {
+        let most = reads.client.store().capabilities().max_txn_ops.max(1);
+        for gates in self.gates.chunks_mut(most) {
+            let counts = gates.iter();
+            let counts =
+                counts.map(|open| ops::read(ops::counting(layout.log.segment(open.epoch))));
+            let counted = reads.all(counts.collect()).await?;
+            for (index, open) in gates.iter_mut().enumerate() {
                 open.tasks = ops::count(&counted, index);
             }
         }

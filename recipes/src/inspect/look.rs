@@ -16,8 +16,8 @@ use crate::store::{StoreError, ops};
 /// How often a look begins anew because its revision was compacted meanwhile.
 const ATTEMPTS: usize = 3;
 
-/// Keys in one read.
-const PAGE: usize = 1_000;
+/// Keys in one read, of which each may have a large value.
+const PAGE: usize = 128;
 
 /// What there is of one kind, as it was at one revision.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -27,6 +27,8 @@ pub struct QueueInfo {
     pub oldest_ms: Option<u64>,
     /// Items that somebody has, the oldest segments' first; at most 256 are told.
     pub taken: Vec<TakenInfo>,
+    /// Why its limit cannot be read, if it has one that cannot.
+    pub unreadable: Option<String>,
 }
 
 /// An item that a consumer has.
@@ -82,6 +84,7 @@ async fn one(look: &Look, name: &str, lane: Option<u32>, space: KeySpace) -> Res
         name: name.to_owned(),
         lane,
         taken: taken.collect(),
+        unreadable: survey.unreadable.map(|error| error.to_string()),
         status: survey.status,
         oldest_ms: survey.oldest_ms,
     })

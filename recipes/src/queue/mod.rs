@@ -251,7 +251,8 @@ impl<T> Queue<T> {
     /// # Errors
     /// The store's; [`Codec`](crate::Error::Codec) for a limit that cannot be read.
     pub async fn status(&self) -> Result<QueueStatus> {
-        Ok(self.survey(Revision(0), 0).await?.status)
+        let survey = self.survey(Revision(0), 0).await?;
+        survey.unreadable.map_or(Ok(survey.status), Err)
     }
 
     /// Takes an item out of the queue, whether or not somebody has it: that one finds its claim lost. Returns

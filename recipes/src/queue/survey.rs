@@ -6,14 +6,17 @@ use quorate_proto::mvccpb::KeyValue;
 use super::bound::limit_of;
 use super::record::{About, Tried};
 use super::{Queue, QueueStatus};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, Revision};
 use crate::kit::ItemId;
 use crate::store::ops;
 
 /// A queue at one revision.
 pub(crate) struct Survey {
+    /// Without a limit that cannot be read.
     pub(crate) status: QueueStatus,
+    /// Why the limit cannot be read, if there is one that cannot.
+    pub(crate) unreadable: Option<Error>,
     /// When the item whose key comes first was pushed: one of the first segment.
     pub(crate) oldest_ms: Option<u64>,
     /// The claims of items, in the order of their ids.
@@ -55,6 +58,10 @@ impl<T> Queue<T> {
         });
         let claims: Vec<(ItemId, &KeyValue)> = claims.collect();
         let bound = ops::kvs(&answer.responses, 5).first();
+        let (limit, unreadable) = match bound.map(limit_of).transpose() {
+            Ok(limit) => (limit, None),
+            Err(error) => (None, Some(error)),
+        };
         let first = ops::kvs(&answer.responses, 0).first();
         let first = first.map(|kv| About::read(&Key::from(kv.key.clone()), &kv.value));
         Ok(Survey {
@@ -69,9 +76,10 @@ impl<T> Queue<T> {
                 dead: found(2),
                 consumers: found(3),
                 claimed: u64::try_from(claims.len()).unwrap_or(u64::MAX),
-                limit: bound.map(limit_of).transpose()?,
+                limit,
                 waiting: found(6),
             },
+            unreadable,
             oldest_ms: first.and_then(Result::ok).map(|about| about.since_ms),
             claims: claims
                 .into_iter()

@@ -1,6 +1,7 @@
 //! What a recipe brings to be simulated.
 
 use std::future::Future;
+use std::time::Duration;
 
 use quorate_recipes::store::Capabilities;
 use quorate_recipes::{Error, Result, Session};
@@ -63,6 +64,12 @@ pub trait Scenario: 'static {
     fn may_remain(&self, key: &str) -> bool {
         let _ = key;
         false
+    }
+
+    /// How long what clients left may live on under leases that nobody renews, when their sessions are closed.
+    #[must_use]
+    fn outlives() -> Duration {
+        Duration::ZERO
     }
 
     /// Judges what happened.

@@ -219,7 +219,7 @@ impl<S: Scenario> World<S> {
         }
         self.all_is_let_go().await?;
         self.close_sessions().await;
-        tokio::time::sleep(SETTLING).await;
+        tokio::time::sleep(SETTLING + S::outlives()).await;
         for attendant in attending {
             attendant.abort();
             if let Err(error) = attendant.await

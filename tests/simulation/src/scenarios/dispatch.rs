@@ -13,6 +13,7 @@ use quorate_recipes::dispatch::{
     Command, Dispatcher, Ended, Inbox, Job, JobState, Recipient, Sending, Target,
 };
 use quorate_recipes::keys::{LeaseId, Revision};
+use quorate_recipes::store::Capabilities;
 use quorate_recipes::{Error, Fenced as _, Result, Session, TxnError};
 
 use jobs::Jobs;
@@ -27,6 +28,9 @@ const WAIT: Duration = Duration::from_secs(2);
 
 /// How long what is kept of jobs lives after the last has ended, and copies of calls are on their way.
 const KEPT: Duration = Duration::from_secs(110);
+
+/// How long what is kept of casts lives, and of those that were not begun in the end.
+const CASTS_KEPT: Duration = Duration::from_secs(3_650);
 
 /// The dispatcher of the worlds.
 #[must_use]
@@ -115,27 +119,52 @@ impl Staff {
         job.ok_or(Error::Closed)
     }
 
+    /// Has `send` send a command with a number that no other has, which is negative, to all that are there and are
+    /// `chosen`.
+    ///
+    /// # Errors
+    /// What the client was told.
+    pub async fn cast<F>(
+        &self,
+        player: &Player,
+        chosen: Option<&'static str>,
+        send: impl FnOnce(i64) -> F,
+    ) -> Result<()>
+    where
+        F: Future<Output = Result<()>>,
+    {
+        let sent = self.sent.attempt(player, |number| {
+            self.casts.borrow_mut().insert(number, chosen);
+            send(-number)
+        });
+        match sent.await {
+            // There was nobody.
+            Err(Error::Conflict) => Ok(()),
+            sent => sent,
+        }
+    }
+
     /// Sends a command to all that are there, or to those of whom something is said.
     async fn send_to_all(&self, player: &Player, session: &Session) -> Result<()> {
         let chosen =
             [None, Some("even"), Some("odd")][usize::try_from(player.below(3)).unwrap_or(0)];
         let limit = Duration::from_millis(1_000 + player.below(9_000));
         let sending = Sending::new().deadline(limit);
-        let send = |number: i64| {
-            self.casts.borrow_mut().insert(number, chosen);
+        let send = |number: i64| async move {
+            let selected =
+                move |one: &Recipient| chosen.is_none_or(|parity| one.is("parity", parity));
             let ops = ops(player);
-            async move {
-                let selected =
-                    move |one: &Recipient| chosen.is_none_or(|parity| one.is("parity", parity));
-                let cast = ops.send_all(session, selected, &-number, sending).await?;
-                player.note(format!("cast {} to {}", cast.id(), cast.jobs().len()));
-                if player.one_in(4) {
-                    cast.cancel().await?;
-                }
-                Ok(())
+            let cast = ops.send_all(session, selected, &number, sending).await?;
+            player.note(format!("cast {} to {}", cast.id(), cast.jobs().len()));
+            if cast.jobs().is_empty() {
+                return Err(Error::Conflict);
             }
+            if player.one_in(4) {
+                cast.cancel().await?;
+            }
+            Ok(())
         };
-        self.sent.attempt(player, send).await
+        self.cast(player, chosen, send).await
     }
 
     /// A job that was sent before.
@@ -151,10 +180,10 @@ impl Staff {
         if let Some((_, inbox)) = known.filter(|(lease, _)| *lease == session.lease()) {
             return Ok(inbox);
         }
-        let targets = [
-            Target::Instance(player.index().to_string()),
-            Target::Any("s".to_owned()),
-        ];
+        // Two, so that a cast has more recipients than one transaction has room for.
+        let names = [0, 10].map(|tens| (tens + player.index()).to_string());
+        let instances = names.map(Target::Instance).into_iter();
+        let targets = instances.chain([Target::Any("s".to_owned())]);
         let ops = ops(player).label("parity", parity(player));
         let inbox = Rc::new(ops.inbox(session, targets).await?);
         let known = (session.lease(), Rc::clone(&inbox));
@@ -259,7 +288,8 @@ impl Staff {
     async fn drain(&self, player: &Player) -> Result<()> {
         self.end();
         let session = player.client().session().await?;
-        let targets = (0..5).map(|name| Target::Instance(name.to_string()));
+        let names = [0, 10].into_iter().flat_map(|tens| tens..tens + 5);
+        let targets = names.map(|name| Target::Instance(name.to_string()));
         let targets = targets.chain([Target::Any("s".to_owned())]);
         let inbox = ops(player).inbox(&session, targets).await?;
         loop {
@@ -310,7 +340,7 @@ impl Staff {
 #[must_use]
 pub fn dispatch_may_remain(key: &str) -> bool {
     let of_dispatcher = key.strip_prefix("quorate/dispatch/d/");
-    of_dispatcher.is_some_and(|rest| rest.ends_with("/head"))
+    of_dispatcher.is_some_and(|rest| rest.ends_with("/head") || rest.starts_with("cast/"))
 }
 
 /// Jobs that clients send each other.
@@ -322,6 +352,12 @@ impl Scenario for Dispatch {
 
     fn new() -> Self {
         Self::default()
+    }
+
+    fn capabilities() -> Capabilities {
+        let mut limits = Capabilities::default();
+        limits.max_txn_ops = 16;
+        limits
     }
 
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
@@ -339,6 +375,10 @@ impl Scenario for Dispatch {
 
     fn may_remain(&self, key: &str) -> bool {
         dispatch_may_remain(key)
+    }
+
+    fn outlives() -> Duration {
+        CASTS_KEPT
     }
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {

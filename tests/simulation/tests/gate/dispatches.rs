@@ -166,6 +166,37 @@ impl Broken for SentTwice {
     }
 }
 
+/// Who is there is asked first, and the command is sent some time later.
+struct OldRecipients;
+
+impl Broken for OldRecipients {
+    const NAME: &'static str = "a command to all that were there before";
+
+    async fn step(staff: &Staff, player: &Player, session: &Session) -> Result<()> {
+        drop(staff.take(player, session).await?);
+        let there = dispatcher(player).status().await?.instances;
+        player.pause(4_000).await;
+        let send = |number: i64| async move {
+            let record = json!({
+                "v": 1,
+                "revision": player.revision().0,
+                "times": { "since_ms": 0 },
+                "command": number,
+                "recipients": there,
+            });
+            let key = format!("{PREFIX}/cast/{}", -number);
+            player.client().put(key, record.to_string()).await?;
+            Ok(())
+        };
+        staff.cast(player, None, send).await
+    }
+}
+
+#[test]
+fn a_command_to_those_who_were_there_is_found() {
+    is_found::<World<OldRecipients>>("cast");
+}
+
 #[test]
 fn a_reply_by_one_who_lost_it_is_found() {
     is_found::<World<NoClaimCompare>>("job");

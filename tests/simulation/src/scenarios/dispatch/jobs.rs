@@ -121,6 +121,10 @@ impl Jobs {
                     false => drop(self.claims.remove(&id)),
                 }
             } else if let (Some(id), Some(value)) = (rest.strip_prefix("cast/"), value) {
+                if change.kv.as_ref().is_some_and(|kv| kv.version > 1) {
+                    // It was sent to all.
+                    continue;
+                }
                 let (number, sent) =
                     Sent::read(id, value).ok_or(format!("cast {id} is {value:?}"))?;
                 if self.casts.insert(number, sent).is_some() {
