@@ -296,7 +296,7 @@ impl<'a> Spread<'a> {
     /// what was taken since: so one of as many as there may be in a segment does, by chance.
     fn fills(&self, log: &SegmentedLog, bytes: usize) -> bool {
         let items = log.segment_items().min(SEGMENT_BYTES / bytes.max(1)).max(1);
-        self.layout.client.random() % (items as u64) == 0
+        self.layout.client.random().is_multiple_of(items as u64)
     }
 }
 

@@ -121,7 +121,7 @@ impl Logging {
     /// # Errors
     /// What the client was told.
     pub async fn log(&self, player: &Player, is_taken: impl Fn(bool) -> bool) -> Result<()> {
-        let (number, agent) = self.agent(player).await.map_err(failed)?;
+        let (number, agent) = self.agent(player).await.map_err(|error| failed(&error))?;
         for _ in 0..player.below(12) {
             let taken = self.change(number, |run| run.taken.len());
             let line = format!("{number} {taken} {}", player.below(1000));
@@ -354,7 +354,7 @@ fn number_of(line: &str) -> Option<u64> {
     line.split_once(' ')?.0.parse().ok()
 }
 
-fn failed(error: AgentError) -> Error {
+fn failed(error: &AgentError) -> Error {
     Error::Invalid(error.to_string())
 }
 

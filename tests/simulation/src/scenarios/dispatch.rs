@@ -355,9 +355,10 @@ impl Scenario for Dispatch {
     }
 
     fn capabilities() -> Capabilities {
-        let mut limits = Capabilities::default();
-        limits.max_txn_ops = 16;
-        limits
+        Capabilities {
+            max_txn_ops: 16,
+            ..Capabilities::default()
+        }
     }
 
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {

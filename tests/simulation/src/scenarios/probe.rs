@@ -255,17 +255,13 @@ impl Observers {
         players: &[Player],
         state: ProbeState,
     ) -> std::result::Result<(), String> {
+        let is_so = |player: &Player| {
+            let seen = self.0.seen.borrow();
+            let last = seen.get(&player.index()).and_then(|seen| seen.last());
+            last.is_some_and(|last| last.is(state) && last.observers() == players.len())
+        };
         let all = async {
-            loop {
-                let seen = self.0.seen.borrow();
-                let is_so = |player: &Player| {
-                    let last = seen.get(&player.index()).and_then(|seen| seen.last());
-                    last.is_some_and(|last| last.is(state) && last.observers() == players.len())
-                };
-                if players.iter().all(is_so) && self.0.living.get() == players.len() {
-                    return;
-                }
-                drop(seen);
+            while !players.iter().all(is_so) || self.0.living.get() < players.len() {
                 tokio::time::sleep(EVERY).await;
             }
         };

@@ -231,7 +231,7 @@ impl Broken for SilentEnd {
         let epoch = batch.gate().epoch;
         let claim = format!("{RULED}/claim/{epoch:016x}");
         let tasks = KeyRange::prefix(format!("{RULED}/segment/{epoch:016x}/"));
-        let gate = KeyRange::one(&format!("{RULED}/gate/{epoch:016x}"));
+        let gate = KeyRange::one(format!("{RULED}/gate/{epoch:016x}"));
         let lease = batch.fence().lease();
         let done = numbers(&batch).into_iter();
         let done = done.map(|number| {
