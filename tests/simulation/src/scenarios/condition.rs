@@ -398,6 +398,9 @@ impl Crowd {
                 // Some of those that gather may be asked to leave.
                 let enough = tasks + rules::names(self.drawn(player)).len();
                 for _ in usize::try_from(status.gathering).unwrap_or(0)..enough {
+                    if queue.status().await?.epoch != epoch {
+                        break;
+                    }
                     self.join(player, session, Kind::Ruled).await?;
                 }
             }
