@@ -130,7 +130,10 @@ impl Looker {
         };
         let contenders = vec![KeyRange::one(owned.key())];
         let hold = Hold::new(session.clone(), owned, contenders);
-        let tasks = listed(layout, gate.epoch).await?;
+        // Whoever lost the batch meanwhile, and is not told yet, would else be given what another one has left of it.
+        let Some(tasks) = listed(layout, &gate).await? else {
+            return Ok(None);
+        };
         Ok(Some(Batch {
             gate,
             tasks,
@@ -142,14 +145,15 @@ impl Looker {
     }
 }
 
-/// The tasks of a closed epoch, in the order in which they joined. Trouble with the store is waited out.
+/// The tasks that have passed a gate, in the order in which they joined; `None` when it is gone. Trouble with the
+/// store is waited out.
 pub(super) async fn listed<T: DeserializeOwned>(
     layout: &Layout,
-    epoch: u64,
-) -> Result<Vec<Task<T>>> {
+    gate: &Gate,
+) -> Result<Option<Vec<Task<T>>>> {
     let mut pause = Backoff::between_attempts(&layout.client);
     let mut kvs = loop {
-        match layout.client.list(layout.log.segment(epoch)).await {
+        match layout.client.list(layout.log.segment(gate.epoch)).await {
             Ok((_, kvs)) => break kvs,
             Err(Error::Store(error)) if error.is_transient() => pause.pause().await,
             // Read page by page, it was compacted meanwhile.
@@ -157,6 +161,12 @@ pub(super) async fn listed<T: DeserializeOwned>(
             Err(error) => return Err(error),
         }
     };
+    // They go together with it: as long as it is there, they all were.
+    let kept = wait::read(&layout.client, ops::get(layout.gate(gate.epoch))).await?;
+    let kept = kept.kvs.first();
+    if kept.is_none_or(|kv| kv.create_revision != gate.revision.0) {
+        return Ok(None);
+    }
     kvs.sort_by(|a, b| (a.create_revision, &a.key).cmp(&(b.create_revision, &b.key)));
     let tasks = kvs.iter().filter_map(|kv| {
         let id = layout.log.item(&kv.key)?;
@@ -168,7 +178,7 @@ pub(super) async fn listed<T: DeserializeOwned>(
             revision: Revision(kv.create_revision),
         })
     });
-    Ok(tasks.collect())
+    Ok(Some(tasks.collect()))
 }
 
 impl<T> Batch<T> {

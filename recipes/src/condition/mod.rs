@@ -547,14 +547,8 @@ impl<T: DeserializeOwned> ConditionQueue<T> {
     /// Nothing is held.
     pub async fn passed(&self, gate: &Gate) -> Result<Vec<Task<T>>> {
         self.must_be(Release::Broadcast)?;
-        let tasks = batch::listed(self.layout(), gate.epoch).await?;
-        // They go together with the gate.
-        let key = self.layout().gate(gate.epoch);
-        let kept = wait::read(&self.layout().client, ops::get(&key)).await?;
-        match kept.kvs.first() {
-            Some(kv) if kv.create_revision == gate.revision.0 => Ok(tasks),
-            _ => Err(Error::Removed(key)),
-        }
+        let tasks = batch::listed(self.layout(), gate).await?;
+        tasks.ok_or_else(|| Error::Removed(self.layout().gate(gate.epoch)))
     }
 
     /// Tasks of a fan that were put aside, at most `limit`; those put aside first before the others.

@@ -272,6 +272,48 @@ async fn one_taker_has_a_batch_and_the_next_one_if_it_dies() {
     assert_eq!(place.left(), [""; 0]);
 }
 
+/// A taker loses the batch between taking and reading it, and another one ends it.
+#[tokio::test(start_paused = true)]
+async fn nobody_is_given_what_is_left_of_a_batch() {
+    let mut cut = 0;
+    for nth in 1..=6 {
+        let place = Place::new().await;
+        let queue = place.queue(Condition::len(1));
+        place.join(&queue, "a").await;
+        let faulty = place.faulty.clone();
+        let dying = place.client.session().await.unwrap();
+        let held = faulty.hold(nth, Calls::Read, Stage::NotSent);
+        let taking = queue.take(&dying);
+        let meanwhile = async {
+            held.reached().await;
+            let revoked = place.client.store().lease_revoke(dying.lease()).await;
+            revoked.unwrap();
+            let other = Client::new(place.store.clone());
+            let session = other.session().await.unwrap();
+            let queue = other.condition_queue::<u32>("q", Condition::len(1));
+            soon(queue.take(&session))
+                .await
+                .unwrap()
+                .ack()
+                .await
+                .unwrap();
+            cut += 1;
+            held.release();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            () = meanwhile => {}
+            taken = tokio::time::timeout(Duration::from_secs(60), taking) => {
+                if let Ok(Ok(batch)) = taken {
+                    assert_eq!(ids(batch.tasks()), ["a"], "read {nth}");
+                }
+            }
+        }
+    }
+    assert!(cut > 1, "{cut}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_fan_gives_them_out_one_by_one() {
     let place = Place::new().await;
