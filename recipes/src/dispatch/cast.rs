@@ -18,9 +18,9 @@ use crate::clock::{Instant, whole_seconds};
 use crate::error::{Error, Result};
 use crate::keys::Revision;
 use crate::session::{Effect, Effected, Session};
-use crate::store::ops;
+use crate::store::{StoreError, ops};
 use crate::value::{Json, Value, from_json};
-use crate::wait;
+use crate::wait::{self, Backoff};
 use crate::watch::{Batch, Change};
 
 /// How long what is said of a cast without a deadline is kept, besides the retention of jobs.
@@ -258,18 +258,26 @@ impl<C: Serialize, R> Dispatcher<C, R> {
         let begun = spread.begun()?;
         let key = layout.cast(&id);
         let named = Value::from(Json(&record)).into_bytes(&key)?;
-        let lease = session.actor().grant_apart(self.kept(sending)).await?.id;
-        let puts = begun.into_iter().chain([(key, named)]);
-        let effect = Effect {
-            then: puts
-                .map(|(key, value)| ops::put(key, value, Some(lease)))
-                .collect(),
-            ..Effect::default()
-        };
-        match session.actor().apply(effect).await? {
-            Effected::Applied { .. } => {}
-            // No condition was given.
-            Effected::Refused { .. } => return Err(Error::Conflict),
+        let puts: Vec<_> = begun.into_iter().chain([(key, named)]).collect();
+        let actor = session.actor();
+        let mut pause = Backoff::between_attempts(&layout.client);
+        loop {
+            let lease = actor.grant_apart(self.kept(sending)).await?.id;
+            let puts = puts.iter().cloned();
+            let effect = Effect {
+                then: puts
+                    .map(|(key, value)| ops::put(key, value, Some(lease)))
+                    .collect(),
+                ..Effect::default()
+            };
+            match actor.apply(effect).await {
+                Ok(Effected::Applied { .. }) => break,
+                // No condition was given.
+                Ok(Effected::Refused { .. }) => return Err(Error::Conflict),
+                // Somebody revoked it. With another one then.
+                Err(Error::Store(StoreError::LeaseNotFound)) => pause.pause().await,
+                Err(error) => return Err(error),
+            }
         }
         if let Err(error) = spread.finish().await {
             let why = format!("cast {id} was begun, and not sent to all yet: {error}");
