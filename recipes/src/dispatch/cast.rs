@@ -115,6 +115,7 @@ impl<R: DeserializeOwned> Cast<R> {
         let mut waiting = Waiting {
             cast: self,
             jobs: BTreeMap::new(),
+            next_due: None,
             ended: BTreeMap::new(),
         };
         let listed = watcher.next().await?;
@@ -126,7 +127,7 @@ impl<R: DeserializeOwned> Cast<R> {
             }
         }
         while waiting.ended.len() < self.jobs.len() {
-            match waiting.next_due() {
+            match waiting.next_due {
                 None => waiting.take(watcher.next().await?)?,
                 Some(due) => match client.before(due, watcher.next()).await {
                     Some(batch) => waiting.take(batch?)?,
@@ -145,6 +146,8 @@ struct Waiting<'a, R> {
     cast: &'a Cast<R>,
     /// Those that have not ended, and when they expire.
     jobs: BTreeMap<usize, (Known, Option<Instant>)>,
+    /// When the first of them does, or one did that has ended since.
+    next_due: Option<Instant>,
     ended: BTreeMap<usize, Ended<R>>,
 }
 
@@ -178,25 +181,23 @@ impl<R: DeserializeOwned> Waiting<'_, R> {
         let Some(place) = self.place(&kv.key) else {
             return Ok(());
         };
-        let client = &self.cast.layout.client;
         let known = Known::of(kv)?;
+        if known.record.state.is_end() {
+            self.jobs.remove(&place);
+            let key = kv.key.clone().into();
+            if let JobState::Ended(ended) = JobState::of(&key, known.record.state)? {
+                self.ended.insert(place, ended);
+            }
+            return Ok(());
+        }
+        let client = &self.cast.layout.client;
         let due = known.record.due_ms().map(|due| {
             let left = due.saturating_sub(client.wall_millis());
             client.deadline(Duration::from_millis(left))
         });
-        let key = kv.key.clone().into();
-        match JobState::of(&key, known.record.state.clone())? {
-            JobState::Ended(ended) => {
-                self.jobs.remove(&place);
-                self.ended.insert(place, ended);
-            }
-            _ => drop(self.jobs.insert(place, (known, due))),
-        }
+        self.next_due = self.next_due.into_iter().chain(due).min();
+        self.jobs.insert(place, (known, due));
         Ok(())
-    }
-
-    fn next_due(&self) -> Option<Instant> {
-        self.jobs.values().filter_map(|(_, due)| *due).min()
     }
 
     /// Ends those whose time is over. That they have ended, or that they go on, comes with the watch.
@@ -210,7 +211,9 @@ impl<R: DeserializeOwned> Waiting<'_, R> {
             self.cast.jobs[*place].1.expire(known)
         }));
         let each = each.buffer_unordered(ENDS_AT_ONCE);
-        each.try_for_each(async |()| Ok(())).await
+        each.try_for_each(async |()| Ok(())).await?;
+        self.next_due = self.jobs.values().filter_map(|(_, due)| *due).min();
+        Ok(())
     }
 }
 
@@ -220,7 +223,7 @@ impl<C: Serialize, R> Dispatcher<C, R> {
     /// has a job too, as if it had left afterwards.
     ///
     /// Costs: a listing of open inboxes, a lease, a transaction that names the recipients, and then a read and a
-    /// transaction for as many of them as those have room for: 63 with etcd's limits.
+    /// transaction for as many of them as those have room for: 62 with etcd's limits.
     ///
     /// # Errors
     /// [`Error::Conflict`] when somebody is [required](Sending::require_live) to be there and nobody is;
@@ -245,10 +248,10 @@ impl<C: Serialize, R> Dispatcher<C, R> {
         let command = self.raw(&id, command)?;
         let (revision, mut there) = recipients(layout).await?;
         there.retain(selected);
-        if there.is_empty() && sending.require_live {
+        let nobody = there.is_empty();
+        if nobody && sending.require_live {
             return Err(Error::Conflict);
         }
-        let nobody = there.is_empty();
         let names = there.into_iter().map(|one| one.instance).collect();
         let record = CastRecord::new(revision, self.times(sending), command, names);
         if nobody {

@@ -31,9 +31,6 @@ const PROMPT: Duration = Duration::from_millis(500);
 /// What a recipient takes of a transaction besides its item and job: messages around them, in bytes.
 const RECIPIENT_BYTES: usize = 256;
 
-/// From so many bytes of commands on a segment is closed.
-const SEGMENT_BYTES: usize = 4 * 1_024 * 1_024;
-
 /// The sending of one cast.
 pub(super) struct Spread<'a> {
     layout: &'a Layout,
@@ -60,17 +57,11 @@ struct Part<'a> {
 
 /// What sending a part came to.
 enum Step {
+    /// It was this call that sent it.
     Sent,
-    /// It begins elsewhere: somebody else has sent it. `None`: all was sent.
-    At(Option<usize>),
+    /// So many were sent before: it begins there.
+    At(usize),
     /// Somebody else has sent it meanwhile, or an inbox has gone on to another segment.
-    Refused,
-}
-
-/// Whether it was this call that sent a part.
-#[derive(PartialEq, Eq)]
-enum Sent {
-    Done,
     Refused,
 }
 
@@ -138,8 +129,8 @@ impl<'a> Spread<'a> {
         let mut from = 0;
         while from < self.record.recipients.len() {
             match self.part(&mut from, &mut most).await? {
-                Sent::Done => pause.reset(),
-                Sent::Refused => pause.pause().await,
+                true => pause.reset(),
+                false => pause.pause().await,
             }
         }
         Ok(())
@@ -153,15 +144,16 @@ impl<'a> Spread<'a> {
         let mut refused = 0;
         while from < self.record.recipients.len() && refused < 2 {
             refused = match self.part(&mut from, &mut most).await? {
-                Sent::Done => 0,
-                Sent::Refused => refused + 1,
+                true => 0,
+                false => refused + 1,
             };
         }
         Ok(())
     }
 
     /// Sends the part that begins `from` there, of at most so many; both are what they are for the next one then.
-    async fn part(&self, from: &mut usize, most: &mut usize) -> Result<Sent> {
+    /// Returns false when somebody else was faster.
+    async fn part(&self, from: &mut usize, most: &mut usize) -> Result<bool> {
         let all = self.record.recipients.len();
         let to = all.min(*from + *most);
         let ids: Vec<String> = (*from..to).map(|n| CastRecord::job(self.id, n)).collect();
@@ -179,10 +171,10 @@ impl<'a> Spread<'a> {
         match self.look_and_send(&part, *from).await {
             Ok(Step::Sent) => *from = to,
             Ok(Step::At(sent)) => {
-                *from = sent.unwrap_or(all);
-                return Ok(Sent::Refused);
+                *from = sent;
+                return Ok(false);
             }
-            Ok(Step::Refused) => return Ok(Sent::Refused),
+            Ok(Step::Refused) => return Ok(false),
             // The store takes less than it is known for.
             Err(Error::Store(StoreError::Invalid(why))) if to - *from > 1 => {
                 tracing::debug!(cast = self.id, %why, "fewer recipients at a time");
@@ -190,15 +182,15 @@ impl<'a> Spread<'a> {
             }
             Err(error) => return Err(error),
         }
-        Ok(Sent::Done)
+        Ok(true)
     }
 
     async fn look_and_send(&self, part: &Part<'_>, from: usize) -> Result<Step> {
         let Some((far, heads)) = self.look(part).await? else {
-            return Ok(Step::At(None));
+            return Ok(Step::At(self.record.recipients.len()));
         };
         if far.sent != from {
-            return Ok(Step::At(Some(far.sent)));
+            return Ok(Step::At(far.sent));
         }
         Ok(match self.send(part, &heads, &far).await? {
             true => Step::Sent,
@@ -264,7 +256,7 @@ impl<'a> Spread<'a> {
         let mut full = Vec::new();
         for ((to, job), (log, head)) in part.recipients.iter().zip(part.logs.iter().zip(heads)) {
             let item = self.layout.item(to, job, self.record.command()?)?;
-            if self.fills(log, item.len()) {
+            if log.closes_by_chance(item.len()) {
                 full.push(log.roll(*head));
             }
             let queued = JobRecord::queued(to.clone(), head.segment, self.record.times);
@@ -290,13 +282,6 @@ impl<'a> Spread<'a> {
             }
         }
         Ok(true)
-    }
-
-    /// Whether this command closes the segment that it is in. What was sent there before by others is not known, nor
-    /// what was taken since: so one of as many as there may be in a segment does, by chance.
-    fn fills(&self, log: &SegmentedLog, bytes: usize) -> bool {
-        let items = log.segment_items().min(SEGMENT_BYTES / bytes.max(1)).max(1);
-        self.layout.client.random().is_multiple_of(items as u64)
     }
 }
 
@@ -372,8 +357,8 @@ async fn look_at(layout: &Layout, unsent: &mut BTreeMap<Key, Unsent>, key: &Key)
     tracing::info!(cast = id, "goes on with a cast that stood still");
     let went_on = async {
         match cast::named(layout, &id).await? {
-            Some(record) => Spread::new(layout, &id, &record).go_on().await,
-            None => Ok(()),
+            Some(record) if !record.is_sent() => Spread::new(layout, &id, &record).go_on().await,
+            _ => Ok(()),
         }
     };
     match went_on.await {

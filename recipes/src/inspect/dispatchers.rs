@@ -91,9 +91,9 @@ pub(super) async fn dispatchers(look: &Look) -> Result<Vec<DispatcherInfo>> {
     Ok(found)
 }
 
-async fn one(look: &Look, name: String) -> Result<DispatcherInfo> {
-    let keys = Keys::new(look.client(), &name);
-    let mut claims: HashMap<String, KeyValue> = HashMap::new();
+/// Where commands are sent to, and who has which job.
+async fn inboxes(look: &Look, keys: &Keys) -> Result<(Vec<InboxInfo>, HashMap<String, KeyValue>)> {
+    let mut claims = HashMap::new();
     let mut inboxes = Vec::new();
     for (space, target_of) in keys.inboxes() {
         for name in look.below(&space).await? {
@@ -110,6 +110,12 @@ async fn one(look: &Look, name: String) -> Result<DispatcherInfo> {
             });
         }
     }
+    Ok((inboxes, claims))
+}
+
+async fn one(look: &Look, name: String) -> Result<DispatcherInfo> {
+    let keys = Keys::new(look.client(), &name);
+    let (inboxes, claims) = inboxes(look, &keys).await?;
     let cancels = keys.cancels();
     let cancelling = look.list(cancels.range()).await?;
     let cancelling = cancelling.iter().filter_map(|kv| cancels.suffix(&kv.key));

@@ -72,7 +72,7 @@ impl Actor {
     /// As [`Actor::attempt`]; `None` when the session was over before the answer came.
     pub(super) async fn send(&self, request: TxnRequest) -> Option<Result<TxnResponse>> {
         let floor = self.core.floor.load(Ordering::Acquire);
-        let leases = ops::leases(&request);
+        let other_lease = ops::uses_other_lease(&request, self.lease());
         let answer = tokio::select! {
             biased;
             () = self.core.over.cancelled() => return None,
@@ -88,12 +88,10 @@ impl Actor {
                 self.core.floor.fetch_max(header.revision, Ordering::AcqRel);
                 Ok(answer)
             }
-            Err(StoreError::LeaseNotFound) if leases.iter().any(|lease| *lease != self.lease()) => {
-                // It may be another one that is gone.
-                match self.verify().await {
-                    Ok(()) => Err(StoreError::LeaseNotFound.into()),
-                    Err(error) => Err(error),
-                }
+            // It may be the other one that is gone.
+            Err(StoreError::LeaseNotFound) if other_lease => {
+                let alive = self.verify().await;
+                alive.and(Err(StoreError::LeaseNotFound.into()))
             }
             Err(StoreError::LeaseNotFound) => {
                 self.lose(LostReason::LeaseGone);

@@ -161,15 +161,15 @@ pub fn put(key: impl Into<Key>, value: Bytes, lease: Option<LeaseId>) -> pb::Req
     }))
 }
 
-/// The leases that a transaction puts keys under, on either branch, those inside of others apart.
+/// Whether a transaction puts a key under another lease than this one, on either branch, or in one inside of it.
 #[must_use]
-pub fn leases(request: &pb::TxnRequest) -> Vec<LeaseId> {
-    let both = request.success.iter().chain(&request.failure);
-    let leases = both.filter_map(|op| match &op.request {
-        Some(Request::RequestPut(put)) if put.lease != 0 => Some(LeaseId(put.lease)),
-        _ => None,
-    });
-    leases.collect()
+pub fn uses_other_lease(request: &pb::TxnRequest, lease: LeaseId) -> bool {
+    let mut both = request.success.iter().chain(&request.failure);
+    both.any(|op| match &op.request {
+        Some(Request::RequestPut(put)) => put.lease != 0 && put.lease != lease.0,
+        Some(Request::RequestTxn(inside)) => uses_other_lease(inside, lease),
+        _ => false,
+    })
 }
 
 /// A deletion of every key of the range.

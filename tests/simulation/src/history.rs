@@ -1,6 +1,7 @@
 //! What happened in a world: what clients were told, and what the store committed.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::rc::Rc;
@@ -108,4 +109,12 @@ pub fn number_of(change: &Event) -> i64 {
 pub fn value_of(kv: &KeyValue) -> i64 {
     let text = std::str::from_utf8(&kv.value).ok();
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// What there was at a revision, of what there was after each one that changed it; `None`: nothing had been noted by
+/// then.
+#[must_use]
+pub fn state_at<T>(states: &BTreeMap<i64, T>, revision: i64) -> Option<&T> {
+    let state = states.range(..=revision).next_back();
+    state.map(|(_, state)| state)
 }

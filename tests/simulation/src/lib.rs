@@ -67,7 +67,7 @@ mod telling;
 mod world;
 
 pub use faults::Faults;
-pub use history::{History, Log, Losses, key_of, number_of, value_of};
+pub use history::{History, Log, Losses, key_of, number_of, state_at, value_of};
 pub use player::Player;
 pub use scenario::Scenario;
 pub use world::{Outcome, run};

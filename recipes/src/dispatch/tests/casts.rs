@@ -407,7 +407,31 @@ async fn a_cast_that_is_not_kept_any_more_was_not_sent_to_all() {
     assert_eq!(have_a_job(&place).await.len(), PART);
 }
 
-/// One damaged inbox, and one damaged cast: what can be told is told, and other casts go on.
+/// Somebody revokes what it is to be kept by before it is begun.
+#[tokio::test(start_paused = true)]
+async fn a_cast_without_its_lease_is_begun_under_another_one() {
+    let (place, _inboxes) = crowd().await;
+    let before = place.store.leases();
+    let held = place.faulty.hold(1, Calls::Txn, Stage::NotSent);
+    let ops = place.ops();
+    let sending = ops.send_all(&place.session, all, &7, Sending::new());
+    let meanwhile = async {
+        held.reached().await;
+        for lease in place.store.leases() {
+            if !before.contains(&lease) {
+                place.client.store().lease_revoke(lease).await.unwrap();
+            }
+        }
+        assert_eq!(place.store.leases(), before);
+        held.release();
+    };
+    let (sent, ()) = tokio::join!(soon(sending), meanwhile);
+    assert_eq!(sent.unwrap().jobs().len(), MANY);
+    assert_eq!(have_a_job(&place).await, everybody());
+    place.session.actor().verify().await.unwrap();
+}
+
+/// One inbox is damaged: what can be told is told, and other casts go on.
 #[tokio::test(start_paused = true)]
 async fn a_recipient_that_cannot_get_it_holds_up_no_other_cast() {
     let (place, inboxes) = crowd().await;

@@ -268,6 +268,13 @@ impl SegmentedLog {
         }
     }
 
+    /// Whether an item of so many bytes is to close the segment that it comes into, for who appends to so many logs
+    /// that nobody counts what there is in each, nor what was taken since: one of as many as fill a segment, by chance.
+    pub(crate) fn closes_by_chance(&self, bytes: usize) -> bool {
+        let items = self.segment_items.min(SEGMENT_BYTES / bytes.max(1)).max(1);
+        self.client.random().is_multiple_of(items as u64)
+    }
+
     /// Closes a segment, if it is the head as given: names the next one. A copy that comes late changes
     /// nothing.
     ///

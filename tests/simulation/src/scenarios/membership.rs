@@ -13,7 +13,7 @@ use quorate_recipes::keys::{LeaseId, session_key};
 use quorate_recipes::membership::{Departure, Member, MemberEvent, MemberView};
 use quorate_recipes::{Error, Group, Result, Session};
 
-use crate::history::{History, key_of};
+use crate::history::{History, key_of, state_at};
 use crate::player::Player;
 use crate::scenario::Scenario;
 
@@ -272,8 +272,7 @@ impl Truth {
                 return Err(format!("view {revision} after {last}"));
             }
             last = *revision;
-            let state = self.states.range(..=*revision).next_back();
-            let (_, state) = state.expect("there is one at 0");
+            let state = state_at(&self.states, *revision).expect("there is one at 0");
             let mut right: Vec<&Known> = state.values().collect();
             right.sort_by_key(|(_, created, _)| *created);
             if members.iter().ne(right.iter().copied()) {

@@ -8,7 +8,7 @@ use quorate_recipes::store::Commit;
 use serde_json::Value;
 
 use super::{Told, job_done};
-use crate::history::{History, key_of};
+use crate::history::{History, key_of, state_at};
 
 const PREFIX: &str = "quorate/dispatch/d/";
 
@@ -202,8 +202,7 @@ impl Jobs {
                 recipients,
             } = cast;
             let chosen = chosen.get(number).copied().flatten();
-            let there = self.were_here.range(..=*revision).next_back();
-            let there = there.into_iter().flat_map(|(_, there)| there);
+            let there = state_at(&self.were_here, *revision).into_iter().flatten();
             let there = there.filter(|(_, said)| chosen.is_none_or(|chosen| chosen == said));
             let there: BTreeSet<&String> = there.map(|(name, _)| name).collect();
             if !there.iter().copied().eq(recipients) {

@@ -12,7 +12,7 @@ use quorate_recipes::store::Commit;
 use serde_json::Value;
 
 use super::{QUORUM, Watching};
-use crate::history::{History, key_of};
+use crate::history::{History, key_of, state_at};
 
 /// All observers' keys.
 pub const OPINIONS: &str = "quorate/probe/db/";
@@ -120,8 +120,7 @@ impl Opinions {
     }
 
     fn state(&self, revision: i64) -> &BTreeMap<String, Said> {
-        let state = self.states.range(..=revision).next_back();
-        let (_, (_, state)) = state.expect("there is one at 0");
+        let (_, state) = state_at(&self.states, revision).expect("there is one at 0");
         state
     }
 

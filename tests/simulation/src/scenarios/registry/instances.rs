@@ -12,7 +12,7 @@ use quorate_recipes::store::Commit;
 use serde_json::Value;
 
 use super::{Outcome, Owned, Said, address};
-use crate::history::{History, key_of};
+use crate::history::{History, key_of, state_at};
 
 /// All instances' keys.
 pub const INSTANCES: &str = "quorate/service/s/";
@@ -102,8 +102,7 @@ impl Instances {
 
     /// Those that are there now.
     pub(super) fn state(&self, revision: i64) -> &BTreeMap<String, Known> {
-        let state = self.states.range(..=revision).next_back();
-        let (_, (_, state)) = state.expect("there is one at 0");
+        let (_, state) = state_at(&self.states, revision).expect("there is one at 0");
         state
     }
 
