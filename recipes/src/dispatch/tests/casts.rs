@@ -304,6 +304,34 @@ async fn all_are_waited_for_together() {
     assert!(matches!(gone, Err(Error::Removed(_))), "{gone:?}");
 }
 
+/// One is begun in time, which has no due any more; the others have.
+#[tokio::test(start_paused = true)]
+async fn those_that_are_not_begun_in_time_expire_beside_one_that_is() {
+    let (place, inboxes) = crowd().await;
+    let ops = place.ops();
+    let sending = Sending::new().start_by(Duration::from_secs(10));
+    let cast = ops
+        .send_all(&place.session, all, &7, sending)
+        .await
+        .unwrap();
+    let one = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let mut command = soon(inboxes[3].next()).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        command.reply(&3).await.unwrap();
+    };
+    let (ended, ()) = tokio::join!(soon(cast.wait()), one);
+    let done = ended.unwrap().into_iter().enumerate();
+    for (n, (name, ended)) in done {
+        let expected = if n == 3 {
+            Ended::Done(3)
+        } else {
+            Ended::Expired
+        };
+        assert_eq!(ended, expected, "{name}");
+    }
+}
+
 /// As many as fit into a request.
 #[tokio::test(start_paused = true)]
 async fn a_large_command_goes_to_fewer_at_a_time() {
