@@ -304,15 +304,6 @@ pub(super) struct CastRecord {
     pub(super) recipients: Vec<String>,
 }
 
-/// The same once it was sent to all.
-#[derive(Debug, Serialize)]
-pub(super) struct SentRecord<'a> {
-    v: V1,
-    revision: Revision,
-    times: Times,
-    recipients: &'a [String],
-}
-
 impl CastRecord {
     pub(super) fn new(
         revision: Revision,
@@ -354,12 +345,14 @@ impl CastRecord {
         self.command.is_none()
     }
 
-    pub(super) fn sent(&self) -> SentRecord<'_> {
-        SentRecord {
+    /// What it is once it was sent to all.
+    pub(super) fn sent(&self) -> Self {
+        Self {
             v: V1,
             revision: self.revision,
             times: self.times,
-            recipients: &self.recipients,
+            command: None,
+            recipients: self.recipients.clone(),
         }
     }
 

@@ -288,9 +288,13 @@ impl<'a> Spread<'a> {
 /// Looks after casts that do not go on, because their senders are gone: until they have come to all recipients.
 pub(super) async fn look_after(layout: Layout) {
     let mut pause = Backoff::between_attempts(&layout.client);
+    let mut told = false;
     loop {
         let Err(error) = look_after_until_refused(&layout).await;
-        tracing::warn!(%error, "casts of senders that are gone wait");
+        match std::mem::replace(&mut told, true) {
+            false => tracing::warn!(%error, "casts of senders that are gone wait"),
+            true => tracing::debug!(%error, "they still wait"),
+        }
         pause.pause().await;
     }
 }
