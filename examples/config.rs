@@ -13,13 +13,11 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Limits {
-    requests_per_second: u32,
+    rps: u32,
 }
 
-fn limits(requests_per_second: u32) -> Limits {
-    Limits {
-        requests_per_second,
-    }
+fn limits(rps: u32) -> Limits {
+    Limits { rps }
 }
 
 #[tokio::main]
@@ -35,7 +33,7 @@ async fn main() -> anyhow::Result<()> {
     let follow = |zone: &str| {
         let follow = config.follow().instance(format!("shop-{zone}"));
         let follow = follow.label("zone", zone).acknowledge(&session);
-        follow.validate(|limits: &Limits| match limits.requests_per_second {
+        follow.validate(|limits: &Limits| match limits.rps {
             0 => Err("nobody would be served".to_owned()),
             _ => Ok(()),
         })
@@ -68,20 +66,16 @@ async fn main() -> anyhow::Result<()> {
     config.rollback(&session, back, reason, Expect::Any).await?;
     us.wait_for(|view| view.rejected.is_none()).await?;
     for entry in config.history().await? {
-        let Limits {
-            requests_per_second,
-        } = *entry.value?;
-        println!(
-            "version {}: {requests_per_second} {:?}",
-            entry.version, entry.note
-        );
+        let (version, note) = (entry.version, entry.note);
+        println!("version {version}: {} {note:?}", entry.value?.rps);
     }
     for told in config.acknowledgements().await? {
-        println!(
-            "{} runs {:?}",
-            told.instance, told.running["limits"].version
-        );
+        let version = told.running["limits"].version;
+        println!("{} runs {version:?}", told.instance);
     }
+
+    config.remove(&session, Expect::Any).await?;
+    println!("nothing is published any more: {:?}", config.get().await?);
 
     session.close().await?;
     node.shutdown().await;
@@ -90,5 +84,5 @@ async fn main() -> anyhow::Result<()> {
 
 fn rate(view: &View<Limits>) -> u32 {
     let limits = view.value.as_ref();
-    limits.map_or(0, |limits| limits.requests_per_second)
+    limits.map_or(0, |limits| limits.rps)
 }

@@ -13,12 +13,12 @@ use serde::de::DeserializeOwned;
 use super::acknowledge::{self, Acknowledgement};
 use super::following::Follow;
 use super::name::Live;
-use super::publish::{Besides, Draft, Expect, Published, Publisher};
+use super::publish::{Before, Besides, Draft, Expect, Published, Publisher};
 use super::record::{self, Record};
 use super::tracker::Scope;
 use crate::client::Client;
 use crate::error::{Error, Result};
-use crate::keys::{Key, Revision};
+use crate::keys::{Key, KeyRange, Revision};
 use crate::session::Session;
 use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
@@ -40,7 +40,7 @@ impl Client {
 /// The settings of a namespace that belong together. Cheap to clone. A struct of them has one field a key;
 /// a field that may be missing is an `Option`, or has a serde default.
 pub struct ConfigGroup<G> {
-    publisher: Publisher,
+    pub(super) publisher: Publisher,
     value: PhantomData<fn() -> G>,
 }
 
@@ -112,9 +112,9 @@ impl<G> ConfigGroup<G> {
         &self,
         session: &Session,
         to: Revision,
-    ) -> Result<(Revision, Vec<(String, Published, Record)>)> {
+    ) -> Result<(Revision, Vec<(String, Before, Record)>)> {
         let layout = &self.publisher.layout;
-        let (now, kvs) = self.everything(session).await?;
+        let (now, kvs) = self.listed(session, layout.published()).await?;
         let mut versions = self.versions(&kvs, to)?;
         let mut back = Vec::new();
         for kv in &kvs {
@@ -126,9 +126,10 @@ impl<G> ConfigGroup<G> {
             if revision <= to {
                 continue;
             }
-            let seen = Published {
+            let seen = Before {
                 revision,
                 version: known.last,
+                seen: now,
             };
             if known.came_later() {
                 continue;
@@ -150,9 +151,10 @@ impl<G> ConfigGroup<G> {
             if known.came_later() {
                 continue;
             }
-            let seen = Published {
+            let seen = Before {
                 revision: Revision(0),
                 version: known.last,
+                seen: now,
             };
             let then = self.there_at(session, &key, to, now).await?;
             back.extend(then.map(|then| (key, seen, then)));
@@ -160,9 +162,12 @@ impl<G> ConfigGroup<G> {
         Ok((now, back))
     }
 
-    /// All that is published, and its history, page by page as it was at one revision.
-    async fn everything(&self, session: &Session) -> Result<(Revision, Vec<KeyValue>)> {
-        let range = self.publisher.layout.published();
+    /// What there is in a range, page by page as it was at one revision.
+    pub(super) async fn listed(
+        &self,
+        session: &Session,
+        range: KeyRange,
+    ) -> Result<(Revision, Vec<KeyValue>)> {
         let mut pause = Backoff::between_attempts(&self.publisher.client);
         loop {
             match self.publisher.client.list(range.clone()).await {
@@ -295,7 +300,14 @@ impl GroupPublication {
         self
     }
 
-    /// Notes this with each key, for people who look at the history.
+    /// One key less, as by [`Config::remove`](super::Config::remove): it is left out of what is published from
+    /// then on, so the field that it is must be one that may be missing.
+    pub fn remove(mut self, key: &str, expect: Expect) -> Self {
+        self.drafts.push(self.publisher.removal(key, expect));
+        self
+    }
+
+    /// Notes this with each key that is published, for people who look at the history.
     pub fn note(mut self, note: &str) -> Self {
         self.publisher.note = note.to_owned();
         for draft in &mut self.drafts {
@@ -323,7 +335,7 @@ impl GroupPublication {
 }
 
 /// The one revision at which all keys of a publication were written.
-fn revision_of(done: &[Published]) -> Revision {
+pub(super) fn revision_of(done: &[Published]) -> Revision {
     done.first()
         .map_or(Revision(0), |published| published.revision)
 }

@@ -3,7 +3,7 @@
 //!
 //! `name` is what a setting is called and where its keys lie, `record` how they are written. `publish`
 //! writes exactly once; `setting` and `group` are what publishes one key or a namespace's keys together;
-//! `rule` says which instances a gray release selects. `tracker` decides what a follower shows, `following`
+//! `rule` says which instances a gray release selects, `release` has those of a group. `tracker` decides what a follower shows, `following`
 //! is the follower, `snapshot` the file that it starts from when the store is out of reach, and
 //! `acknowledge` tells others what it runs.
 
@@ -13,6 +13,7 @@ mod group;
 mod name;
 mod publish;
 mod record;
+mod release;
 mod rule;
 mod setting;
 mod snapshot;
@@ -30,6 +31,7 @@ pub(crate) use name::{Layout, Live};
 pub use publish::{Expect, Published};
 pub use record::Entry;
 pub(crate) use record::Record;
+pub use release::GroupRelease;
 pub use rule::{GrayRelease, Rule};
 pub use setting::Config;
 pub use view::{Part, Rejection, Source, View};

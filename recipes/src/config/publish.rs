@@ -52,7 +52,18 @@ pub struct Published {
     pub version: u64,
 }
 
-impl Published {
+/// What is there of a key before it is published.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Before {
+    /// When it was published; 0: it is not.
+    pub(super) revision: Revision,
+    /// The last version that there was.
+    pub(super) version: u64,
+    /// The revision at which this was so.
+    pub(super) seen: Revision,
+}
+
+impl Before {
     /// The version of the next publication. What somebody else has written may have any.
     fn next(self) -> u64 {
         self.version.saturating_add(1)
@@ -63,7 +74,8 @@ impl Published {
 #[derive(Debug, Clone)]
 pub(super) struct Draft {
     pub(super) key: String,
-    pub(super) value: Json,
+    /// `None`: what is published is removed, with its gray releases.
+    pub(super) value: Option<Json>,
     pub(super) expect: Expect,
     pub(super) note: String,
     pub(super) rolled_back_to: Option<u64>,
@@ -90,16 +102,18 @@ impl Memory {
         }
     }
 
-    fn at(&self, key: &str, revision: Revision) -> Option<Published> {
+    fn at(&self, key: &str, revision: Revision) -> Option<Before> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known
-            .get(key)
-            .copied()
-            .filter(|seen| seen.revision == revision)
+        let known = known.get(key).filter(|known| known.revision == revision)?;
+        Some(Before {
+            revision,
+            version: known.version,
+            seen: revision,
+        })
     }
 
     /// What is there before each draft, if that is known from what the drafts expect.
-    fn of(&self, drafts: &[Draft]) -> Option<Vec<Published>> {
+    fn of(&self, drafts: &[Draft]) -> Option<Vec<Before>> {
         let seen = drafts.iter().map(|draft| match draft.expect {
             Expect::Revision(revision) => self.at(&draft.key, revision),
             Expect::Absent | Expect::Any => None,
@@ -136,10 +150,19 @@ impl Publisher {
 
     pub(super) fn draft(&self, key: &str, value: Json, expect: Expect) -> Draft {
         Draft {
-            key: key.to_owned(),
-            value,
-            expect,
+            value: Some(value),
             note: self.note.clone(),
+            ..self.removal(key, expect)
+        }
+    }
+
+    /// The draft of nothing being published for a key any more.
+    pub(super) fn removal(&self, key: &str, expect: Expect) -> Draft {
+        Draft {
+            key: key.to_owned(),
+            value: None,
+            expect,
+            note: String::new(),
             rolled_back_to: None,
         }
     }
@@ -190,7 +213,7 @@ impl Publisher {
 
     /// What is there before each draft. The version is the last of the history where there is no value, or
     /// one that cannot be read.
-    pub(super) async fn look(&self, session: &Session, drafts: &[Draft]) -> Result<Vec<Published>> {
+    pub(super) async fn look(&self, session: &Session, drafts: &[Draft]) -> Result<Vec<Before>> {
         let mut seen = Vec::with_capacity(drafts.len());
         // Reads of several transactions are fine: what is written compares what was read.
         let most = self.client.store().capabilities().max_txn_ops / 2;
@@ -205,12 +228,14 @@ impl Publisher {
                 ..Default::default()
             };
             let (answer, _) = session.actor().repeat(request).await?;
+            let revision = answer.header.as_ref().map_or(0, |header| header.revision);
             for index in 0..part.len() {
                 let value = ops::kvs(&answer.responses, 2 * index).first();
                 let last = ops::kvs(&answer.responses, 2 * index + 1).first();
                 let record = value.and_then(|kv| from_json::<Record>(&kv.key, &kv.value).ok());
                 let last = last.and_then(|kv| self.layout.version(&kv.key));
-                seen.push(Published {
+                seen.push(Before {
+                    seen: Revision(revision),
                     revision: Revision(value.map_or(0, |kv| kv.mod_revision)),
                     version: (record.map_or(0, |record| record.version))
                         .max(last.map_or(0, |(_, version)| version)),
@@ -229,7 +254,7 @@ impl Publisher {
         &self,
         session: &Session,
         drafts: &[Draft],
-        before: &[Published],
+        before: &[Before],
         besides: Besides,
     ) -> Result<Option<Vec<Published>>> {
         let mut effect = Effect {
@@ -242,10 +267,24 @@ impl Publisher {
                 return Err(Error::Conflict);
             }
             let (key, version) = (self.layout.value(&draft.key), before.next());
+            effect
+                .when
+                .push(Compare::mod_revision(&key, before.revision));
+            if before.revision == Revision(0) {
+                // That nothing is there does not say that nothing was there in between.
+                let history = self.layout.history(&draft.key);
+                let unpublished = Compare::unwritten_since(history, before.seen);
+                effect.when.push(unpublished);
+            }
+            let Some(value) = draft.value.clone() else {
+                let published = self.layout.live_of(&draft.key);
+                effect.then.push(ops::delete(published));
+                continue;
+            };
             let record = Record {
                 v: V1,
                 version,
-                value: draft.value.clone(),
+                value,
                 note: draft.note.clone(),
                 by: session.who().clone(),
                 at_ms: clock::wall_millis(),
@@ -253,9 +292,6 @@ impl Publisher {
             };
             let value = record::write(&key, &record)?;
             let entry = self.layout.entry(&draft.key, version);
-            effect
-                .when
-                .push(Compare::mod_revision(&key, before.revision));
             effect.then.push(ops::put(key, value.clone(), None));
             effect.then.push(ops::put(entry, value, None));
             if let Some(oldest) = version.checked_sub(self.history - 1).filter(|n| *n > 1) {
@@ -268,7 +304,9 @@ impl Publisher {
                 let done = drafts.iter().zip(before).map(|(draft, before)| {
                     let version = before.next();
                     let published = Published { revision, version };
-                    self.memory.note(&draft.key, published);
+                    if draft.value.is_some() {
+                        self.memory.note(&draft.key, published);
+                    }
                     published
                 });
                 Ok(Some(done.collect()))

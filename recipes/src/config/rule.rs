@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::record::decode;
 use crate::client::Identity;
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::keys::Revision;
 use crate::value::{V1, from_json};
@@ -123,6 +124,18 @@ pub(super) struct RuleRecord {
 }
 
 impl RuleRecord {
+    pub(super) fn new(rule: &Rule, value: Json, by: &Identity) -> Self {
+        Self {
+            v: V1,
+            priority: rule.priority,
+            labels: rule.labels.clone(),
+            percent: rule.percent,
+            value,
+            by: by.clone(),
+            at_ms: clock::wall_millis(),
+        }
+    }
+
     pub(super) fn rule(&self, name: &str) -> Rule {
         Rule {
             name: name.to_owned(),

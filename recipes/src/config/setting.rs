@@ -16,13 +16,12 @@ use super::record::{self, Entry, Record};
 use super::rule::{GrayRelease, Rule, RuleRecord};
 use super::tracker::Scope;
 use crate::client::Client;
-use crate::clock;
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, Revision};
 use crate::register;
 use crate::session::{Effect, Effected, Session};
 use crate::store::ops::{self, Compare};
-use crate::value::{V1, from_json};
+use crate::value::from_json;
 use crate::wait::Backoff;
 
 impl Client {
@@ -137,7 +136,7 @@ impl<T> Config<T> {
         };
         let record: Record = from_json(&kv.key, &kv.value)?;
         let draft = Draft {
-            value: record.value,
+            value: Some(record.value),
             note: reason.to_owned(),
             rolled_back_to: Some(version),
             ..draft
@@ -176,7 +175,7 @@ impl<T> Config<T> {
                 return Err(Error::Invalid(format!("{name} has no rule {rule:?}")));
             };
             let record: RuleRecord = from_json(&kv.key, &kv.value)?;
-            draft.value = record.value;
+            draft.value = Some(record.value);
             let drafts = std::slice::from_ref(&draft);
             let before = publisher.look(session, drafts).await?;
             let besides = Besides {
@@ -210,6 +209,39 @@ impl<T> Config<T> {
         };
         let effected = session.actor().apply(effect).await?;
         Ok(matches!(effected, Effected::Applied { .. }))
+    }
+
+    /// Removes what is published, and ends its gray releases, in one transaction. Followers keep the last good
+    /// value, [rejecting](super::View::rejected) that there is none; who starts to follow finds none. The history
+    /// stays: a later publication goes on with its versions, and [`Config::rollback`] brings a value back. Returns
+    /// the revision; `None` when nothing was published.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when something else was there than expected, and nothing was removed; as
+    /// [`Config::publish`].
+    ///
+    /// # Cancel safety
+    /// As [`Config::publish`].
+    pub async fn remove(&self, session: &Session, expect: Expect) -> Result<Option<Revision>> {
+        let publisher = &self.publisher;
+        let draft = publisher.removal(&self.key, expect);
+        let drafts = std::slice::from_ref(&draft);
+        publisher.check(session, drafts)?;
+        let mut pause = Backoff::contended(self.client());
+        loop {
+            let before = publisher.look(session, drafts).await?;
+            let nothing = Revision(0);
+            let nothing_is_there = before.iter().all(|before| before.revision == nothing);
+            if nothing_is_there && expect.admits(nothing) {
+                return Ok(None);
+            }
+            let besides = Besides::default();
+            let done = publisher.attempt(session, drafts, &before, besides).await?;
+            if let Some(done) = done {
+                return Ok(Some(one(&done).revision));
+            }
+            pause.pause().await;
+        }
     }
 
     /// What the instances that acknowledge say that they run, in the order of their ids.
@@ -260,15 +292,7 @@ impl<T: Serialize> Config<T> {
         self.publisher.layout.check(&self.key)?;
         rule.check()?;
         let key = self.rule_key(&rule.name);
-        let record = RuleRecord {
-            v: V1,
-            priority: rule.priority,
-            labels: rule.labels.clone(),
-            percent: rule.percent,
-            value: record::encode(&key, value)?,
-            by: session.who().clone(),
-            at_ms: clock::wall_millis(),
-        };
+        let record = RuleRecord::new(rule, record::encode(&key, value)?, session.who());
         let expected = match expect {
             Expect::Revision(revision) => Some(Compare::mod_revision(&key, revision)),
             Expect::Absent => Some(Compare::absent(&key)),

@@ -21,6 +21,18 @@ pub enum Told<T> {
     Not,
 }
 
+impl<T: Copy> Told<T> {
+    /// What a client knows by this outcome.
+    #[must_use]
+    pub fn of(outcome: &Result<T>) -> Self {
+        match outcome {
+            Ok(value) => Self::Done(*value),
+            Err(error) if error.is_ambiguous() => Self::Open,
+            Err(_) => Self::Not,
+        }
+    }
+}
+
 /// The effects of all clients.
 #[derive(Debug)]
 pub struct Effects<T> {
@@ -51,11 +63,7 @@ impl<T: Copy + std::fmt::Debug> Effects<T> {
         player.note(format!("effect {number}"));
         self.told.borrow_mut().insert(number, Told::Open);
         let outcome = effect(number).await;
-        let told = match &outcome {
-            Ok(value) => Told::Done(*value),
-            Err(error) if error.is_ambiguous() => Told::Open,
-            Err(_) => Told::Not,
-        };
+        let told = Told::of(&outcome);
         player.note(format!("effect {number}: {told:?}"));
         self.told.borrow_mut().insert(number, told);
         outcome

@@ -1,7 +1,9 @@
 //! Gray releases: some instances first, by rules that they judge for themselves.
 
+use serde::{Deserialize, Serialize};
+
 use super::{World, until};
-use crate::config::{Expect, Following, Rule};
+use crate::config::{Expect, Following, Rule, View};
 use crate::error::Error;
 use crate::store::faulty::Fault;
 
@@ -155,4 +157,63 @@ async fn lost_answers_promote_and_withdraw_once() {
             assert_eq!(now.version, 2 + u64::from(promote));
         }
     }
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Pair {
+    a: u32,
+    b: u32,
+}
+
+/// Followers of a group come to all values of a release at once, and leave them at once.
+#[tokio::test(start_paused = true)]
+async fn groups_are_released_together() {
+    let world = World::new().await;
+    let (session, group) = (&world.session, world.client.config_group::<Pair>("app"));
+    let publish = |n: u32| {
+        let both = group.publish().set("a", &n, Expect::Any);
+        both.set("b", &n, Expect::Any)
+    };
+    publish(1).commit(session).await.unwrap();
+    let none = group.gray(&Rule::new("canary")).commit(session).await;
+    assert!(matches!(none, Err(Error::Invalid(_))), "{none:?}");
+    let gone = group.promote(session, "canary").await;
+    assert!(matches!(gone, Err(Error::Invalid(_))), "{gone:?}");
+    assert!(!group.withdraw(session, "canary").await.unwrap());
+    let mut following = group.follow().await.unwrap();
+    let mut others = group.follow().label("zone", "us").await.unwrap();
+    let reading = async {
+        loop {
+            let view = following.changed().await.unwrap();
+            let pair = view.value.clone().unwrap();
+            assert_eq!((pair.a, &view.rejected), (pair.b, &None));
+            if pair.a == 9 {
+                return;
+            }
+        }
+    };
+    let canary = Rule::new("canary").priority(1);
+    let gray = |n: u32| group.gray(&canary).set("a", &n).set("b", &n);
+    let publishing = async {
+        for n in 2..6 {
+            for faults in [vec![], vec![Fault::Unanswered], vec![Fault::Late]] {
+                world.faulty.plan("quorate/lane/", faults.clone());
+                let begun = gray(n).commit(session).await.unwrap();
+                world.faulty.plan("quorate/lane/", faults);
+                match n % 2 {
+                    0 => assert!(group.withdraw(session, "canary").await.unwrap()),
+                    _ => assert!(group.promote(session, "canary").await.unwrap() > begun),
+                }
+                world.faulty.deliver().await;
+                let a = world.client.config::<u32>("app/a");
+                assert!(a.gray_releases().await.unwrap().is_empty());
+                let now = a.get().await.unwrap().unwrap().value.unwrap();
+                assert_eq!(*now, if n % 2 == 0 { n - 1 } else { n });
+            }
+        }
+        publish(9).commit(session).await.unwrap();
+    };
+    tokio::join!(reading, publishing);
+    let is_last = |view: &View<Pair>| view.value.as_deref() == Some(&Pair { a: 9, b: 9 });
+    others.wait_for(is_last).await.unwrap();
 }

@@ -138,6 +138,44 @@ async fn all_of_it_or_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_key_goes_while_others_change() {
+    let world = World::new().await;
+    let session = &world.session;
+    let group = world.client.config_group::<Pair>("app");
+    let publish = |n: u32| {
+        let both = group.publish().set("a", &n, Expect::Any);
+        both.set("b", &n, Expect::Any)
+    };
+    let with = publish(1).set("c", &"there", Expect::Any);
+    let first = with.commit(session).await.unwrap();
+    let mut following = group.follow().await.unwrap();
+    let over = Expect::Revision(first);
+    let stale = publish(2).remove("c", Expect::Revision(Revision(1)));
+    let refused = stale.commit(session).await;
+    assert!(matches!(refused, Err(Error::Conflict)), "{refused:?}");
+    let twice = publish(2).remove("a", over).commit(session).await;
+    assert!(matches!(twice, Err(Error::Invalid(_))), "{twice:?}");
+    let both = publish(2).remove("c", over).note("less").commit(session);
+    let second = both.await.unwrap();
+    let view = following.wait_for(|view| view.revision == second);
+    let (a, b, c) = (2, 2, None);
+    assert_eq!(
+        view.await.unwrap().value.as_deref(),
+        Some(&Pair { a, b, c })
+    );
+    // What is not there any more is no reason not to publish the rest.
+    let third = publish(3).remove("c", Expect::Any).commit(session).await;
+    assert!(third.unwrap() > second);
+    let back = group.rollback(session, first, "with it").await.unwrap();
+    let view = following.wait_for(|view| view.revision == back);
+    let (a, b, c) = (1, 1, Some("there".to_owned()));
+    assert_eq!(
+        view.await.unwrap().value.as_deref(),
+        Some(&Pair { a, b, c })
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn lost_answers_tear_nothing() {
     for plan in [
         vec![Fault::Late],

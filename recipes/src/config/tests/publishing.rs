@@ -1,8 +1,10 @@
 //! Publishing: what is expected is compared, each publication takes place once, and the history is what it
 //! was.
 
+use std::time::Duration;
+
 use super::World;
-use crate::config::{Entry, Expect};
+use crate::config::{Entry, Expect, Rule};
 use crate::error::Error;
 use crate::keys::Revision;
 use crate::store::faulty::{Calls, Fault, Stage};
@@ -115,6 +117,98 @@ async fn versions_go_on_over_what_cannot_be_read() {
     let history = config.history().await.unwrap();
     assert!(matches!(history[0].value, Err(Error::Codec { .. })));
     assert_eq!(history[1].value.as_deref().unwrap(), &5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_removed_is_gone_and_comes_back() {
+    let world = World::new().await;
+    let (config, session) = (world.config(), &world.session);
+    let over = Expect::Revision;
+    assert_eq!(config.remove(session, Expect::Any).await.unwrap(), None);
+    assert_eq!(config.remove(session, Expect::Absent).await.unwrap(), None);
+    let other = config.remove(session, over(Revision(3))).await;
+    assert!(is_conflict(&other), "nothing is there");
+    let first = config.publish(session, &1, Expect::Any).await.unwrap();
+    let canary = Rule::new("canary").percent(10.0);
+    let gray = config.gray(session, &canary, &9, Expect::Any).await;
+    gray.unwrap();
+    let beside = world.client.config::<u32>("app/n/beside");
+    beside.publish(session, &1, Expect::Any).await.unwrap();
+    let second = config.publish(session, &2, Expect::Any).await.unwrap();
+    for stale in [over(first.revision), Expect::Absent] {
+        assert!(is_conflict(&config.remove(session, stale).await));
+    }
+    let mut following = config.follow().await.unwrap();
+    let removed = config.remove(session, over(second.revision)).await;
+    let removed = removed.unwrap().unwrap();
+    assert!(removed > second.revision);
+    assert!(config.get().await.unwrap().is_none());
+    assert!(config.gray_releases().await.unwrap().is_empty());
+    assert!(beside.get().await.unwrap().is_some());
+    let view = following.wait_for(|view| view.rejected.is_some());
+    let view = view.await.unwrap();
+    let rejected = view.rejected.clone().unwrap();
+    assert_eq!(
+        (view.value.as_deref(), rejected.revision),
+        (Some(&2), removed)
+    );
+    let fresh = config.follow().await.unwrap();
+    assert_eq!(fresh.borrow().value, None);
+    // By what was there before it was removed, and by what is there.
+    let stale = config.publish(session, &3, over(second.revision)).await;
+    assert!(is_conflict(&stale));
+    let third = config.publish(session, &3, Expect::Absent).await.unwrap();
+    assert_eq!(third.version, 3);
+    config.remove(session, Expect::Any).await.unwrap();
+    let back = config.rollback(session, 2, "after all", Expect::Absent);
+    assert_eq!(back.await.unwrap().version, 4);
+    let view = following.wait_for(|view| view.value.as_deref() == Some(&2));
+    assert_eq!(view.await.unwrap().rejected, None);
+    let history = config.history().await.unwrap();
+    assert_eq!(values(&history), [(4, 2), (3, 3), (2, 2), (1, 1)]);
+}
+
+/// Between a look that found nothing and the publication after it something is published and removed.
+#[tokio::test(start_paused = true)]
+async fn no_version_is_given_twice_around_a_removal() {
+    let world = World::new().await;
+    let (config, session) = (world.config(), &world.session);
+    let (others, by) = (world.others(), &world.other_session);
+    let held = world.faulty.hold(1, Calls::Txn, Stage::NotSent);
+    let publishing = config.publish(session, &1, Expect::Any);
+    let between = async {
+        while !held.is_reached() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for value in 2..4 {
+            others.publish(by, &value, Expect::Any).await.unwrap();
+        }
+        others.remove(by, Expect::Any).await.unwrap().unwrap();
+        held.release();
+    };
+    let (published, ()) = tokio::join!(publishing, between);
+    assert_eq!(published.unwrap().version, 3);
+    let history = config.history().await.unwrap();
+    assert_eq!(values(&history), [(3, 1), (2, 3), (1, 2)]);
+}
+
+/// A copy of a removal that comes late removes nothing that was published since.
+#[tokio::test(start_paused = true)]
+async fn a_removal_takes_place_once() {
+    for fault in [Fault::NotSent, Fault::Unanswered, Fault::Late] {
+        let world = World::new().await;
+        let (config, session) = (world.config(), &world.session);
+        config.publish(session, &1, Expect::Any).await.unwrap();
+        world.faulty.plan("quorate/lane/", vec![fault.clone()]);
+        let removed = config.remove(session, Expect::Any).await.unwrap();
+        assert!(removed.is_some(), "{fault:?}");
+        let others = world.others();
+        let again = others.publish(&world.other_session, &2, Expect::Absent);
+        let again = again.await.unwrap();
+        world.faulty.deliver().await;
+        let now = config.get().await.unwrap().unwrap();
+        assert_eq!(now.revision, again.revision, "{fault:?}");
+    }
 }
 
 /// The last version there can be, written by somebody else, is no reason to stop.

@@ -53,6 +53,14 @@ pub async fn publications_replace_what_they_expect(client: &Client) {
     let now = config.get().await.unwrap().unwrap();
     assert_eq!((now.value.unwrap().rps, now.note.as_str()), (3, "too fast"));
     assert_eq!(history(&config).await, [(6, 3), (5, 5), (4, 4)]);
+    let stale = config.remove(&session, stale).await;
+    assert!(matches!(stale, Err(Error::Conflict)), "{stale:?}");
+    let over = Expect::Revision(now.revision);
+    assert!(config.remove(&session, over).await.unwrap().is_some());
+    assert!(config.get().await.unwrap().is_none());
+    assert_eq!(config.remove(&session, Expect::Any).await.unwrap(), None);
+    let next = config.publish(&session, &rps(7), Expect::Absent).await;
+    assert_eq!(next.unwrap().version, 7);
 }
 
 /// Followers show what is published, in order, however often their watches are cut; what they cannot use

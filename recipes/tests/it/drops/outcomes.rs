@@ -296,6 +296,13 @@ once_or_not_at_all! {
         },
         async |client: Client, session: Session| config_published(&client, &session, 2).await,
         |written| written.given(SETTING, r#""value":7"#);
+    config_remove, [CONFIG],
+        async |client: Client, session: Session| config_published(&client, &session, 1).await,
+        async |client: Client, session: Session| {
+            client.config::<u32>("x/n").remove(&session, Expect::Any).await.map(drop)
+        },
+        async |client: Client, session: Session| config_published(&client, &session, 2).await,
+        |written| written.deleted(SETTING);
     config_gray, [CONFIG],
         async |_, _| Ok(()),
         async |client: Client, session: Session| config_tried(&client, &session, 7).await,

@@ -12,7 +12,7 @@ use quorate_recipes::store::Commit;
 use quorate_recipes::{Error, Result, Session};
 use serde::{Deserialize, Serialize};
 
-use crate::effects::Effects;
+use crate::effects::{Effects, Told};
 use crate::history::{History, key_of};
 use crate::player::Player;
 use crate::scenario::Scenario;
@@ -22,6 +22,8 @@ const HISTORY: u64 = 4;
 
 const VALUE: &str = "quorate/config/app/live/n/value";
 const ENTRY: &str = "quorate/config/app/history/n/";
+/// Why a follower of something that was removed shows what was there before.
+const REMOVED: &str = "nothing is published any more";
 const TRIED: &str = "quorate/config/app/live/g/value";
 const RULE: &str = "quorate/config/app/live/g/gray/canary";
 const PAIR: &str = "quorate/config/pair/live/";
@@ -38,6 +40,9 @@ pub struct Config {
     pairs: Effects<i64>,
     /// Numbers that are tried out, and the revision that each was told to have.
     tried: Effects<i64>,
+    /// Removals of the number: what each was to remove, if its client said so, and at which revision it was told
+    /// to have taken place.
+    removed: RefCell<Vec<Removal>>,
     /// When promotions were told to have taken place.
     promoted: RefCell<BTreeSet<i64>>,
     /// Each client's handle, which remembers.
@@ -51,6 +56,12 @@ pub struct Config {
 enum Shown {
     Number,
     Pair,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Removal {
+    expected: Option<i64>,
+    told: Told<Option<i64>>,
 }
 
 /// Revisions with numbers.
@@ -91,22 +102,11 @@ impl Config {
     where
         F: Future<Output = Result<(i64, u64)>>,
     {
-        let expect = match player.one_in(3) {
-            true => Expect::Any,
-            false => match self.handle(player).get().await? {
-                Some(entry) => Expect::Revision(entry.revision),
-                None => Expect::Absent,
-            },
-        };
+        let expect = self.expectation(player).await?;
         player.pause(200).await;
         let attempt = |number| {
-            let expected = match expect {
-                Expect::Revision(revision) => Some(revision.0),
-                Expect::Absent => Some(0),
-                Expect::Any => None,
-            };
             let mut known = self.expected.borrow_mut();
-            known.extend(expected.map(|expected| (number, expected)));
+            known.extend(revision_of(expect).map(|expected| (number, expected)));
             publish(number, expect)
         };
         match self.published.attempt(player, attempt).await {
@@ -128,6 +128,37 @@ impl Config {
         F: Future<Output = Result<i64>>,
     {
         self.pairs.attempt(player, publish).await.map(drop)
+    }
+
+    /// Removes the number, in most cases the one that was there a while ago.
+    async fn remove(&self, player: &Player, session: &Session) -> Result<()> {
+        let config = self.handle(player);
+        let expect = self.expectation(player).await?;
+        player.pause(200).await;
+        let index = self.removed.borrow().len();
+        self.removed.borrow_mut().push(Removal {
+            expected: revision_of(expect),
+            told: Told::Open,
+        });
+        player.note(format!("removal {index}: {expect:?}"));
+        let outcome = config.remove(session, expect).await;
+        let outcome = outcome.map(|at| at.map(|at| at.0));
+        let told = Told::of(&outcome);
+        player.note(format!("removal {index}: {told:?}"));
+        self.removed.borrow_mut()[index].told = told;
+        match outcome {
+            Err(Error::Conflict) if expect != Expect::Any => Ok(()),
+            outcome => outcome.map(drop),
+        }
+    }
+
+    /// What a client expects to be there, which it says in most cases.
+    async fn expectation(&self, player: &Player) -> Result<Expect> {
+        if player.one_in(3) {
+            return Ok(Expect::Any);
+        }
+        let now = self.handle(player).get().await?;
+        Ok(now.map_or(Expect::Absent, |entry| Expect::Revision(entry.revision)))
     }
 
     fn handle(&self, player: &Player) -> Setting<i64> {
@@ -162,7 +193,9 @@ impl Config {
 
     fn note<T>(&self, player: &Player, shown: Shown, view: &View<T>, number: i64) {
         let mut broken = self.broken.borrow_mut();
-        if let Some(rejected) = &view.rejected {
+        if let Some(rejected) = &view.rejected
+            && (shown != Shown::Number || rejected.reason != REMOVED)
+        {
             let what = format!("{shown:?} torn or spoilt at {}", rejected.revision);
             broken.get_or_insert(format!("{what}: {}", rejected.reason));
         }
@@ -189,11 +222,39 @@ impl Config {
         self.note(player, Shown::Pair, view, a);
     }
 
+    /// Takes note of a removal that took place.
+    fn check_removal(
+        removals: &mut Vec<Removal>,
+        at: i64,
+        before: i64,
+    ) -> std::result::Result<(), String> {
+        let told = |removal: &Removal| matches!(removal.told, Told::Done(Some(told)) if told == at);
+        let open = |removal: &Removal| {
+            removal.told == Told::Open && removal.expected.is_none_or(|expected| expected == before)
+        };
+        let by = removals.iter().position(told);
+        let by = by.or_else(|| removals.iter().position(open));
+        let Some(by) = by.map(|by| removals.remove(by)) else {
+            return Err(format!(
+                "what was published at {before} was removed at {at} by nobody"
+            ));
+        };
+        match by.expected.is_none_or(|expected| expected == before) {
+            true => Ok(()),
+            false => Err(format!("{by:?} removed what was published at {before}")),
+        }
+    }
+
     fn check_numbers(&self, history: &History) -> std::result::Result<Seen, String> {
         let expected = self.expected.borrow();
+        let mut removals = self.removed.borrow().clone();
         let (mut before, mut entries) = (0, BTreeSet::new());
         let mut happened = Vec::new();
         for commit in &history.commits {
+            if of_prefix(commit, VALUE).any(|change| change.r#type() == EventType::Delete) {
+                Self::check_removal(&mut removals, commit.revision.0, before)?;
+                before = 0;
+            }
             let Some(kv) = put(commit, VALUE) else {
                 continue;
             };
@@ -222,6 +283,12 @@ impl Config {
                 return Err(format!("{at}: the history is {entries:?}"));
             }
             happened.push((written.value, (at, written.version)));
+        }
+        if let Some(removal) = removals
+            .iter()
+            .find(|one| matches!(one.told, Told::Done(Some(_))))
+        {
+            return Err(format!("{removal:?} never took place"));
         }
         self.published.check(happened.iter().copied())?;
         Ok(happened.iter().map(|(n, (at, _))| (*at, *n)).collect())
@@ -273,6 +340,25 @@ impl Config {
     }
 }
 
+/// The revision that must be there, 0 for nothing.
+fn revision_of(expect: Expect) -> Option<i64> {
+    match expect {
+        Expect::Revision(revision) => Some(revision.0),
+        Expect::Absent => Some(0),
+        Expect::Any => None,
+    }
+}
+
+/// Whether a key is there after all.
+fn is_there(history: &History, key: &str) -> bool {
+    let changes = history
+        .changes()
+        .filter(|(_, change)| key_of(change) == key);
+    changes
+        .last()
+        .is_some_and(|(_, change)| change.r#type() == EventType::Put)
+}
+
 /// What a commit wrote to a key.
 fn put<'a>(commit: &'a Commit, key: &'a str) -> Option<&'a KeyValue> {
     let mut puts = of_prefix(commit, key).filter(|change| change.r#type() == EventType::Put);
@@ -298,6 +384,7 @@ impl Scenario for Config {
             expected: RefCell::default(),
             pairs: Effects::default(),
             tried: Effects::default(),
+            removed: RefCell::default(),
             promoted: RefCell::default(),
             handles: RefCell::default(),
             seen: RefCell::default(),
@@ -319,7 +406,7 @@ impl Scenario for Config {
             Ok(both.commit(session).await?.0)
         };
         self.publish_pair(player, publish).await?;
-        match player.below(3) {
+        match player.below(4) {
             0 => self.try_out(player, session).await,
             1 => {
                 let follow = self.handle(player).follow().acknowledge(session);
@@ -328,6 +415,7 @@ impl Scenario for Config {
                 drop(following);
                 Ok(())
             }
+            2 => self.remove(player, session).await,
             _ => Ok(()),
         }
     }
@@ -366,8 +454,11 @@ impl Scenario for Config {
             };
             let was = |view: &(i64, i64)| happened.binary_search(view).is_ok();
             let newer = seen.is_sorted_by_key(|(revision, _)| revision);
-            if !newer || !seen.iter().all(was) || seen.last() != happened.last() {
-                let last = happened.last();
+            let last = happened.last();
+            // One that was removed may not have been seen.
+            let is_there = *shown == Shown::Pair || is_there(history, VALUE);
+            let at_last = !is_there || seen.last() == last;
+            if !newer || !seen.iter().all(was) || !at_last {
                 return Err(format!(
                     "player {player} saw {shown:?}s {seen:?}; at last it is {last:?}"
                 ));
