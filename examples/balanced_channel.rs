@@ -24,10 +24,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 /// How long a server goes on after it has said that it drains: longer than clients take to hear of it.
 const DRAIN: Duration = Duration::from_millis(300);
 
-struct Api {
-    registration: Registration<()>,
-    stop: oneshot::Sender<()>,
-}
+struct Api(Registration<()>, oneshot::Sender<()>);
 
 impl Api {
     /// Serves gRPC's health service, then registers: in this order nobody calls too early.
@@ -39,22 +36,22 @@ impl Api {
         tokio::spawn(async move {
             let (_reporter, health) = tonic_health::server::health_reporter();
             let server = Server::builder().add_service(health);
-            let stopped = async { drop(stopped.await) };
             let incoming = TcpIncoming::from(listener);
+            let stopped = async { drop(stopped.await) };
             server.serve_with_incoming_shutdown(incoming, stopped).await
         });
         let registration = session.register(instance.build()).await?;
-        println!("{id} is there");
-        Ok(Self { registration, stop })
+        Ok(Self(registration, stop))
     }
 
     /// Says that it drains, goes on until nobody calls any more, and only then stops.
     async fn leave(self) -> anyhow::Result<()> {
-        self.registration.set_status(Status::Draining).await?;
+        let Self(registration, stop) = self;
+        registration.set_status(Status::Draining).await?;
         tokio::time::sleep(DRAIN).await;
-        println!("{} leaves", self.registration.id());
-        self.registration.deregister().await?;
-        drop(self.stop);
+        println!("{} leaves", registration.id());
+        registration.deregister().await?;
+        drop(stop);
         Ok(())
     }
 }
@@ -87,8 +84,8 @@ async fn main() -> anyhow::Result<()> {
     }
     drop(enough);
     let (calls, failed) = caller.await?;
+    anyhow::ensure!(calls > 0 && failed == 0, "{failed} of {calls} failed");
     println!("{calls} calls, {failed} failed");
-    anyhow::ensure!(calls > 0 && failed == 0, "a call failed");
     drop(current);
     node.shutdown().await;
     Ok(())

@@ -11,14 +11,14 @@ use super::chooser::Plan;
 use super::draw::Random;
 use super::ejection::Ejection;
 use super::group::Ask;
+use super::grpc::BalanceKey;
 use super::incarnation::{Incarnation, nanos};
 use super::pick::{NoInstance, Outcome, Pick};
 use super::policy::Policy;
 use super::subset::Subset;
-use super::table::Table;
+use super::table::{Table, Wanted};
 use crate::client::Client;
 use crate::clock::Instant;
-use crate::hash::fnv1a;
 use crate::registry::{Discovery, Endpoint};
 
 impl<M: Send + Sync + 'static> Discovery<M> {
@@ -35,6 +35,7 @@ impl<M: Send + Sync + 'static> Discovery<M> {
 pub struct BalancerBuilder<M: Send + Sync + 'static> {
     discovery: Discovery<M>,
     policy: Policy,
+    wanted: Wanted<M>,
     ejection: Option<Ejection>,
     panics: bool,
     slow_start: Duration,
@@ -42,6 +43,14 @@ pub struct BalancerBuilder<M: Send + Sync + 'static> {
 }
 
 impl<M: Send + Sync + 'static> BalancerBuilder<M> {
+    /// Picks among these instances only, as if there were no others: those of a version, with a tag, or by their
+    /// metadata. `wanted` is asked once an instance and view, so it must be quick and always say the same of the
+    /// same instance.
+    pub fn only(mut self, wanted: impl Fn(&Endpoint<M>) -> bool + Send + Sync + 'static) -> Self {
+        self.wanted = Wanted::only(wanted);
+        self
+    }
+
     /// When instances whose picks fail are left alone. Default: [`Ejection::default`].
     pub fn ejection(mut self, rule: Ejection) -> Self {
         self.ejection = Some(rule);
@@ -71,8 +80,8 @@ impl<M: Send + Sync + 'static> BalancerBuilder<M> {
 
     /// Uses so many of the instances only, at least one, so that in a large fleet not everybody connects
     /// to everybody. Which ones depends on `client`, the name of this one among the clients of the
-    /// service. Where the policy prefers a zone, so many of the zone and so many of the others. Not
-    /// together with [`Policy::consistent_hash`], whose keys would fall otherwise for each client.
+    /// service. Where the policy prefers a zone, so many of the zone and so many of the others.
+    /// [`Policy::consistent_hash`] goes on among all: its keys would fall otherwise for each client.
     pub fn subset(mut self, instances: usize, client: &str) -> Self {
         self.subset = Some(Subset::new(instances, client));
         self
@@ -92,7 +101,8 @@ impl<M: Send + Sync + 'static> BalancerBuilder<M> {
             start: client.now(),
             random: Random::new(client.random()),
             client,
-            table: ArcSwap::from_pointee(Table::first(self.discovery, &plan)),
+            table: ArcSwap::from_pointee(Table::first(self.discovery, &self.wanted, &plan)),
+            wanted: self.wanted,
             plan,
             building: Mutex::new(()),
             decay,
@@ -115,6 +125,7 @@ pub(super) struct Shared<M> {
     start: Instant,
     random: Random,
     table: ArcSwap<Table<M>>,
+    wanted: Wanted<M>,
     plan: Plan,
     /// Held by the one who makes the next table.
     building: Mutex<()>,
@@ -135,6 +146,7 @@ impl<M: Send + Sync + 'static> Balancer<M> {
         BalancerBuilder {
             discovery: discovery.clone(),
             policy,
+            wanted: Wanted::all(),
             ejection: Some(Ejection::default()),
             panics: true,
             slow_start: Duration::ZERO,
@@ -157,7 +169,7 @@ impl<M: Send + Sync + 'static> Balancer<M> {
     /// # Errors
     /// As [`Balancer::pick`].
     pub fn pick_for(&self, key: impl AsRef<[u8]>) -> Result<Pick<M>, NoInstance> {
-        self.choose(Some(fnv1a(key.as_ref())))
+        self.choose(Some(BalanceKey::of(key)))
     }
 
     /// What this balancer knows of each instance, by id.
@@ -172,13 +184,13 @@ impl<M: Send + Sync + 'static> Balancer<M> {
         table.entries.iter().map(load).collect()
     }
 
-    fn choose(&self, key: Option<u64>) -> Result<Pick<M>, NoInstance> {
+    pub(super) fn choose(&self, key: Option<BalanceKey>) -> Result<Pick<M>, NoInstance> {
         let shared = &self.0;
         let table = shared.table();
         let now = shared.now();
         let ask = Ask {
             now,
-            key,
+            key: key.map(|key| key.0),
             random: &shared.random,
             outstanding: shared.outstanding.load(Ordering::Relaxed),
             any_ejected: nanos(now) < shared.ejections_until.load(Ordering::Relaxed),
@@ -236,7 +248,7 @@ impl<M: Send + Sync + 'static> Shared<M> {
         };
         let table = self.table.load();
         if table.is_outdated() {
-            let next = table.next(&self.plan, self.now());
+            let next = table.next(&self.wanted, &self.plan, self.now());
             self.table.store(Arc::new(next));
         }
         self.table.load()

@@ -61,7 +61,8 @@ impl Plan {
             Kind::Random => Chooser::Drawn(self.group(candidates)),
             Kind::LeastOutstanding => Chooser::LeastOutstanding(self.group(candidates)),
             Kind::PeakEwma(_) => Chooser::LeastCostly(self.group(candidates)),
-            Kind::ConsistentHash(bound) => Chooser::Hashed(self.group(candidates), *bound),
+            // Of different subsets a key would fall to different instances.
+            Kind::ConsistentHash(bound) => Chooser::Hashed(self.whole(candidates), *bound),
             Kind::Sticky { keys, over } => {
                 let (inner, memory) = match before {
                     Some(Chooser::Sticky(inner, memory)) => (Some(&**inner), Arc::clone(memory)),
@@ -94,12 +95,18 @@ impl Plan {
     }
 
     fn group(&self, candidates: Vec<(Candidate, &str)>) -> Group {
-        let all = candidates.into_iter().map(|(one, _)| one).collect();
-        let used = match &self.subset {
-            Some(subset) => subset.of(all),
-            None => all,
-        };
-        Group::new(used, self.slow_start)
+        match &self.subset {
+            Some(subset) => {
+                let all = candidates.into_iter().map(|(one, _)| one);
+                Group::new(subset.of(all.collect()), self.slow_start)
+            }
+            None => self.whole(candidates),
+        }
+    }
+
+    fn whole(&self, candidates: Vec<(Candidate, &str)>) -> Group {
+        let all = candidates.into_iter().map(|(one, _)| one);
+        Group::new(all.collect(), self.slow_start)
     }
 }
 

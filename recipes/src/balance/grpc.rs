@@ -16,10 +16,31 @@ use super::balancer::{Balancer, BalancerBuilder};
 use super::call::{self, Counted};
 use super::channel::{Dial, plain};
 use super::pick::{Outcome, Pick};
+use crate::hash::fnv1a;
 use crate::registry::Endpoint;
 
 /// Most instances that are tried for one call before it is sent to any.
 const CONNECTS_MOST: usize = 3;
+
+/// What a call over a [`BalancedChannel`] is picked for: its session, its user, its shard. It goes with the request, as
+/// an extension, and matters to policies that go by keys.
+///
+/// ```
+/// use quorate_recipes::balance::BalanceKey;
+///
+/// let mut request = tonic::Request::new(());
+/// request.extensions_mut().insert(BalanceKey::of("user-42"));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BalanceKey(pub(super) u64);
+
+impl BalanceKey {
+    /// The key of these bytes, as [`Balancer::pick_for`] takes them.
+    #[must_use]
+    pub fn of(key: impl AsRef<[u8]>) -> Self {
+        Self(fnv1a(key.as_ref()))
+    }
+}
 
 /// The connection to one incarnation of an instance, made when it is first needed.
 #[derive(Debug, Default)]
@@ -35,6 +56,10 @@ impl<M: Send + Sync + 'static> BalancerBuilder<M> {
     /// exceeded; or without any status of gRPC's, as a proxy does, or a stream that is cut off. A server that
     /// never answers is noticed by calls with a deadline of gRPC's own
     /// ([`Request::set_timeout`](tonic::Request::set_timeout)); a call whose future is dropped tells nothing.
+    ///
+    /// By a policy that goes by keys, calls of the same [`BalanceKey`] meet the same instance. Without one,
+    /// [`Policy::consistent_hash`](super::Policy::consistent_hash) draws a key for each call, and all calls of
+    /// [`Policy::sticky`](super::Policy::sticky) are of one.
     ///
     /// Addresses are as for [`Discovery::channel`](crate::registry::Discovery::channel). Connecting takes at
     /// most 2 s.
@@ -77,11 +102,11 @@ impl<M: Send + Sync + 'static> BalancedChannel<M> {
     }
 
     /// Picks an instance that there is a connection to.
-    async fn connect(&self) -> Result<(Pick<M>, Channel), tonic::Status> {
+    async fn connect(&self, key: Option<BalanceKey>) -> Result<(Pick<M>, Channel), tonic::Status> {
         // Outstanding until it is over, so that a policy that goes by that looks elsewhere.
         let mut failed = Vec::new();
         loop {
-            let pick = self.balancer.pick();
+            let pick = self.balancer.choose(key);
             let mut pick = pick.map_err(|none| tonic::Status::unavailable(none.to_string()))?;
             let cell = self.line(&pick);
             let connected = cell.get_or_try_init(|| async {
@@ -130,7 +155,8 @@ impl<M: Send + Sync + 'static> Service<Request<Body>> for BalancedChannel<M> {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let this = self.clone();
         async move {
-            let (pick, mut channel) = this.connect().await?;
+            let key = request.extensions().get().copied();
+            let (pick, mut channel) = this.connect(key).await?;
             let answer = match channel.ready().await {
                 Ok(ready) => ready.call(request).await,
                 Err(error) => Err(error),

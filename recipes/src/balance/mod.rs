@@ -45,6 +45,6 @@ mod tower;
 
 pub use balancer::{Balancer, BalancerBuilder, Load};
 pub use ejection::Ejection;
-pub use grpc::BalancedChannel;
+pub use grpc::{BalanceKey, BalancedChannel};
 pub use pick::{NoInstance, Pick};
 pub use policy::Policy;

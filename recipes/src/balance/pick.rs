@@ -16,7 +16,7 @@ use crate::registry::Endpoint;
 #[error("no instance takes work; {known} are known")]
 #[non_exhaustive]
 pub struct NoInstance {
-    /// How many instances are in the view; none of them takes work.
+    /// How many instances in the view may be picked at all; none of them takes work.
     pub known: usize,
 }
 

@@ -1,5 +1,6 @@
 //! One view of a service, ready to be picked from, and how the next one is made of it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,11 +16,39 @@ pub(super) struct Entry<M> {
     pub(super) incarnation: Arc<Incarnation>,
 }
 
+/// Which instances are picked from at all, whatever their status; all of them unless somebody says so.
+pub(super) struct Wanted<M>(Option<Box<Test<M>>>);
+
+type Test<M> = dyn Fn(&Endpoint<M>) -> bool + Send + Sync;
+
+impl<M> Wanted<M> {
+    pub(super) fn all() -> Self {
+        Self(None)
+    }
+
+    pub(super) fn only(wanted: impl Fn(&Endpoint<M>) -> bool + Send + Sync + 'static) -> Self {
+        Self(Some(Box::new(wanted)))
+    }
+
+    fn is(&self, endpoint: &Endpoint<M>) -> bool {
+        self.0.as_ref().is_none_or(|wanted| wanted(endpoint))
+    }
+}
+
+impl<M> fmt::Debug for Wanted<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Some(_) => "some",
+            None => "all",
+        })
+    }
+}
+
 /// What picks are made from.
 pub(super) struct Table<M> {
     /// The discovery, with the table's view as the last one seen.
     source: Discovery<M>,
-    /// By id.
+    /// Those that are wanted, by id.
     pub(super) entries: Vec<Entry<M>>,
     chooser: Chooser,
     /// All that take work, where the chooser has only a subset.
@@ -29,8 +58,8 @@ pub(super) struct Table<M> {
 }
 
 impl<M: Send + Sync + 'static> Table<M> {
-    pub(super) fn first(source: Discovery<M>, plan: &Plan) -> Self {
-        Self::make(source, plan, None, Duration::ZERO)
+    pub(super) fn first(source: Discovery<M>, wanted: &Wanted<M>, plan: &Plan) -> Self {
+        Self::make(source, wanted, plan, None, Duration::ZERO)
     }
 
     /// Whether there is a newer view.
@@ -39,11 +68,17 @@ impl<M: Send + Sync + 'static> Table<M> {
     }
 
     /// The table of the newest view.
-    pub(super) fn next(&self, plan: &Plan, now: Duration) -> Self {
-        Self::make(self.source.clone(), plan, Some(self), now)
+    pub(super) fn next(&self, wanted: &Wanted<M>, plan: &Plan, now: Duration) -> Self {
+        Self::make(self.source.clone(), wanted, plan, Some(self), now)
     }
 
-    fn make(mut source: Discovery<M>, plan: &Plan, before: Option<&Self>, now: Duration) -> Self {
+    fn make(
+        mut source: Discovery<M>,
+        wanted: &Wanted<M>,
+        plan: &Plan,
+        before: Option<&Self>,
+        now: Duration,
+    ) -> Self {
         let view = source.take();
         let known = |endpoint: &Endpoint<M>| {
             let entry = before?.entry(&endpoint.id)?;
@@ -55,6 +90,7 @@ impl<M: Send + Sync + 'static> Table<M> {
         let mut entries: Vec<_> = view
             .instances
             .iter()
+            .filter(|endpoint| wanted.is(endpoint))
             .map(|endpoint| Entry {
                 endpoint: Arc::clone(endpoint),
                 incarnation: known(endpoint).unwrap_or_else(|| fresh(endpoint)),

@@ -615,6 +615,42 @@ async fn subsets_are_small_stable_and_give_way_to_the_rest() {
     assert!(picked(&balancer, 100).iter().all(|id| !after.contains(id)));
 }
 
+/// As if there were no others: also in panic, in subsets, and after changes.
+#[tokio::test(start_paused = true)]
+async fn only_those_wanted_are_picked() {
+    for policy in policies() {
+        let mut fleet = Fleet::of("a b").await;
+        for id in ["c", "d", "e"] {
+            fleet.join(instance(id).version("2").zone("z")).await;
+        }
+        let builder = || {
+            let builder = Balancer::builder(&fleet.discovery, policy.clone());
+            builder.only(|endpoint| endpoint.version == "2")
+        };
+        let (all, few) = (builder().build(), builder().subset(2, "me").build());
+        assert_eq!(all.loads().len(), 3);
+        let used = |balancer: &Balancer<()>| counts(balancer, 300).into_keys().collect::<Vec<_>>();
+        let others = |ids: &[String]| ids.iter().any(|id| id == "a" || id == "b");
+        assert!(!others(&used(&all)) && !others(&used(&few)));
+        fleet.status("c", Status::Draining).await;
+        fleet.status("d", Status::Draining).await;
+        fleet.join(instance("f").version("1")).await;
+        assert_eq!(
+            (used(&all), used(&few)),
+            (vec!["e".to_owned()], vec!["e".to_owned()])
+        );
+        fleet.status("e", Status::Draining).await;
+        for _ in 0..100 {
+            let pick = all.pick().unwrap();
+            assert!(pick.in_panic() && pick.version == "2");
+        }
+        for id in ["c", "d", "e"] {
+            fleet.leave(id).await;
+        }
+        assert_eq!(all.pick().unwrap_err().known, 0);
+    }
+}
+
 /// Picks from many threads while the view changes: all counted, all ended, none of who left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn threads_pick_while_the_view_changes() {

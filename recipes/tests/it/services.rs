@@ -70,6 +70,7 @@ on_every_store! {
     assign::dropped_members_give_everything_back,
     assign::foreign_keys_stop_one_partition_only,
     balance::calls_follow_the_service,
+    balance::calls_go_by_their_keys,
     balance::tonics_channel_follows_the_service,
     balance::the_dead_are_left_alone,
     balance::unreachable_instances_cost_no_call,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use quorate_recipes::balance::{Balancer, Policy};
+use quorate_recipes::balance::{BalanceKey, Balancer, Policy};
 use quorate_recipes::registry::{Discovery, Instance, Registration, Status};
 use quorate_recipes::{Client, Session};
 use tokio::net::TcpListener;
@@ -169,6 +169,44 @@ pub async fn calls_follow_the_service(client: &Client) {
     }
     callers.stop().await;
     assert!(servers.iter().all(|server| server.calls() > 0));
+}
+
+/// Calls of one key meet one server, as the balancer says, until it leaves.
+pub async fn calls_go_by_their_keys(client: &Client) {
+    const CALLS: u64 = 20;
+    let session = session(client).await;
+    let mut servers = Vec::new();
+    for id in ["0", "1", "2"] {
+        servers.push(Served::start(&session, id).await);
+    }
+    let mut discovery = client.discover::<()>("balanced").await.unwrap();
+    let all = discovery.wait_for(|view| view.instances.len() == 3);
+    soon("all of them", all).await.unwrap();
+    for policy in [Policy::consistent_hash(), Policy::default().sticky()] {
+        let channel = Balancer::builder(&discovery, policy).channel();
+        let balancer = channel.balancer().clone();
+        let mut health = HealthClient::new(channel);
+        for key in ["ann", "bob", "eve", "dan"] {
+            let before: Vec<u64> = servers.iter().map(Served::calls).collect();
+            for _ in 0..CALLS {
+                let mut request = tonic::Request::new(HealthCheckRequest::default());
+                request.extensions_mut().insert(BalanceKey::of(key));
+                health.check(request).await.unwrap();
+            }
+            let of_key = balancer.pick_for(key).unwrap().id.clone();
+            for (server, before) in servers.iter().zip(before) {
+                let wanted = if server.registration.id() == of_key {
+                    CALLS
+                } else {
+                    0
+                };
+                assert_eq!(server.calls() - before, wanted, "{key}");
+            }
+        }
+    }
+    for server in servers {
+        server.stop().await;
+    }
 }
 
 /// The same over tonic's own channel, which is told the instances.
