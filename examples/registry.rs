@@ -36,12 +36,7 @@ async fn main() -> anyhow::Result<()> {
                 Change::Updated { now, .. } => {
                     println!("  updated: {} is {:?}", now.id, now.status)
                 }
-                Change::Left {
-                    instance,
-                    departure,
-                } => {
-                    println!("  left: {} ({departure:?})", instance.id);
-                }
+                Change::Left { instance, .. } => println!("  left: {}", instance.id),
                 other => println!("  {other:?}"),
             }
         }
@@ -52,12 +47,10 @@ async fn main() -> anyhow::Result<()> {
     let mut registrations = Vec::new();
     for (id, zone) in [("api-1", "a"), ("api-2", "b"), ("api-3", "b")] {
         let session = client.session().label(id).await?;
-        let meta = Meta {
-            zone: zone.to_owned(),
-        };
-        let instance = Instance::builder("api")
-            .id(id)
-            .address(format!("{id}:8080"));
+        let zone = zone.to_owned();
+        let meta = Meta { zone };
+        let instance = Instance::builder("api").id(id);
+        let instance = instance.address(format!("{id}:8080"));
         registrations.push(session.register(instance.meta(meta).build()).await?);
         sessions.push(session);
     }

@@ -189,6 +189,9 @@ impl<D: Digest> Follower<D> {
                 batch = self.batches.next() => match self.take_all(batch) {
                     Ok(()) => true,
                     Err(error) => {
+                        // Who only looks at the view learns by this that it is the last one.
+                        self.stale_since = self.stale_since.or_else(|| Some(clock::now()));
+                        self.show();
                         fail.send_replace(Some(error.clone()));
                         return error;
                     }
@@ -197,10 +200,14 @@ impl<D: Digest> Follower<D> {
                 () = clock::until(deadline) => self.digest.tick(clock::now()),
             };
             if news {
-                let view = Arc::new(self.digest.view(self.stale_since));
-                self.publish.send_replace(view);
+                self.show();
             }
         }
+    }
+
+    fn show(&self) {
+        let view = Arc::new(self.digest.view(self.stale_since));
+        self.publish.send_replace(view);
     }
 
     /// Takes the batch and all that are ready behind it, so that they make one view.
@@ -225,5 +232,59 @@ impl<D: Digest> Follower<D> {
             false => before.or_else(|| Some(clock::now())),
         };
         self.stale_since.is_some() != before.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+
+    use super::*;
+    use crate::keys::Revision;
+    use crate::store::MemStore;
+    use crate::watch::Origin;
+
+    /// Counts batches, and says whether it is stale.
+    struct Count(usize);
+
+    impl Digest for Count {
+        type View = (usize, bool);
+
+        fn take(&mut self, _batch: Batch, _now: Instant) {
+            self.0 += 1;
+        }
+
+        fn tick(&mut self, _now: Instant) -> bool {
+            false
+        }
+
+        fn next_deadline(&self) -> Option<Instant> {
+            None
+        }
+
+        fn view(&self, stale_since: Option<Instant>) -> Self::View {
+            (self.0, stale_since.is_some())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_view_is_stale() {
+        let client = Client::new(MemStore::new());
+        let batch = Batch {
+            revision: Revision(1),
+            origin: Origin::Listing,
+            changes: Vec::new(),
+        };
+        let refused = stream::iter([Ok(batch), Err(Error::Conflict)]).boxed();
+        let (_linked, link) = watch::channel(true);
+        let mut followed = Followed::go_on(&client, Count(0), refused, link);
+        let error = loop {
+            match followed.changed().await {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, Error::Conflict), "{error:?}");
+        assert_eq!(*followed.view(), (1, true));
     }
 }

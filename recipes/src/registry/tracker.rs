@@ -151,6 +151,7 @@ impl<M: DeserializeOwned> Tracker<M> {
                 self.shown.insert(kv.key.clone(), Arc::clone(&endpoint));
                 self.with_raw(|raw| drop(raw.insert(kv.key.clone(), kv.clone())));
                 let before = self.present.insert(kv.key.clone(), endpoint);
+                self.vanished.may_be(self.present.len());
                 if origin == Origin::Resync
                     && let Some(was) = before
                     && was.created.0 != kv.create_revision
@@ -475,7 +476,8 @@ mod tests {
     /// Each loss and each return is a batch of its own, as leases end and instances come back.
     #[test]
     fn a_large_service_vanishes_and_comes_back() {
-        let all = ids(10_000);
+        const ALL: usize = 12_000;
+        let all = ids(ALL);
         let mut service = Service::of_many(&all);
         for id in &all {
             let gone = service.gone(id);
@@ -485,10 +487,10 @@ mod tests {
         let (left, suspects) = (told.matches('!').count(), told.matches('?').count());
         assert_eq!(
             (left, suspects),
-            (0, 10_000),
+            (0, ALL),
             "all of them within the grace time"
         );
-        for id in &all[..9_999] {
+        for id in &all[..ALL - 1] {
             let back = service.write(id, 50_000, "null");
             service.take_unseen(back);
         }
@@ -499,6 +501,6 @@ mod tests {
             .iter()
             .filter(|one| one.is_suspect());
         assert_eq!(suspects.count(), 1);
-        assert_eq!(service.wait(30), format!("!{}", all[9_999]));
+        assert_eq!(service.wait(30), format!("!{}", all[ALL - 1]));
     }
 }

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use super::view::Endpoint;
 use crate::clock::Instant;
 
-/// Most instances that are remembered after they vanished.
+/// So many instances are remembered after they vanished in any case; of a larger service as many as it had at most, so
+/// that all of it may vanish at once.
 const MOST: usize = 10_000;
 
 /// One of them: since when, and as it was.
@@ -20,6 +21,8 @@ pub(super) struct Vanished<M> {
     all: BTreeMap<u64, Gone<M>>,
     numbers: BTreeMap<Bytes, u64>,
     next: u64,
+    /// How many are remembered.
+    most: usize,
     /// The first that has not been taken as news.
     news: u64,
 }
@@ -30,12 +33,18 @@ impl<M> Vanished<M> {
             all: BTreeMap::new(),
             numbers: BTreeMap::new(),
             next: 0,
+            most: MOST,
             news: 0,
         }
     }
 
     pub(super) fn len(&self) -> usize {
         self.all.len()
+    }
+
+    /// There are so many now that may vanish.
+    pub(super) fn may_be(&mut self, present: usize) {
+        self.most = self.most.max(present);
     }
 
     /// Adds one; returns the oldest if there would be too many.
@@ -46,9 +55,9 @@ impl<M> Vanished<M> {
         was: Arc<Endpoint<M>>,
     ) -> Option<Gone<M>> {
         self.remove(&key);
-        let oldest = match self.all.len() {
-            MOST => self.pop_oldest(),
-            _ => None,
+        let oldest = match self.all.len() >= self.most {
+            true => self.pop_oldest(),
+            false => None,
         };
         self.numbers.insert(key.clone(), self.next);
         self.all.insert(self.next, (since, key, was));
