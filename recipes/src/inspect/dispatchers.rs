@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use quorate_proto::mvccpb::KeyValue;
 use serde::Serialize;
 
@@ -17,6 +18,9 @@ const READ_MAX: usize = 10_000;
 
 /// Most jobs of a dispatcher that are told one by one.
 const JOBS_MAX: usize = 256;
+
+/// Inboxes that are read at the same time.
+const INBOXES_AT_ONCE: usize = 16;
 
 /// A dispatcher.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -93,24 +97,38 @@ pub(super) async fn dispatchers(look: &Look) -> Result<Vec<DispatcherInfo>> {
 
 /// Where commands are sent to, and who has which job.
 async fn inboxes(look: &Look, keys: &Keys) -> Result<(Vec<InboxInfo>, HashMap<String, KeyValue>)> {
-    let mut claims = HashMap::new();
-    let mut inboxes = Vec::new();
+    let mut targets = Vec::new();
     for (space, target_of) in keys.inboxes() {
-        for name in look.below(&space).await? {
-            let target = target_of(name);
-            let survey = keys.queue(&target);
-            let survey = survey.survey(look.revision(), usize::MAX).await?;
-            let taken = survey.claims.into_iter();
-            claims.extend(taken.filter_map(|(item, kv)| Some((Keys::job_of(&item)?, kv))));
-            let open = look.list(keys.takers(&target)).await?;
-            inboxes.push(InboxInfo {
-                open: open.iter().map(|kv| look.holder(kv)).collect(),
-                target,
-                status: survey.status,
-            });
-        }
+        targets.extend(look.below(&space).await?.into_iter().map(target_of));
     }
-    Ok((inboxes, claims))
+    let found = targets.into_iter().map(|target| inbox(look, keys, target));
+    let found: Vec<_> = stream::iter(found)
+        .buffered(INBOXES_AT_ONCE)
+        .try_collect()
+        .await?;
+    let (inboxes, claims): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+    Ok((inboxes, claims.into_iter().flatten().collect()))
+}
+
+/// One of them, with who has which of its jobs.
+async fn inbox(
+    look: &Look,
+    keys: &Keys,
+    target: Target,
+) -> Result<(InboxInfo, Vec<(String, KeyValue)>)> {
+    let queue = keys.queue(&target);
+    let (survey, open) = futures::try_join!(
+        queue.survey(look.revision(), usize::MAX),
+        look.list(keys.takers(&target))
+    )?;
+    let taken = survey.claims.into_iter();
+    let claims = taken.filter_map(|(item, kv)| Some((Keys::job_of(&item)?, kv)));
+    let info = InboxInfo {
+        open: open.iter().map(|kv| look.holder(kv)).collect(),
+        target,
+        status: survey.status,
+    };
+    Ok((info, claims.collect()))
 }
 
 async fn one(look: &Look, name: String) -> Result<DispatcherInfo> {
