@@ -59,7 +59,7 @@ pub struct Written {
 
 /// Clients that log and collect.
 #[derive(Debug, Default)]
-pub struct Logging {
+pub struct Collect {
     /// By the number that every line of a run begins with.
     runs: RefCell<BTreeMap<u64, Run>>,
     agents: RefCell<BTreeMap<usize, (u64, Rc<Agent>)>>,
@@ -75,7 +75,7 @@ pub fn collection_of(player: &Player) -> Collection {
     logs.retain(retention.look_every(Duration::from_millis(400)))
 }
 
-impl Logging {
+impl Collect {
     fn change<T>(&self, number: u64, change: impl FnOnce(&mut Run) -> T) -> T {
         let mut runs = self.runs.borrow_mut();
         change(runs.get_mut(&number).expect("a number is given once"))
@@ -268,17 +268,8 @@ impl Logging {
         session.close().await
     }
 
-    /// Lets go of all that lasts.
-    pub fn end(&self) {
-        self.agents.borrow_mut().clear();
-        self.collectors.borrow_mut().clear();
-    }
-
     /// Judges what came to the sink.
-    ///
-    /// # Errors
-    /// What is broken.
-    pub fn check(&self) -> std::result::Result<(), String> {
+    fn judge(&self) -> std::result::Result<(), String> {
         let sink = self.sink.borrow();
         // What came again is left out by its number.
         let mut written: BTreeMap<(&str, &str), BTreeMap<u64, &str>> = BTreeMap::new();
@@ -358,44 +349,35 @@ fn failed(error: &AgentError) -> Error {
     Error::Invalid(error.to_string())
 }
 
-/// Whether a key of log collection may be there when all is over.
-#[must_use]
-pub fn collect_may_remain(key: &str) -> bool {
-    let rest = key.strip_prefix("quorate/topic/l/");
-    rest.is_some_and(|rest| !rest.starts_with("share/") && !rest.starts_with("retainer/"))
-        || key.starts_with("quorate/collect/l/")
-}
-
-/// Agents and collectors of one log collection.
-#[derive(Debug)]
-pub struct Collect(Logging);
-
 impl Scenario for Collect {
     const NAME: &'static str = "collect";
 
     fn new() -> Self {
-        Self(Logging::default())
+        Self::default()
     }
 
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        self.0.log(player, |taken| taken).await?;
-        self.0.collect(player, session).await
+        self.log(player, |taken| taken).await?;
+        self.collect(player, session).await
     }
 
     async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
-        let drained = self.0.drain(players).await;
+        let drained = self.drain(players).await;
         drained.map_err(|error| error.to_string())
     }
 
     fn end(&self) {
-        self.0.end();
+        self.agents.borrow_mut().clear();
+        self.collectors.borrow_mut().clear();
     }
 
     fn may_remain(&self, key: &str) -> bool {
-        collect_may_remain(key)
+        let rest = key.strip_prefix("quorate/topic/l/");
+        rest.is_some_and(|rest| !rest.starts_with("share/") && !rest.starts_with("retainer/"))
+            || key.starts_with("quorate/collect/l/")
     }
 
     fn check(&self, _history: &History) -> std::result::Result<(), String> {
-        self.0.check()
+        self.judge()
     }
 }

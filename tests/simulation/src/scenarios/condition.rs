@@ -38,13 +38,21 @@ pub enum Kind {
     Fan,
     /// Three learn of each other.
     Broadcast,
+    /// Three together, or all after a while, and nobody after them.
+    Once,
     /// By a rule that is drawn, each world's own.
     Ruled,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Batch, Self::Fan, Self::Broadcast, Self::Ruled];
+    pub const ALL: [Self; 5] = [
+        Self::Batch,
+        Self::Fan,
+        Self::Broadcast,
+        Self::Once,
+        Self::Ruled,
+    ];
 
     /// The name of its queue.
     #[must_use]
@@ -53,6 +61,7 @@ impl Kind {
             Self::Batch => "b",
             Self::Fan => "f",
             Self::Broadcast => "c",
+            Self::Once => "o",
             Self::Ruled => "r",
         }
     }
@@ -60,7 +69,7 @@ impl Kind {
     /// When its gate opens, and how; a condition that is drawn is that of the world.
     fn rule(self, drawn: impl FnOnce() -> When) -> (When, Release) {
         match self {
-            Self::Batch => (When::len(3).or_after(DELAY), Release::Batch),
+            Self::Batch | Self::Once => (When::len(3).or_after(DELAY), Release::Batch),
             Self::Fan => (When::len(2).or(When::started()), Release::Fan),
             Self::Broadcast => (When::len(3), Release::Broadcast),
             Self::Ruled => (drawn(), Release::Batch),
@@ -76,7 +85,7 @@ pub fn task_done(kind: Kind, number: i64) -> String {
 
 /// Clients whose tasks join, and that take what has passed.
 #[derive(Debug, Default)]
-pub struct Crowd {
+pub struct Condition {
     joins: BTreeMap<Kind, Effects<u64>>,
     /// What handles remember lasts, as in a program.
     handles: RefCell<BTreeMap<(usize, Kind), ConditionQueue<i64>>>,
@@ -97,6 +106,8 @@ pub struct Told {
     pub withdrawn_named: Vec<String>,
     /// Tasks that were said to be done, or perhaps not.
     pub marked: Vec<String>,
+    /// Whether a task was told that it is too late.
+    pub late: bool,
     /// What was in the batches: the epoch, when its gate opened, and the tasks.
     pub taken: Vec<(Kind, u64, Revision, Vec<String>)>,
     /// When a task was done.
@@ -105,17 +116,7 @@ pub struct Told {
     pub passed: Vec<(u64, Revision, Vec<String>)>,
 }
 
-impl Crowd {
-    /// Nothing has been done yet.
-    #[must_use]
-    pub fn new() -> Self {
-        let joins = Kind::ALL.into_iter();
-        Self {
-            joins: joins.map(|kind| (kind, Effects::default())).collect(),
-            ..Self::default()
-        }
-    }
-
+impl Condition {
     /// The condition that is drawn, by whoever comes first.
     fn drawn(&self, player: &Player) -> &When {
         self.drawn.get_or_init(|| {
@@ -132,7 +133,11 @@ impl Crowd {
         let new = || {
             let (when, release) = kind.rule(|| self.drawn(player).clone());
             let queue = player.client().condition_queue(kind.name(), when);
-            queue.release(release)
+            let queue = queue.release(release);
+            match kind {
+                Kind::Once => queue.once(),
+                _ => queue,
+            }
         };
         handle.or_insert_with(new).clone()
     }
@@ -152,7 +157,7 @@ impl Crowd {
         self.join_as(player, session, kind, None).await
     }
 
-    /// As [`Crowd::join`], under a name that others may have as well: in its place if one of them gathers.
+    /// As [`Condition::join`], under a name that others may have as well: in its place if one of them gathers.
     async fn join_as(
         &self,
         player: &Player,
@@ -169,7 +174,11 @@ impl Crowd {
                 let id = name.map_or_else(|| number.to_string(), str::to_owned);
                 match queue.join(session, &id, &number).await? {
                     Joined::In { epoch, .. } => Ok(epoch),
-                    Joined::Twice { .. } | Joined::Late => Err(Error::Conflict),
+                    Joined::Twice { .. } => Err(Error::Conflict),
+                    Joined::Late => {
+                        self.told.borrow_mut().late |= kind == Kind::Once;
+                        Err(Error::Conflict)
+                    }
                 }
             }
         };
@@ -298,45 +307,6 @@ impl Crowd {
         Ok(())
     }
 
-    /// Joins, and does what else the dice say.
-    ///
-    /// # Errors
-    /// What the client was told.
-    pub async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        let kind = Kind::ALL[usize::try_from(player.below(6)).unwrap_or(0).min(3)];
-        let (number, epoch) = self.join(player, session, kind).await?;
-        if player.one_in(4) {
-            player.pause(200).await;
-            self.withdraw(player, session, kind, number).await?;
-        }
-        match kind {
-            Kind::Batch | Kind::Ruled => {
-                if kind == Kind::Ruled {
-                    self.say(player, session).await?;
-                }
-                if let Some(batch) = self.take(player, session, kind).await? {
-                    player.pause(400).await;
-                    if !player.one_in(4) {
-                        self.finish_batch(player, kind, batch).await?;
-                    }
-                }
-            }
-            Kind::Fan => {
-                if player.one_in(3) {
-                    self.handle(player, kind).start(session).await?;
-                }
-                if let Some(delivery) = self.pop(player, session).await? {
-                    player.pause(400).await;
-                    if !player.one_in(4) {
-                        self.finish_task(player, delivery).await?;
-                    }
-                }
-            }
-            Kind::Broadcast => self.pass(player, epoch).await?,
-        }
-        Ok(())
-    }
-
     /// Does something that the drawn condition asks for, as the dice say.
     ///
     /// # Errors
@@ -462,11 +432,6 @@ impl Crowd {
         }
     }
 
-    /// Lets go of all consumers.
-    pub fn end(&self) {
-        self.consumers.borrow_mut().clear();
-    }
-
     /// Does all that has joined to be done.
     ///
     /// # Errors
@@ -474,7 +439,7 @@ impl Crowd {
     pub async fn drain(&self, player: &Player) -> Result<()> {
         self.end();
         let session = player.client().session().await?;
-        for kind in [Kind::Batch, Kind::Fan] {
+        for kind in [Kind::Batch, Kind::Once, Kind::Fan] {
             let queue = self.handle(player, kind);
             loop {
                 let status = queue.status().await?;
@@ -482,7 +447,7 @@ impl Crowd {
                     break;
                 }
                 match kind {
-                    Kind::Batch => {
+                    Kind::Batch | Kind::Once => {
                         if let Some(batch) = self.take(player, &session, kind).await? {
                             self.finish_batch(player, kind, batch).await?;
                         }
@@ -505,12 +470,90 @@ impl Crowd {
         self.end();
         session.close().await
     }
+}
 
-    /// Judges what happened.
-    ///
-    /// # Errors
-    /// What is broken.
-    pub fn check(&self, history: &History) -> std::result::Result<(), String> {
+/// The numbers of a batch.
+#[must_use]
+pub fn numbers(batch: &Batch<i64>) -> Vec<i64> {
+    let tasks = batch.tasks().iter();
+    tasks.filter_map(|task| task.value.clone().ok()).collect()
+}
+
+impl Scenario for Condition {
+    const NAME: &'static str = "condition";
+
+    fn new() -> Self {
+        let joins = Kind::ALL.into_iter();
+        Self {
+            joins: joins.map(|kind| (kind, Effects::default())).collect(),
+            ..Self::default()
+        }
+    }
+
+    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
+        let kind = Kind::ALL[usize::try_from(player.below(7)).unwrap_or(0).min(4)];
+        let (number, epoch) = match self.join(player, session, kind).await {
+            // Whether it is too late is judged.
+            Err(Error::Conflict) if kind == Kind::Once => return Ok(()),
+            joined => joined?,
+        };
+        if player.one_in(4) {
+            player.pause(200).await;
+            self.withdraw(player, session, kind, number).await?;
+        }
+        match kind {
+            Kind::Batch | Kind::Once | Kind::Ruled => {
+                if kind == Kind::Ruled {
+                    self.say(player, session).await?;
+                }
+                if let Some(batch) = self.take(player, session, kind).await? {
+                    player.pause(400).await;
+                    if !player.one_in(4) {
+                        self.finish_batch(player, kind, batch).await?;
+                    }
+                }
+            }
+            Kind::Fan => {
+                if player.one_in(3) {
+                    self.handle(player, kind).start(session).await?;
+                }
+                if let Some(delivery) = self.pop(player, session).await? {
+                    player.pause(400).await;
+                    if !player.one_in(4) {
+                        self.finish_task(player, delivery).await?;
+                    }
+                }
+            }
+            Kind::Broadcast => self.pass(player, epoch).await?,
+        }
+        Ok(())
+    }
+
+    async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
+        let drained = self.drain(&players[0]).await;
+        drained.map_err(|error| error.to_string())
+    }
+
+    fn end(&self) {
+        self.consumers.borrow_mut().clear();
+    }
+
+    fn may_remain(&self, key: &str) -> bool {
+        let Some(rest) = key.strip_prefix("quorate/condition/") else {
+            return false;
+        };
+        let Some((name, rest)) = rest.split_once('/') else {
+            return false;
+        };
+        let kept = ["gate/", "segment/"];
+        ["head", "rule", "withdrawn"].contains(&rest)
+            // Started, and nobody came.
+            || (["f", "r"].contains(&name) && rest.starts_with("signal/"))
+            || (name == "r" && rest.starts_with("done/"))
+            || (name == "c" && kept.iter().any(|kept| rest.starts_with(kept)))
+    }
+
+    fn check(&self, history: &History) -> std::result::Result<(), String> {
         for kind in Kind::ALL {
             // Without a rule that was drawn nobody was there.
             let drawn = || self.drawn.get().cloned().unwrap_or(When::Len(1));
@@ -522,62 +565,5 @@ impl Crowd {
             passages.check(kind, &self.told.borrow())?;
         }
         Ok(())
-    }
-}
-
-/// The numbers of a batch.
-#[must_use]
-pub fn numbers(batch: &Batch<i64>) -> Vec<i64> {
-    let tasks = batch.tasks().iter();
-    tasks.filter_map(|task| task.value.clone().ok()).collect()
-}
-
-/// Whether a key of a condition queue may be there when all is over.
-#[must_use]
-pub fn condition_may_remain(key: &str) -> bool {
-    let Some(rest) = key.strip_prefix("quorate/condition/") else {
-        return false;
-    };
-    let Some((name, rest)) = rest.split_once('/') else {
-        return false;
-    };
-    let kept = ["gate/", "segment/"];
-    ["head", "rule", "withdrawn"].contains(&rest)
-        // Started, and nobody came.
-        || (["f", "r"].contains(&name) && rest.starts_with("signal/"))
-        || (name == "r" && rest.starts_with("done/"))
-        || (name == "c" && kept.iter().any(|kept| rest.starts_with(kept)))
-}
-
-/// Tasks that wait for conditions.
-#[derive(Debug)]
-pub struct Condition(Crowd);
-
-impl Scenario for Condition {
-    const NAME: &'static str = "condition";
-
-    fn new() -> Self {
-        Self(Crowd::new())
-    }
-
-    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        self.0.step(player, session).await
-    }
-
-    async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
-        let drained = self.0.drain(&players[0]).await;
-        drained.map_err(|error| error.to_string())
-    }
-
-    fn end(&self) {
-        self.0.end();
-    }
-
-    fn may_remain(&self, key: &str) -> bool {
-        condition_may_remain(key)
-    }
-
-    fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.0.check(history)
     }
 }

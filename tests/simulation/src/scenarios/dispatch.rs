@@ -59,7 +59,7 @@ fn parity(player: &Player) -> &'static str {
 
 /// Clients that send each other jobs and do them.
 #[derive(Debug, Default)]
-pub struct Staff {
+pub struct Dispatch {
     sent: Effects<()>,
     jobs: RefCell<BTreeMap<i64, String>>,
     /// By the number of each cast: what those are that it is for; all if nothing.
@@ -89,7 +89,7 @@ fn word(ended: &Ended<i64>) -> &'static str {
     }
 }
 
-impl Staff {
+impl Dispatch {
     /// Sends a job with a number that no other has.
     ///
     /// # Errors
@@ -255,35 +255,6 @@ impl Staff {
         Ok(())
     }
 
-    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        match player.one_in(4) {
-            true => self.send_to_all(player, session).await?,
-            false => drop(self.send(player, session).await?),
-        }
-        if player.one_in(2)
-            && let Some(job) = self.any_job(player)
-        {
-            let asked = self.ask(player, &ops(player).job(job)).await;
-            // Ended long ago, it is not kept any more.
-            match asked {
-                Err(Error::Removed(_)) => {}
-                asked => asked?,
-            }
-        }
-        match self.take(player, session).await? {
-            Some(command) => match self.work(player, command).await {
-                Err(Error::Fenced { .. }) => Ok(()),
-                worked => worked,
-            },
-            None => Ok(()),
-        }
-    }
-
-    /// Lets go of all inboxes.
-    pub fn end(&self) {
-        self.inboxes.borrow_mut().clear();
-    }
-
     /// Has every job end.
     async fn drain(&self, player: &Player) -> Result<()> {
         self.end();
@@ -322,30 +293,7 @@ impl Staff {
         tokio::time::sleep(KEPT).await;
         Ok(())
     }
-
-    /// Judges what happened.
-    ///
-    /// # Errors
-    /// What is broken.
-    pub fn check(&self, history: &History) -> std::result::Result<(), String> {
-        let jobs = Jobs::of(history)?;
-        let sent = jobs.sent.iter().chain(jobs.casts.keys());
-        self.sent.check(sent.map(|number| (*number, ())))?;
-        jobs.check_casts(&self.casts.borrow())?;
-        jobs.check(&self.told.borrow())
-    }
 }
-
-/// Whether a key of a dispatcher may be there when all is over.
-#[must_use]
-pub fn dispatch_may_remain(key: &str) -> bool {
-    let of_dispatcher = key.strip_prefix("quorate/dispatch/d/");
-    of_dispatcher.is_some_and(|rest| rest.ends_with("/head") || rest.starts_with("cast/"))
-}
-
-/// Jobs that clients send each other.
-#[derive(Debug, Default)]
-pub struct Dispatch(Staff);
 
 impl Scenario for Dispatch {
     const NAME: &'static str = "dispatch";
@@ -362,20 +310,41 @@ impl Scenario for Dispatch {
     }
 
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        self.0.step(player, session).await
+        match player.one_in(4) {
+            true => self.send_to_all(player, session).await?,
+            false => drop(self.send(player, session).await?),
+        }
+        if player.one_in(2)
+            && let Some(job) = self.any_job(player)
+        {
+            let asked = self.ask(player, &ops(player).job(job)).await;
+            // Ended long ago, it is not kept any more.
+            match asked {
+                Err(Error::Removed(_)) => {}
+                asked => asked?,
+            }
+        }
+        match self.take(player, session).await? {
+            Some(command) => match self.work(player, command).await {
+                Err(Error::Fenced { .. }) => Ok(()),
+                worked => worked,
+            },
+            None => Ok(()),
+        }
     }
 
     async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
-        let drained = self.0.drain(&players[0]).await;
+        let drained = self.drain(&players[0]).await;
         drained.map_err(|error| error.to_string())
     }
 
     fn end(&self) {
-        self.0.end();
+        self.inboxes.borrow_mut().clear();
     }
 
     fn may_remain(&self, key: &str) -> bool {
-        dispatch_may_remain(key)
+        let of_dispatcher = key.strip_prefix("quorate/dispatch/d/");
+        of_dispatcher.is_some_and(|rest| rest.ends_with("/head") || rest.starts_with("cast/"))
     }
 
     fn outlives() -> Duration {
@@ -383,6 +352,10 @@ impl Scenario for Dispatch {
     }
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.0.check(history)
+        let jobs = Jobs::of(history)?;
+        let sent = jobs.sent.iter().chain(jobs.casts.keys());
+        self.sent.check(sent.map(|number| (*number, ())))?;
+        jobs.check_casts(&self.casts.borrow())?;
+        jobs.check(&self.told.borrow())
     }
 }

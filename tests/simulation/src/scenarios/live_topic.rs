@@ -48,7 +48,7 @@ struct Listening {
 
 /// Clients that publish numbers and listen.
 #[derive(Debug, Default)]
-pub struct Airing {
+pub struct LiveTopic {
     published: Effects<i64>,
     listening: RefCell<BTreeMap<usize, Vec<Listening>>>,
     /// The clients have done their last step.
@@ -61,7 +61,7 @@ pub fn live_topic_of(player: &Player) -> Handle<i64> {
     player.client().live_topic("t")
 }
 
-impl Airing {
+impl LiveTopic {
     /// Publishes a number that no other has. `publish` gives the revision.
     ///
     /// # Errors
@@ -151,32 +151,6 @@ impl Airing {
             }
         }
     }
-
-    /// Nobody is slow any more.
-    pub fn end(&self) {
-        self.ended.set(true);
-    }
-
-    /// Judges what happened.
-    ///
-    /// # Errors
-    /// What is broken.
-    pub fn check(&self, history: &History) -> std::result::Result<(), String> {
-        let log = Log::of(history)?;
-        self.published.check(log.messages.iter().copied())?;
-        for (player, listening) in &*self.listening.borrow() {
-            for listening in listening {
-                let judged = log.judge(listening, &history.losses.resyncs);
-                judged.map_err(|broken| {
-                    format!(
-                        "player {player}, listening since {}: {broken}",
-                        listening.ready
-                    )
-                })?;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// All that was published.
@@ -262,27 +236,23 @@ impl Log {
     }
 }
 
-/// A topic that keeps nothing, and who listens.
-#[derive(Debug)]
-pub struct LiveTopic(Airing);
-
 impl Scenario for LiveTopic {
     const NAME: &'static str = "live_topic";
 
     fn new() -> Self {
-        Self(Airing::default())
+        Self::default()
     }
 
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        self.0.publish_some(player, session).await
+        self.publish_some(player, session).await
     }
 
     async fn attend(&self, player: &Player) {
-        self.0.listen(player, |heard| vec![heard]).await;
+        self.listen(player, |heard| vec![heard]).await;
     }
 
     fn end(&self) {
-        self.0.end();
+        self.ended.set(true);
     }
 
     fn may_remain(&self, key: &str) -> bool {
@@ -290,6 +260,19 @@ impl Scenario for LiveTopic {
     }
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.0.check(history)
+        let log = Log::of(history)?;
+        self.published.check(log.messages.iter().copied())?;
+        for (player, listening) in &*self.listening.borrow() {
+            for listening in listening {
+                let judged = log.judge(listening, &history.losses.resyncs);
+                judged.map_err(|broken| {
+                    format!(
+                        "player {player}, listening since {}: {broken}",
+                        listening.ready
+                    )
+                })?;
+            }
+        }
+        Ok(())
     }
 }

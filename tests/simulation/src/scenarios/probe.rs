@@ -66,7 +66,7 @@ struct Watching {
 
 /// Clients that ask a target and tell what they see.
 #[derive(Debug, Clone, Default)]
-pub struct Observers(Rc<Inner>);
+pub struct Probe(Rc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -81,7 +81,7 @@ struct Inner {
     failed: RefCell<Option<String>>,
 }
 
-impl Observers {
+impl Probe {
     fn fails(&self, what: String) {
         self.0.failed.borrow_mut().get_or_insert(what);
     }
@@ -161,24 +161,6 @@ impl Observers {
             _ => flip(&target.silent),
         };
         player.note(format!("{target:?}"));
-    }
-
-    /// Observes for a while.
-    ///
-    /// # Errors
-    /// What the client was told.
-    pub async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        let (number, seen) = self.observe(player, session).await?;
-        for _ in 0..=player.below(3) {
-            player.pause(1500).await;
-            self.change(player);
-        }
-        player.pause(1000).await;
-        match player.one_in(3) {
-            true => drop(seen),
-            false => self.withdraw(player, number, seen).await?,
-        }
-        Ok(())
     }
 
     /// Observes from the beginning to the end.
@@ -268,17 +250,47 @@ impl Observers {
         let came = tokio::time::timeout(TRUE_WITHIN, all).await;
         came.map_err(|_| format!("not all come to say that it is {state:?}"))
     }
+}
 
-    /// Lets go of what lasts.
-    pub fn end(&self) {
+impl Scenario for Probe {
+    const NAME: &'static str = "probe";
+
+    fn new() -> Self {
+        Self::default()
+    }
+
+    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
+        let (number, seen) = self.observe(player, session).await?;
+        for _ in 0..=player.below(3) {
+            player.pause(1500).await;
+            self.change(player);
+        }
+        player.pause(1000).await;
+        match player.one_in(3) {
+            true => drop(seen),
+            false => self.withdraw(player, number, seen).await?,
+        }
+        Ok(())
+    }
+
+    async fn attend(&self, player: &Player) {
+        let follows = self.follow(player, QUORUM, |_| {});
+        join!(follows, self.live(player));
+    }
+
+    async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
+        self.tell_the_truth(players).await
+    }
+
+    fn end(&self) {
         self.0.ended.set(true);
     }
 
-    /// Judges what happened.
-    ///
-    /// # Errors
-    /// What is broken.
-    pub fn check(&self, history: &History) -> std::result::Result<(), String> {
+    fn may_meet(&self, error: &Error) -> bool {
+        matches!(error, Error::Closed)
+    }
+
+    fn check(&self, history: &History) -> std::result::Result<(), String> {
         if let Some(failed) = &*self.0.failed.borrow() {
             return Err(failed.clone());
         }
@@ -288,42 +300,5 @@ impl Observers {
             judged.map_err(|broken| format!("player {player}: {broken}"))?;
         }
         Ok(())
-    }
-}
-
-/// Observers of one target, and all follow the verdict.
-#[derive(Debug)]
-pub struct Probe(Observers);
-
-impl Scenario for Probe {
-    const NAME: &'static str = "probe";
-
-    fn new() -> Self {
-        Self(Observers::default())
-    }
-
-    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        self.0.step(player, session).await
-    }
-
-    async fn attend(&self, player: &Player) {
-        let follows = self.0.follow(player, QUORUM, |_| {});
-        join!(follows, self.0.live(player));
-    }
-
-    async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
-        self.0.tell_the_truth(players).await
-    }
-
-    fn end(&self) {
-        self.0.end();
-    }
-
-    fn may_meet(&self, error: &Error) -> bool {
-        matches!(error, Error::Closed)
-    }
-
-    fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.0.check(history)
     }
 }

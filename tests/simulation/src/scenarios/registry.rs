@@ -65,7 +65,7 @@ struct Owned {
 
 /// Clients that register instances of one service, and look for them.
 #[derive(Debug, Clone, Default)]
-pub struct Service(Rc<Inner>);
+pub struct Registry(Rc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -96,13 +96,13 @@ pub struct Held {
 
 #[derive(Debug)]
 struct Leaves {
-    service: Service,
+    registry: Registry,
     number: u64,
 }
 
 impl Drop for Leaves {
     fn drop(&mut self) {
-        self.service.change(self.number, |owned| {
+        self.registry.change(self.number, |owned| {
             owned.leaving.get_or_insert(SystemClock.now());
         });
     }
@@ -116,7 +116,7 @@ impl Held {
     }
 }
 
-impl Service {
+impl Registry {
     fn change<T>(&self, number: u64, change: impl FnOnce(&mut Owned) -> T) -> T {
         let mut owned = self.0.owned.borrow_mut();
         change(owned.get_mut(&number).expect("a number is given once"))
@@ -166,7 +166,7 @@ impl Service {
         let number = self.begin(player, id, replaces);
         // When this is dropped in the middle, the instance is to leave.
         let leaves = Leaves {
-            service: self.clone(),
+            registry: self.clone(),
             number,
         };
         match session.register(self.instance(number)).await {
@@ -449,27 +449,6 @@ impl Service {
             Err(_) => Err(format!("wanted are {:?}; {found}", self.wanted())),
         }
     }
-
-    /// Lets go of what lasts.
-    pub fn end(&self) {
-        self.0.ended.set(true);
-    }
-
-    /// Judges what happened.
-    ///
-    /// # Errors
-    /// What is broken.
-    pub fn check(&self, history: &History) -> std::result::Result<(), String> {
-        if let Some(failed) = &*self.0.failed.borrow() {
-            return Err(failed.clone());
-        }
-        let instances = Instances::of(history, &self.0.owned.borrow())?;
-        for (index, observer) in &*self.0.seen.borrow() {
-            let judged = views::judge(&instances, &observer.protection, &observer.seen);
-            judged.map_err(|broken| format!("observer {index}: {broken}"))?;
-        }
-        Ok(())
-    }
 }
 
 fn address(number: u64, value: u64) -> String {
@@ -514,19 +493,15 @@ pub fn protection(player: &Player) -> MassLoss {
     [small, MassLoss::default(), none][player.index() % 3]
 }
 
-/// A registry in which instances come and go.
-#[derive(Debug)]
-pub struct Registry(Service);
-
 impl Scenario for Registry {
     const NAME: &'static str = "registry";
 
     fn new() -> Self {
-        Self(Service::default())
+        Self::default()
     }
 
     async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        match self.0.step(player, session).await {
+        match self.step(player, session).await {
             // Which is judged.
             Err(Error::Taken { .. }) => Ok(()),
             done => done,
@@ -535,19 +510,27 @@ impl Scenario for Registry {
 
     async fn attend(&self, player: &Player) {
         let protection = protection(player);
-        let observes = self.0.observe(player, protection, protection, |_| {});
-        join!(observes, self.0.live(player));
+        let observes = self.observe(player, protection, protection, |_| {});
+        join!(observes, self.live(player));
     }
 
     async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
-        self.0.come_to_rest(players).await
+        self.come_to_rest(players).await
     }
 
     fn end(&self) {
-        self.0.end();
+        self.0.ended.set(true);
     }
 
     fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.0.check(history)
+        if let Some(failed) = &*self.0.failed.borrow() {
+            return Err(failed.clone());
+        }
+        let instances = Instances::of(history, &self.0.owned.borrow())?;
+        for (index, observer) in &*self.0.seen.borrow() {
+            let judged = views::judge(&instances, &observer.protection, &observer.seen);
+            judged.map_err(|broken| format!("observer {index}: {broken}"))?;
+        }
+        Ok(())
     }
 }

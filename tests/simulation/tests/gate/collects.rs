@@ -4,66 +4,12 @@ use std::time::Duration;
 
 use quorate_recipes::collect::Batch;
 use quorate_recipes::topic::{GroupConsumer, Message};
-use quorate_recipes::{Error, Result, Session};
-use quorate_simulation::scenarios::{Logging, WrittenLine, collect_may_remain, collection_of};
-use quorate_simulation::{History, Player, Scenario};
+use quorate_recipes::{Result, Session};
+use quorate_simulation::Player;
+use quorate_simulation::scenarios::{Collect, WrittenLine, collection_of};
 
+use super::broken::{Broken, World};
 use super::mutants::is_found;
-
-/// One of the ways to break a log collection.
-trait Broken: 'static {
-    const NAME: &'static str;
-
-    async fn log(logging: &Logging, player: &Player) -> Result<()> {
-        logging.log(player, |taken| taken).await
-    }
-
-    async fn collect(logging: &Logging, player: &Player, session: &Session) -> Result<()> {
-        logging.collect(player, session).await
-    }
-}
-
-struct World<B> {
-    logging: Logging,
-    of: std::marker::PhantomData<B>,
-}
-
-impl<B: Broken> Scenario for World<B> {
-    const NAME: &'static str = B::NAME;
-
-    fn new() -> Self {
-        Self {
-            logging: Logging::default(),
-            of: std::marker::PhantomData,
-        }
-    }
-
-    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        B::log(&self.logging, player).await?;
-        B::collect(&self.logging, player, session).await
-    }
-
-    fn may_meet(&self, _error: &Error) -> bool {
-        true
-    }
-
-    async fn finish(&self, players: &[Player]) -> std::result::Result<(), String> {
-        let drained = self.logging.drain(players).await;
-        drained.map_err(|error| error.to_string())
-    }
-
-    fn end(&self) {
-        self.logging.end();
-    }
-
-    fn may_remain(&self, key: &str) -> bool {
-        collect_may_remain(key)
-    }
-
-    fn check(&self, _history: &History) -> std::result::Result<(), String> {
-        self.logging.check()
-    }
-}
 
 /// The next batch of the client's share, if there is one in time.
 async fn next(
@@ -79,9 +25,13 @@ async fn next(
 struct NotesFirst;
 
 impl Broken for NotesFirst {
-    const NAME: &'static str = "a collector that notes what it has not written";
+    type Whole = Collect;
 
-    async fn collect(logging: &Logging, player: &Player, session: &Session) -> Result<()> {
+    const NAME: &'static str = "a collector that notes what it has not written";
+    const FINISHES: bool = true;
+
+    async fn step(logging: &Collect, player: &Player, session: &Session) -> Result<()> {
+        logging.log(player, |taken| taken).await?;
         if !player.one_in(4) {
             return logging.collect(player, session).await;
         }
@@ -97,9 +47,13 @@ impl Broken for NotesFirst {
 struct Backwards;
 
 impl Broken for Backwards {
-    const NAME: &'static str = "a collector that writes backwards";
+    type Whole = Collect;
 
-    async fn collect(logging: &Logging, player: &Player, session: &Session) -> Result<()> {
+    const NAME: &'static str = "a collector that writes backwards";
+    const FINISHES: bool = true;
+
+    async fn step(logging: &Collect, player: &Player, session: &Session) -> Result<()> {
+        logging.log(player, |taken| taken).await?;
         let (consumer, message) = next(player, session).await?;
         if let Some(message) = message {
             let token = consumer.token(message.position.partition());
@@ -123,10 +77,14 @@ impl Broken for Backwards {
 struct Boasts;
 
 impl Broken for Boasts {
-    const NAME: &'static str = "an agent that drops what it has taken";
+    type Whole = Collect;
 
-    async fn log(logging: &Logging, player: &Player) -> Result<()> {
-        logging.log(player, |_| true).await
+    const NAME: &'static str = "an agent that drops what it has taken";
+    const FINISHES: bool = true;
+
+    async fn step(logging: &Collect, player: &Player, session: &Session) -> Result<()> {
+        logging.log(player, |_| true).await?;
+        logging.collect(player, session).await
     }
 }
 

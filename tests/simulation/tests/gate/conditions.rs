@@ -3,61 +3,17 @@
 use quorate_proto::etcdserverpb::TxnRequest;
 use quorate_recipes::condition::Batch;
 use quorate_recipes::store::ops::{self, Compare};
-use quorate_recipes::{Error, Fenced as _, KeyRange, Result, Session};
-use quorate_simulation::scenarios::{
-    ConditionKind as Kind, Crowd, condition_may_remain, numbers, task_done,
-};
-use quorate_simulation::{History, Player, Scenario};
+use quorate_recipes::{Fenced as _, KeyRange, Result, Session};
+use quorate_simulation::Player;
+use quorate_simulation::scenarios::{Condition, ConditionKind as Kind, numbers, task_done};
 
+use super::broken::{Broken, World};
 use super::mutants::is_found;
 
 const PREFIX: &str = "quorate/condition/b";
 
-/// One of the ways to break a condition queue.
-trait Broken: 'static {
-    const NAME: &'static str;
-
-    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()>;
-}
-
-struct World<B> {
-    crowd: Crowd,
-    of: std::marker::PhantomData<B>,
-}
-
-impl<B: Broken> Scenario for World<B> {
-    const NAME: &'static str = B::NAME;
-
-    fn new() -> Self {
-        Self {
-            crowd: Crowd::new(),
-            of: std::marker::PhantomData,
-        }
-    }
-
-    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        B::step(&self.crowd, player, session).await
-    }
-
-    fn may_meet(&self, _error: &Error) -> bool {
-        true
-    }
-
-    fn end(&self) {
-        self.crowd.end();
-    }
-
-    fn may_remain(&self, key: &str) -> bool {
-        condition_may_remain(key) || key.starts_with("quorate/condition/")
-    }
-
-    fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.crowd.check(history)
-    }
-}
-
 /// How far the queue is, as anybody can read it: the epoch that gathers, and how many do.
-async fn gathering(crowd: &Crowd, player: &Player, kind: Kind) -> Result<(u64, u64)> {
+async fn gathering(crowd: &Condition, player: &Player, kind: Kind) -> Result<(u64, u64)> {
     let status = crowd.handle(player, kind).status().await?;
     Ok((status.epoch, status.gathering))
 }
@@ -73,9 +29,11 @@ async fn send(player: &Player, request: TxnRequest) -> Result<()> {
 struct NoHeadCompare;
 
 impl Broken for NoHeadCompare {
+    type Whole = Condition;
+
     const NAME: &'static str = "a gate that opens without a look at the head";
 
-    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
+    async fn step(crowd: &Condition, player: &Player, session: &Session) -> Result<()> {
         crowd.join(player, session, Kind::Batch).await?;
         let (epoch, there) = gathering(crowd, player, Kind::Batch).await?;
         player.pause(300).await;
@@ -102,9 +60,11 @@ impl Broken for NoHeadCompare {
 struct SilentWithdrawal;
 
 impl Broken for SilentWithdrawal {
+    type Whole = Condition;
+
     const NAME: &'static str = "a withdrawal that those who count do not hear of";
 
-    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
+    async fn step(crowd: &Condition, player: &Player, session: &Session) -> Result<()> {
         let (number, epoch) = crowd.join(player, session, Kind::Broadcast).await?;
         player.pause(50).await;
         let key = format!("quorate/condition/c/segment/{epoch:016x}/{number}");
@@ -133,9 +93,11 @@ impl Broken for SilentWithdrawal {
 struct LateJoin;
 
 impl Broken for LateJoin {
+    type Whole = Condition;
+
     const NAME: &'static str = "a task that joins without a look at the head";
 
-    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
+    async fn step(crowd: &Condition, player: &Player, session: &Session) -> Result<()> {
         crowd.join(player, session, Kind::Batch).await?;
         let (epoch, _) = gathering(crowd, player, Kind::Batch).await?;
         player.pause(300).await;
@@ -169,9 +131,11 @@ impl NoClaimCompare {
 }
 
 impl Broken for NoClaimCompare {
+    type Whole = Condition;
+
     const NAME: &'static str = "a batch whose end does not ask who has it";
 
-    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
+    async fn step(crowd: &Condition, player: &Player, session: &Session) -> Result<()> {
         crowd.join(player, session, Kind::Batch).await?;
         match crowd.take(player, session, Kind::Batch).await? {
             Some(batch) => Self::end(player, batch).await,
@@ -186,9 +150,11 @@ const RULED: &str = "quorate/condition/r";
 struct NoCondition;
 
 impl Broken for NoCondition {
+    type Whole = Condition;
+
     const NAME: &'static str = "a gate that opens without a look at its condition";
 
-    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
+    async fn step(crowd: &Condition, player: &Player, session: &Session) -> Result<()> {
         let (number, epoch) = crowd.join(player, session, Kind::Ruled).await?;
         let head = format!("{RULED}/head");
         let found = player.client().get(&head).await?;
@@ -220,9 +186,11 @@ impl Broken for NoCondition {
 struct SilentEnd;
 
 impl Broken for SilentEnd {
+    type Whole = Condition;
+
     const NAME: &'static str = "an end that does not say what is done";
 
-    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
+    async fn step(crowd: &Condition, player: &Player, session: &Session) -> Result<()> {
         crowd.join(player, session, Kind::Ruled).await?;
         crowd.say(player, session).await?;
         let Some(batch) = crowd.take(player, session, Kind::Ruled).await? else {
@@ -255,9 +223,11 @@ impl Broken for SilentEnd {
 struct EarlyLook;
 
 impl Broken for EarlyLook {
+    type Whole = Condition;
+
     const NAME: &'static str = "a batch that is looked up before its gate opens";
 
-    async fn step(crowd: &Crowd, player: &Player, session: &Session) -> Result<()> {
+    async fn step(crowd: &Condition, player: &Player, session: &Session) -> Result<()> {
         let (_, epoch) = crowd.join(player, session, Kind::Batch).await?;
         let tasks = format!("{PREFIX}/segment/{epoch:016x}/");
         let found = ops::range(KeyRange::prefix(&tasks));

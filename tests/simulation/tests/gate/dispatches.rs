@@ -3,56 +3,14 @@
 use quorate_proto::etcdserverpb::TxnRequest;
 use quorate_recipes::store::ops::{self, Compare};
 use quorate_recipes::{Error, Fenced as _, KeyRange, Result, Session};
-use quorate_simulation::scenarios::{Staff, dispatch_may_remain, job_done, ops as dispatcher};
-use quorate_simulation::{History, Player, Scenario};
+use quorate_simulation::Player;
+use quorate_simulation::scenarios::{Dispatch, job_done, ops as dispatcher};
 use serde_json::{Value, json};
 
+use super::broken::{Broken, World};
 use super::mutants::is_found;
 
 const PREFIX: &str = "quorate/dispatch/d";
-
-/// One of the ways to break a dispatcher.
-trait Broken: 'static {
-    const NAME: &'static str;
-
-    async fn step(staff: &Staff, player: &Player, session: &Session) -> Result<()>;
-}
-
-struct World<B> {
-    staff: Staff,
-    of: std::marker::PhantomData<B>,
-}
-
-impl<B: Broken> Scenario for World<B> {
-    const NAME: &'static str = B::NAME;
-
-    fn new() -> Self {
-        Self {
-            staff: Staff::default(),
-            of: std::marker::PhantomData,
-        }
-    }
-
-    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        B::step(&self.staff, player, session).await
-    }
-
-    fn may_meet(&self, _error: &Error) -> bool {
-        true
-    }
-
-    fn end(&self) {
-        self.staff.end();
-    }
-
-    fn may_remain(&self, key: &str) -> bool {
-        dispatch_may_remain(key) || key.starts_with("quorate/dispatch/")
-    }
-
-    fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.staff.check(history)
-    }
-}
 
 /// A job's record as anybody can read it, and the key of its item.
 async fn record(player: &Player, id: &str) -> Result<Option<(Value, String)>> {
@@ -106,9 +64,11 @@ async fn end(
 struct NoClaimCompare;
 
 impl Broken for NoClaimCompare {
+    type Whole = Dispatch;
+
     const NAME: &'static str = "a reply that does not ask who has the command";
 
-    async fn step(staff: &Staff, player: &Player, session: &Session) -> Result<()> {
+    async fn step(staff: &Dispatch, player: &Player, session: &Session) -> Result<()> {
         staff.send(player, session).await?;
         let Some(command) = staff.take(player, session).await? else {
             return Ok(());
@@ -124,9 +84,11 @@ impl Broken for NoClaimCompare {
 struct NoStateCompare;
 
 impl Broken for NoStateCompare {
+    type Whole = Dispatch;
+
     const NAME: &'static str = "a cancellation that does not ask how far the job is";
 
-    async fn step(staff: &Staff, player: &Player, session: &Session) -> Result<()> {
+    async fn step(staff: &Dispatch, player: &Player, session: &Session) -> Result<()> {
         let job = staff.send(player, session).await?;
         let cancelling = end(player, job.id(), json!("cancelled"), None);
         let working = async {
@@ -148,9 +110,11 @@ impl Broken for NoStateCompare {
 struct SentTwice;
 
 impl Broken for SentTwice {
+    type Whole = Dispatch;
+
     const NAME: &'static str = "a command that is sent again under another id";
 
-    async fn step(staff: &Staff, player: &Player, session: &Session) -> Result<()> {
+    async fn step(staff: &Dispatch, player: &Player, session: &Session) -> Result<()> {
         let job = staff.send(player, session).await?;
         let Some((_, item)) = record(player, job.id()).await? else {
             return Ok(());
@@ -170,9 +134,11 @@ impl Broken for SentTwice {
 struct OldRecipients;
 
 impl Broken for OldRecipients {
+    type Whole = Dispatch;
+
     const NAME: &'static str = "a command to all that were there before";
 
-    async fn step(staff: &Staff, player: &Player, session: &Session) -> Result<()> {
+    async fn step(staff: &Dispatch, player: &Player, session: &Session) -> Result<()> {
         drop(staff.take(player, session).await?);
         let there = dispatcher(player).status().await?.instances;
         player.pause(4_000).await;

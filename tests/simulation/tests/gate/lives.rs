@@ -3,66 +3,22 @@
 use std::time::Duration;
 
 use quorate_recipes::{Error, Result, Session};
-use quorate_simulation::scenarios::{Airing, Heard, LAST, live_topic_of};
-use quorate_simulation::{History, Player, Scenario};
+use quorate_simulation::Player;
+use quorate_simulation::scenarios::{Heard, LAST, LiveTopic, live_topic_of};
 use serde_json::{Value, json};
 
+use super::broken::{Broken, World};
 use super::mutants::is_found;
-
-/// One of the ways to break a live topic.
-trait Broken: 'static {
-    const NAME: &'static str;
-
-    async fn step(airing: &Airing, player: &Player, session: &Session) -> Result<()> {
-        airing.publish_some(player, session).await
-    }
-
-    async fn attend(_airing: &Airing, _player: &Player) {}
-}
-
-struct World<B> {
-    airing: Airing,
-    of: std::marker::PhantomData<B>,
-}
-
-impl<B: Broken> Scenario for World<B> {
-    const NAME: &'static str = B::NAME;
-
-    fn new() -> Self {
-        Self {
-            airing: Airing::default(),
-            of: std::marker::PhantomData,
-        }
-    }
-
-    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        B::step(&self.airing, player, session).await
-    }
-
-    async fn attend(&self, player: &Player) {
-        B::attend(&self.airing, player).await;
-    }
-
-    fn end(&self) {
-        self.airing.end();
-    }
-
-    fn may_remain(&self, key: &str) -> bool {
-        key == LAST
-    }
-
-    fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.airing.check(history)
-    }
-}
 
 /// After a lost answer a message is published again.
 struct NoLane;
 
 impl Broken for NoLane {
+    type Whole = LiveTopic;
+
     const NAME: &'static str = "a live topic whose messages have no lane";
 
-    async fn step(airing: &Airing, player: &Player, _session: &Session) -> Result<()> {
+    async fn step(airing: &LiveTopic, player: &Player, _session: &Session) -> Result<()> {
         let publish = |number: i64| async move {
             let message = json!({"v": 1, "since_ms": 0, "value": number}).to_string();
             loop {
@@ -81,9 +37,11 @@ impl Broken for NoLane {
 struct Polls;
 
 impl Broken for Polls {
+    type Whole = LiveTopic;
+
     const NAME: &'static str = "a listener that polls";
 
-    async fn attend(airing: &Airing, player: &Player) {
+    async fn attend(airing: &LiveTopic, player: &Player) {
         airing.begins(player, 0);
         let mut last = 0;
         loop {
@@ -105,9 +63,11 @@ impl Broken for Polls {
 struct Silent;
 
 impl Broken for Silent {
+    type Whole = LiveTopic;
+
     const NAME: &'static str = "a listener that does not tell what it missed";
 
-    async fn attend(airing: &Airing, player: &Player) {
+    async fn attend(airing: &LiveTopic, player: &Player) {
         let messages = |heard| match heard {
             Heard::Message(..) => vec![heard],
             Heard::Lagged { .. } => Vec::new(),
@@ -120,9 +80,11 @@ impl Broken for Silent {
 struct Again;
 
 impl Broken for Again {
+    type Whole = LiveTopic;
+
     const NAME: &'static str = "a listener that hears the last message again";
 
-    async fn attend(airing: &Airing, player: &Player) {
+    async fn attend(airing: &LiveTopic, player: &Player) {
         let twice = |heard| match heard {
             Heard::Message(..) if player.one_in(30) => vec![heard, heard],
             _ => vec![heard],
@@ -135,9 +97,11 @@ impl Broken for Again {
 struct Anew;
 
 impl Broken for Anew {
+    type Whole = LiveTopic;
+
     const NAME: &'static str = "a listener that gives up what it could be told";
 
-    async fn attend(airing: &Airing, player: &Player) {
+    async fn attend(airing: &LiveTopic, player: &Player) {
         let mut held: Option<(i64, i64)> = None;
         let mut last = 0;
         let lagging = |heard| match heard {
@@ -165,9 +129,11 @@ impl Broken for Anew {
 struct Late;
 
 impl Broken for Late {
+    type Whole = LiveTopic;
+
     const NAME: &'static str = "a listener that is ready before it hears";
 
-    async fn attend(airing: &Airing, player: &Player) {
+    async fn attend(airing: &LiveTopic, player: &Player) {
         airing.begins(player, 0);
         player.pause(3_000).await;
         let mut messages = live_topic_of(player).subscribe().await.unwrap();

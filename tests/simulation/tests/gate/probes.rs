@@ -4,58 +4,12 @@ use std::time::Duration;
 
 use quorate_recipes::probe::{ProbeState, Verdict};
 use quorate_recipes::{Error, Result, Session, from_json};
-use quorate_simulation::scenarios::{OPINIONS, Observers};
-use quorate_simulation::{History, Player, Scenario};
+use quorate_simulation::Player;
+use quorate_simulation::scenarios::{OPINIONS, Probe};
 use serde_json::Value;
 
+use super::broken::{Broken, World};
 use super::mutants::is_found;
-
-/// One of the ways to break a verdict.
-trait Broken: 'static {
-    const NAME: &'static str;
-
-    async fn step(observers: &Observers, player: &Player, session: &Session) -> Result<()> {
-        observers.step(player, session).await
-    }
-
-    async fn attend(_observers: &Observers, _player: &Player) {}
-}
-
-struct World<B> {
-    observers: Observers,
-    of: std::marker::PhantomData<B>,
-}
-
-impl<B: Broken> Scenario for World<B> {
-    const NAME: &'static str = B::NAME;
-
-    fn new() -> Self {
-        Self {
-            observers: Observers::default(),
-            of: std::marker::PhantomData,
-        }
-    }
-
-    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        B::step(&self.observers, player, session).await
-    }
-
-    fn may_meet(&self, _error: &Error) -> bool {
-        true
-    }
-
-    async fn attend(&self, player: &Player) {
-        B::attend(&self.observers, player).await;
-    }
-
-    fn may_remain(&self, key: &str) -> bool {
-        key.starts_with(OPINIONS)
-    }
-
-    fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.observers.check(history)
-    }
-}
 
 /// Writes over an opinion.
 async fn say(player: &Player, session: &Session, number: u64, state: Option<&str>) -> Result<()> {
@@ -77,9 +31,11 @@ async fn say(player: &Player, session: &Session, number: u64, state: Option<&str
 struct Invented;
 
 impl Broken for Invented {
+    type Whole = Probe;
+
     const NAME: &'static str = "an observer that says what it has not seen";
 
-    async fn step(observers: &Observers, player: &Player, session: &Session) -> Result<()> {
+    async fn step(observers: &Probe, player: &Player, session: &Session) -> Result<()> {
         let (number, _seen) = observers.observe(player, session).await?;
         say(player, session, number, Some("down")).await
     }
@@ -89,9 +45,11 @@ impl Broken for Invented {
 struct Late;
 
 impl Broken for Late {
+    type Whole = Probe;
+
     const NAME: &'static str = "an opinion that is told to be withdrawn and is there";
 
-    async fn step(observers: &Observers, player: &Player, session: &Session) -> Result<()> {
+    async fn step(observers: &Probe, player: &Player, session: &Session) -> Result<()> {
         let (number, seen) = observers.observe(player, session).await?;
         observers.is_over(player, number);
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -104,9 +62,11 @@ impl Broken for Late {
 struct NoQuorum;
 
 impl Broken for NoQuorum {
+    type Whole = Probe;
+
     const NAME: &'static str = "a verdict of one";
 
-    async fn attend(observers: &Observers, player: &Player) {
+    async fn attend(observers: &Probe, player: &Player) {
         observers.follow(player, 1, |_| {}).await;
     }
 }
@@ -115,9 +75,11 @@ impl Broken for NoQuorum {
 struct Gloomy;
 
 impl Broken for Gloomy {
+    type Whole = Probe;
+
     const NAME: &'static str = "a verdict of the few";
 
-    async fn attend(observers: &Observers, player: &Player) {
+    async fn attend(observers: &Probe, player: &Player) {
         let gloomy = |verdict: &mut Verdict| {
             let mut opinions = verdict.opinions.iter();
             if opinions.any(|one| one.state == ProbeState::Down) {
@@ -132,21 +94,25 @@ impl Broken for Gloomy {
 struct Fresh;
 
 impl Broken for Fresh {
+    type Whole = Probe;
+
     const NAME: &'static str = "verdicts without a mark";
 
-    async fn attend(observers: &Observers, player: &Player) {
+    async fn attend(observers: &Probe, player: &Player) {
         let unmarked = |verdict: &mut Verdict| verdict.stale_since = None;
         observers.follow(player, 2, unmarked).await;
     }
 }
 
-/// Observers that have died are heard on.
+/// Probe that have died are heard on.
 struct Ghosts;
 
 impl Broken for Ghosts {
+    type Whole = Probe;
+
     const NAME: &'static str = "opinions of those who have gone";
 
-    async fn attend(observers: &Observers, player: &Player) {
+    async fn attend(observers: &Probe, player: &Player) {
         let known =
             std::cell::RefCell::new(Verdict::clone(
                 &*match player.client().liveness("db").await {

@@ -7,61 +7,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate_recipes::registry::{MassLoss, ServiceView};
 use quorate_recipes::{Error, Result, Session, from_json};
-use quorate_simulation::scenarios::{Held, INSTANCES, Said, Service, protection};
-use quorate_simulation::{History, Player, Scenario};
+use quorate_simulation::Player;
+use quorate_simulation::scenarios::{Held, INSTANCES, Registry, Said, protection};
 use serde_json::Value;
 
+use super::broken::{Broken, World};
 use super::mutants::is_found;
 
-/// One of the ways to break a registry.
-trait Broken: 'static {
-    const NAME: &'static str;
-
-    async fn step(service: &Service, player: &Player, session: &Session) -> Result<()> {
-        service.step(player, session).await
-    }
-
-    async fn attend(_service: &Service, _player: &Player) {}
-}
-
-struct World<B> {
-    service: Service,
-    of: std::marker::PhantomData<B>,
-}
-
-impl<B: Broken> Scenario for World<B> {
-    const NAME: &'static str = B::NAME;
-
-    fn new() -> Self {
-        Self {
-            service: Service::default(),
-            of: std::marker::PhantomData,
-        }
-    }
-
-    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        B::step(&self.service, player, session).await
-    }
-
-    fn may_meet(&self, _error: &Error) -> bool {
-        true
-    }
-
-    async fn attend(&self, player: &Player) {
-        B::attend(&self.service, player).await;
-    }
-
-    fn may_remain(&self, key: &str) -> bool {
-        key.starts_with(INSTANCES)
-    }
-
-    fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.service.check(history)
-    }
-}
-
 /// An instance of this client's own.
-async fn own(service: &Service, player: &Player, session: &Session) -> Result<(String, Held)> {
+async fn own(service: &Registry, player: &Player, session: &Session) -> Result<(String, Held)> {
     let id = format!("own-{}", player.index());
     let held = service.register(player, session, &id, true).await?;
     Ok((format!("{INSTANCES}{id}"), held))
@@ -82,9 +36,11 @@ async fn put(player: &Player, session: &Session, key: &str, value: Bytes) -> Res
 struct NoFarewell;
 
 impl Broken for NoFarewell {
+    type Whole = Registry;
+
     const NAME: &'static str = "an instance that leaves without a word";
 
-    async fn step(service: &Service, player: &Player, session: &Session) -> Result<()> {
+    async fn step(service: &Registry, player: &Player, session: &Session) -> Result<()> {
         let (key, _held) = own(service, player, session).await?;
         player.client().delete(&key).await?;
         Ok(())
@@ -95,9 +51,11 @@ impl Broken for NoFarewell {
 struct NoCompare;
 
 impl Broken for NoCompare {
+    type Whole = Registry;
+
     const NAME: &'static str = "a registration that does not ask who has the id";
 
-    async fn step(service: &Service, player: &Player, session: &Session) -> Result<()> {
+    async fn step(service: &Registry, player: &Player, session: &Session) -> Result<()> {
         let (key, _held) = own(service, player, session).await?;
         let id = key.strip_prefix(INSTANCES).unwrap();
         let number = service.begin(player, id, false);
@@ -120,9 +78,11 @@ fn written(key: &str, value: &Bytes, change: impl FnOnce(&mut Value)) -> Result<
 struct Older;
 
 impl Broken for Older {
+    type Whole = Registry;
+
     const NAME: &'static str = "an instance put back as it was";
 
-    async fn step(service: &Service, player: &Player, session: &Session) -> Result<()> {
+    async fn step(service: &Registry, player: &Player, session: &Session) -> Result<()> {
         let (key, held) = own(service, player, session).await?;
         let old = found(player, &key).await?;
         service.update(player, &held, true).await?;
@@ -134,9 +94,11 @@ impl Broken for Older {
 struct Late;
 
 impl Broken for Late {
+    type Whole = Registry;
+
     const NAME: &'static str = "an instance that is written after it has gone";
 
-    async fn step(service: &Service, player: &Player, session: &Session) -> Result<()> {
+    async fn step(service: &Registry, player: &Player, session: &Session) -> Result<()> {
         let (key, held) = own(service, player, session).await?;
         let last = found(player, &key).await?;
         service.deregister(player, held).await?;
@@ -149,9 +111,11 @@ impl Broken for Late {
 struct Early;
 
 impl Broken for Early {
+    type Whole = Registry;
+
     const NAME: &'static str = "an instance that is told to be gone and is there";
 
-    async fn step(service: &Service, player: &Player, session: &Session) -> Result<()> {
+    async fn step(service: &Registry, player: &Player, session: &Session) -> Result<()> {
         let (_, held) = own(service, player, session).await?;
         service.is_over(player, held.number());
         player.pause(300).await;
@@ -163,9 +127,11 @@ impl Broken for Early {
 struct Fresh;
 
 impl Broken for Fresh {
+    type Whole = Registry;
+
     const NAME: &'static str = "views without a mark";
 
-    async fn attend(service: &Service, player: &Player) {
+    async fn attend(service: &Registry, player: &Player) {
         let protection = protection(player);
         let unmarked = |view: &mut ServiceView<Said>| view.stale_since = None;
         service
@@ -178,9 +144,11 @@ impl Broken for Fresh {
 struct Torn;
 
 impl Broken for Torn {
+    type Whole = Registry;
+
     const NAME: &'static str = "views with the revision of others";
 
-    async fn attend(service: &Service, player: &Player) {
+    async fn attend(service: &Registry, player: &Player) {
         let protection = protection(player);
         let mut before: Option<Arc<ServiceView<Said>>> = None;
         let late = |view: &mut ServiceView<Said>| {
@@ -197,9 +165,11 @@ impl Broken for Torn {
 struct Back;
 
 impl Broken for Back {
+    type Whole = Registry;
+
     const NAME: &'static str = "views that go back";
 
-    async fn attend(service: &Service, player: &Player) {
+    async fn attend(service: &Registry, player: &Player) {
         let protection = protection(player);
         let mut first: Option<ServiceView<Said>> = None;
         let back = |view: &mut ServiceView<Said>| {
@@ -226,9 +196,11 @@ const fn mass_loss(at_least: usize, more_than: f64, grace_seconds: u64) -> MassL
 struct KeptAlone;
 
 impl Broken for KeptAlone {
+    type Whole = Registry;
+
     const NAME: &'static str = "single losses that are kept";
 
-    async fn attend(service: &Service, player: &Player) {
+    async fn attend(service: &Registry, player: &Player) {
         let one = mass_loss(1, 0.0, 5);
         let many = mass_loss(8, 0.3, 5);
         service.observe(player, one, many, |_| {}).await;
@@ -239,9 +211,11 @@ impl Broken for KeptAlone {
 struct KeptLong;
 
 impl Broken for KeptLong {
+    type Whole = Registry;
+
     const NAME: &'static str = "losses that are kept for long";
 
-    async fn attend(service: &Service, player: &Player) {
+    async fn attend(service: &Registry, player: &Player) {
         let long = mass_loss(2, 0.3, 9);
         service.observe(player, long, SMALL, |_| {}).await;
     }
@@ -251,9 +225,11 @@ impl Broken for KeptLong {
 struct KeptNot;
 
 impl Broken for KeptNot {
+    type Whole = Registry;
+
     const NAME: &'static str = "many losses that are believed at once";
 
-    async fn attend(service: &Service, player: &Player) {
+    async fn attend(service: &Registry, player: &Player) {
         let none = mass_loss(2, 0.3, 0);
         service.observe(player, none, SMALL, |_| {}).await;
     }

@@ -175,6 +175,9 @@ impl Passages {
 
     fn take(&mut self, commit: &Commit, kind: Kind, when: &When, step: Step) -> Result<(), String> {
         for (epoch, id, _) in &step.joined {
+            if kind == Kind::Once && !self.gates.is_empty() {
+                return Err(format!("{id} joined after the only gate"));
+            }
             if *epoch != self.head || step.head.is_some() {
                 return Err(format!(
                     "{id} joined epoch {epoch}, and {} gathers",
@@ -290,7 +293,7 @@ impl Passages {
                 return Err(format!("{id} of epoch {epoch} went without being done"));
             };
             let claim = match kind {
-                Kind::Batch | Kind::Ruled => format!("{epoch:016x}"),
+                Kind::Batch | Kind::Once | Kind::Ruled => format!("{epoch:016x}"),
                 _ => format!("{epoch:016x}/{id}"),
             };
             let had = self.claims.get(&claim).map(|lease| format!("{lease:x}"));
@@ -301,7 +304,7 @@ impl Passages {
             }
             self.done.insert(task, commit.revision);
         }
-        if [Kind::Batch, Kind::Ruled].contains(&kind)
+        if [Kind::Batch, Kind::Once, Kind::Ruled].contains(&kind)
             && let Some((epoch, _)) = step.gone.iter().find(|(epoch, _)| *epoch != self.head)
             && !self.there[epoch].is_empty()
         {
@@ -346,6 +349,9 @@ impl Passages {
             {
                 return Err(format!("{name} was withdrawn less often than was told"));
             }
+        }
+        if kind == Kind::Once && told.late && self.gates.is_empty() {
+            return Err("a task was too late for a gate that never opened".to_owned());
         }
         if kind != Kind::Broadcast {
             return Ok(());
