@@ -1,14 +1,15 @@
 //! Broken queues.
 
 use quorate_proto::etcdserverpb::TxnRequest;
-use quorate_recipes::kit::{Claim, Claimed};
+use quorate_recipes::kit::{Claim, Claimed, Effect};
 use quorate_recipes::queue::{AckError, Delivery, Nack};
 use quorate_recipes::store::ops::{self, Compare};
 use quorate_recipes::{Error, Fenced as _, Key, KeyRange, Result, Session};
 use quorate_simulation::scenarios::{Work, check_limit, effect, handle, may_remain};
 use quorate_simulation::{History, Player, Scenario};
+use serde_json::{Value, json};
 
-use super::mutants::is_found;
+use super::mutants::{fresh, is_found};
 
 const SEGMENTS: &str = "quorate/queue/q/segment/";
 
@@ -178,6 +179,36 @@ impl Broken for KeyOrder {
     }
 }
 
+/// The head is read, and not compared: some are pushed to a segment that is closed by then.
+#[derive(Default)]
+struct NoHeadCompare(Work);
+
+impl Broken for NoHeadCompare {
+    const NAME: &'static str = "a queue whose pushes do not ask which segment is the last";
+
+    fn work(&self) -> &Work {
+        &self.0
+    }
+
+    async fn push(player: &Player, session: &Session, number: i64) -> Result<()> {
+        if player.one_in(2) {
+            return handle(player).push(session, &number).await.map(drop);
+        }
+        let head = player.client().get("quorate/queue/q/head").await?;
+        let head = head.map(|kv| kv.value).unwrap_or_default();
+        let head: Value = serde_json::from_slice(&head).unwrap_or_default();
+        let segment = head["segment"].as_u64().unwrap_or(0);
+        player.pause(100).await;
+        let key = format!("{SEGMENTS}{segment:016x}/{}.0000", fresh(player));
+        let item = json!({"v": 1, "since_ms": 0, "value": number});
+        let effect = Effect {
+            then: vec![ops::put(key, item.to_string().into(), None)],
+            ..Effect::default()
+        };
+        session.actor().apply(effect).await.map(drop)
+    }
+}
+
 /// Put aside without being taken out.
 #[derive(Default)]
 struct TwoPlaces(Work);
@@ -252,6 +283,11 @@ fn an_item_that_is_nowhere_for_a_moment_is_found() {
 #[test]
 fn an_item_at_two_places_is_found() {
     is_found::<World<TwoPlaces>>("\", \"quorate/queue/q/segment/");
+}
+
+#[test]
+fn a_push_to_a_segment_that_is_closed_is_found() {
+    is_found::<World<NoHeadCompare>>("is pushed to");
 }
 
 #[test]

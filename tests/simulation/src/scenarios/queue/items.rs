@@ -27,8 +27,11 @@ pub struct Items {
     places: BTreeMap<i64, BTreeSet<String>>,
     /// The name of the item that each key has now, if it was pushed under one.
     names: BTreeMap<String, String>,
-    /// Items in the queue by where they stand: segment, revision, name.
-    line: BTreeMap<(String, i64, String), i64>,
+    /// Items in the queue in the order in which they came into it, however they lie there: by the revision and, of
+    /// those that came together, by their ids.
+    line: BTreeMap<(i64, String), i64>,
+    /// The segment that is pushed to.
+    head: u64,
     /// The lease of whoever has an item, by the item's id.
     claims: BTreeMap<String, i64>,
     /// How often each item had been taken when it came to its place, by its id.
@@ -64,8 +67,7 @@ impl Items {
                 self.places.entry(number).or_default().remove(&key);
                 if let Some(id) = key.strip_prefix(&format!("{PREFIX}segment/")) {
                     gone.insert(number, id.to_owned());
-                    self.line
-                        .retain(|(segment, _, name), _| format!("{segment}/{name}") != id);
+                    self.line.retain(|(_, there), _| there != id);
                 }
             }
         }
@@ -84,12 +86,16 @@ impl Items {
                     self.names.insert(key.clone(), name);
                 }
                 if let Some(id) = key.strip_prefix(&format!("{PREFIX}segment/")) {
-                    let (segment, name) = id.split_once('/').unwrap_or((id, ""));
-                    let place = (segment.to_owned(), kv.create_revision, name.to_owned());
-                    self.line.insert(place, number);
+                    self.is_at_the_head(id, number)?;
+                    self.line
+                        .insert((kv.create_revision, id.to_owned()), number);
                     self.carried.insert(id.to_owned(), carried);
                 }
             }
+        }
+        // Whoever closes a segment pushes nothing with it.
+        for change in &commit.changes {
+            self.rolled(change);
         }
         for change in &commit.changes {
             self.tried(change, keys)?;
@@ -129,6 +135,28 @@ impl Items {
         Ok(())
     }
 
+    /// Whether an item that comes into the queue, from wherever, comes to its end.
+    fn is_at_the_head(&self, id: &str, number: i64) -> Result<(), String> {
+        let segment = id.split_once('/').map_or("", |(segment, _)| segment);
+        if u64::from_str_radix(segment, 16) == Ok(self.head) {
+            return Ok(());
+        }
+        let head = self.head;
+        Err(format!(
+            "item {number} came to {id}, and segment {head} is pushed to"
+        ))
+    }
+
+    /// Takes in which segment is pushed to from now on.
+    fn rolled(&mut self, change: &Event) {
+        if key_of(change) == format!("{PREFIX}head") {
+            let record = change.kv.as_ref().map(|kv| &kv.value[..]);
+            let record: Value =
+                serde_json::from_slice(record.unwrap_or_default()).unwrap_or_default();
+            self.head = record["segment"].as_u64().unwrap_or(0);
+        }
+    }
+
     /// Takes in what is said about the taking of items.
     fn tried(&mut self, change: &Event, keys: Option<i64>) -> Result<(), String> {
         let key = key_of(change);
@@ -164,7 +192,7 @@ impl Items {
             return Err(format!("item {id} is claimed twice"));
         }
         let mut line = self.line.iter();
-        let place = line.find(|((segment, _, name), _)| format!("{segment}/{name}") == id);
+        let place = line.find(|((_, there), _)| there == id);
         let Some((place, number)) = place else {
             return Err(format!("{id} is claimed, which is not there"));
         };
