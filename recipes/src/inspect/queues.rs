@@ -76,6 +76,10 @@ pub(super) async fn queues(look: &Look) -> Result<Vec<QueueInfo>> {
 async fn one(look: &Look, name: &str, lane: Option<u32>, space: KeySpace) -> Result<QueueInfo> {
     let queue: Queue<()> = Queue::new(look.client(), space);
     let survey = queue.survey(look.revision(), TAKEN_MAX).await?;
+    let oldest_ms = match survey.first_segment {
+        Some(segment) => queue.oldest_ms(look.revision(), segment).await?,
+        None => None,
+    };
     let taken = survey.claims.iter().map(|(item, kv)| TakenInfo {
         item: item.clone(),
         by: look.holder(kv),
@@ -86,6 +90,6 @@ async fn one(look: &Look, name: &str, lane: Option<u32>, space: KeySpace) -> Res
         taken: taken.collect(),
         unreadable: survey.unreadable.map(|error| error.to_string()),
         status: survey.status,
-        oldest_ms: survey.oldest_ms,
+        oldest_ms,
     })
 }

@@ -170,6 +170,20 @@ async fn everything_is_told_at_one_revision() {
     drop(reporter);
 }
 
+/// The keys of a segment are in no order.
+#[tokio::test(start_paused = true)]
+async fn a_queue_is_as_old_as_the_item_that_came_first() {
+    let (_, client, _) = set_up().await;
+    for (name, since_ms) in [("2/b", 3), ("1/c", 7), ("1/a", 9), ("1/b", 8)] {
+        let (segment, name) = name.split_once('/').unwrap();
+        let key = format!("quorate/queue/q/segment/{segment:0>16}/{name}.0000");
+        let item = format!(r#"{{"v":1,"since_ms":{since_ms},"value":1}}"#);
+        client.put(key, item).await.unwrap();
+    }
+    let queues = client.inspect().queues().await.unwrap().entries;
+    assert_eq!((queues[0].status.items, queues[0].oldest_ms), (4, Some(7)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn names_are_found_whatever_lies_below_them() {
     let (_, client, _session) = set_up().await;

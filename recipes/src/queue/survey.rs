@@ -17,8 +17,8 @@ pub(crate) struct Survey {
     pub(crate) status: QueueStatus,
     /// Why the limit cannot be read, if there is one that cannot.
     pub(crate) unreadable: Option<Error>,
-    /// When the item whose key comes first was pushed: one of the first segment.
-    pub(crate) oldest_ms: Option<u64>,
+    /// The first segment that has an item.
+    pub(crate) first_segment: Option<u64>,
     /// The claims of items, in the order of their ids.
     pub(crate) claims: Vec<(ItemId, KeyValue)>,
 }
@@ -36,6 +36,7 @@ impl<T> Queue<T> {
         tries.keys_only = most == 0;
         let mut first = ops::range(layout.log.range(0, None));
         first.limit = 1;
+        first.keys_only = true;
         let request = TxnRequest {
             success: vec![
                 read(first),
@@ -63,7 +64,7 @@ impl<T> Queue<T> {
             Err(error) => (None, Some(error)),
         };
         let first = ops::kvs(&answer.responses, 0).first();
-        let first = first.map(|kv| About::read(&Key::from(kv.key.clone()), &kv.value));
+        let first = first.and_then(|kv| layout.log.item(&kv.key));
         Ok(Survey {
             status: QueueStatus {
                 revision: if revision == Revision(0) {
@@ -80,12 +81,25 @@ impl<T> Queue<T> {
                 waiting: found(6),
             },
             unreadable,
-            oldest_ms: first.and_then(Result::ok).map(|about| about.since_ms),
+            first_segment: first.map(|item| item.segment()),
             claims: claims
                 .into_iter()
                 .take(most)
                 .map(|(id, kv)| (id, kv.clone()))
                 .collect(),
         })
+    }
+
+    /// When the item was pushed that came first into this segment, as it was at this revision; `None` when there
+    /// is none, or it cannot be read.
+    pub(crate) async fn oldest_ms(&self, revision: Revision, segment: u64) -> Result<Option<u64>> {
+        let layout = &self.layout;
+        // The keys of a segment say nothing of the order.
+        let mut oldest = ops::oldest(layout.log.segment(segment), 1);
+        oldest.revision = revision.0;
+        let found = layout.client.store().range(oldest).await?;
+        let about = found.kvs.first();
+        let about = about.map(|kv| About::read(&Key::from(kv.key.clone()), &kv.value));
+        Ok(about.and_then(Result::ok).map(|about| about.since_ms))
     }
 }
