@@ -6,7 +6,8 @@
 //!
 //! Three members over loopback. First two queues, of 1,000 and of 1,000,000 items, from which one consumer each
 //! takes in turn: calls, keys read and times of a take with its end. Then 1,000 consumers of one queue: all idle,
-//! how many claims are tried for an item; 990 busy, how long an item waits for one of the others.
+//! how many claims are tried for an item; 990 busy, how long an item waits for one of the others. Tells all of
+//! that first; then it fails if a promise of the queue is not kept.
 
 #![expect(clippy::print_stdout, reason = "a tool that prints what it measured")]
 #![expect(clippy::disallowed_methods, reason = "measures what clients see")]
@@ -40,6 +41,18 @@ const BETWEEN_ITEMS: Duration = Duration::from_millis(50);
 /// Until many consumers have all heard of each other.
 const QUIET: Duration = Duration::from_secs(5);
 
+/// By how much the calls of a take may differ between a long queue and a short one.
+const CALLS_TOLERANCE: f64 = 0.01;
+/// How often as many keys a take may read from a long queue as from a short one, and how many besides.
+const KEYS_TIMES_MAX: f64 = 1.5;
+const KEYS_MORE_MAX: f64 = 2.0;
+/// How often as long a take from a long queue may last in the median.
+const TIMES_MAX: f64 = 1.5;
+/// Claims that idle consumers try for one item, at most.
+const CLAIMS_MAX: f64 = 3.0;
+/// The longest wait of an item, at p99, for one of few idle consumers among many.
+const PICKUP_MS_MAX: f64 = 400.0;
+
 type Counted = Counting<Remote>;
 
 #[tokio::main]
@@ -53,8 +66,69 @@ async fn main() -> anyhow::Result<()> {
         None => LONG,
     };
     let cluster = ProcessCluster::start(&PathBuf::from(program), 3, &[]).await?;
-    by_length(&cluster, long).await?;
-    by_consumers(&cluster).await
+    let by_length = by_length(&cluster, long).await?;
+    let by_consumers = by_consumers(&cluster).await?;
+    by_length.judge()?;
+    by_consumers.judge()
+}
+
+/// What a take with its end costs by the length of the queue.
+struct ByLength {
+    /// Calls a take from the short queue, and the long one.
+    calls: [f64; 2],
+    keys: [f64; 2],
+    /// How often as long it lasts in the median with the long queue.
+    times: f64,
+}
+
+impl ByLength {
+    fn judge(&self) -> anyhow::Result<()> {
+        let ([few_calls, calls], [few_keys, keys]) = (self.calls, self.keys);
+        anyhow::ensure!(
+            (calls - few_calls).abs() <= CALLS_TOLERANCE * few_calls,
+            "a take costs {calls:.3} calls with the long queue, and {few_calls:.3} with the short one"
+        );
+        anyhow::ensure!(
+            keys <= KEYS_TIMES_MAX * few_keys + KEYS_MORE_MAX,
+            "a take reads {keys:.3} keys with the long queue, and {few_keys:.3} with the short one"
+        );
+        anyhow::ensure!(
+            self.times <= TIMES_MAX,
+            "a take lasts {:.2} times as long with the long queue",
+            self.times
+        );
+        Ok(())
+    }
+}
+
+/// What many consumers make of items that come one by one.
+struct ByConsumers {
+    /// Claims tried an item, all of them idle.
+    claims: f64,
+    /// How long an item waits at p99 for one of the few that are idle, and how many have waited.
+    pickup_ms: f64,
+    picked_up: u64,
+}
+
+impl ByConsumers {
+    fn judge(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.claims <= CLAIMS_MAX,
+            "{:.2} claims were tried an item",
+            self.claims
+        );
+        anyhow::ensure!(
+            self.picked_up == ITEMS,
+            "{} of {ITEMS} items were taken",
+            self.picked_up
+        );
+        anyhow::ensure!(
+            self.pickup_ms <= PICKUP_MS_MAX,
+            "an item waited {:.0} ms at p99",
+            self.pickup_ms
+        );
+        Ok(())
+    }
 }
 
 fn client(cluster: &ProcessCluster) -> anyhow::Result<(Client, Counted)> {
@@ -124,37 +198,46 @@ impl Measured {
         Ok(())
     }
 
-    fn tell(&self) {
-        let each = |sum: u64| f64::from(u32::try_from(sum).unwrap_or(u32::MAX)) / TAKES as f64;
+    /// Calls and keys read a take with its end.
+    fn tell(&self) -> (f64, f64) {
+        let (calls, keys) = (self.each(self.calls), self.each(self.keys));
         println!(
-            "{} items: {:.3} calls and {:.3} keys read a take with its end",
-            self.items,
-            each(self.calls),
-            each(self.keys)
+            "{} items: {calls:.3} calls and {keys:.3} keys read a take with its end",
+            self.items
         );
+        (calls, keys)
+    }
+
+    fn each(&self, sum: u64) -> f64 {
+        sum as f64 / self.taken as f64
     }
 }
 
-async fn by_length(cluster: &ProcessCluster, long: u64) -> anyhow::Result<()> {
+async fn by_length(cluster: &ProcessCluster, long: u64) -> anyhow::Result<ByLength> {
     let mut short = Measured::new(cluster, SHORT).await?;
     let mut long = Measured::new(cluster, long).await?;
     for _ in 0..TAKES {
         short.take().await?;
         long.take().await?;
     }
-    short.tell();
-    long.tell();
-    for quantile in [0.5, 0.99] {
+    let (few_calls, few_keys) = short.tell();
+    let (calls, keys) = long.tell();
+    let times = [0.5, 0.99].map(|quantile| {
         let of = |measured: &Measured| measured.times.value_at_quantile(quantile) as f64;
+        let times = of(&long) / of(&short);
         println!(
-            "p{:.0} of a take with its end, {} items to {} in turn: {:.2}",
+            "p{:.0} of a take with its end, {} items to {} in turn: {times:.2}",
             quantile * 100.0,
             long.items,
-            short.items,
-            of(&long) / of(&short)
+            short.items
         );
-    }
-    Ok(())
+        times
+    });
+    Ok(ByLength {
+        calls: [few_calls, calls],
+        keys: [few_keys, keys],
+        times: times[0],
+    })
 }
 
 /// Takes items and ends them until that fails.
@@ -169,7 +252,7 @@ async fn take_on(
     }
 }
 
-async fn by_consumers(cluster: &ProcessCluster) -> anyhow::Result<()> {
+async fn by_consumers(cluster: &ProcessCluster) -> anyhow::Result<ByConsumers> {
     let (pusher, _) = client(cluster)?;
     let session = pusher.session().await?;
     let queue = pusher.queue::<u64>("many").without_max_attempts();
@@ -205,10 +288,10 @@ async fn by_consumers(cluster: &ProcessCluster) -> anyhow::Result<()> {
         pushed = push(queue.clone(), session.clone()) => drop(pushed?),
     }
     let used = store.counts() - before;
-    let tried = used.txn - ITEMS;
+    // The rest are their ends.
+    let claims = used.txn.saturating_sub(ITEMS) as f64 / ITEMS as f64;
     println!(
-        "{CONSUMERS} idle consumers: {:.2} claims tried an item ({} transactions for {ITEMS} items)",
-        tried as f64 / ITEMS as f64,
+        "{CONSUMERS} idle consumers: {claims:.2} claims tried an item ({} transactions for {ITEMS} items)",
         used.txn
     );
 
@@ -242,5 +325,9 @@ async fn by_consumers(cluster: &ProcessCluster) -> anyhow::Result<()> {
         waits.value_at_quantile(0.99) / 1_000,
         waits.max() / 1_000
     );
-    Ok(())
+    Ok(ByConsumers {
+        claims,
+        pickup_ms: waits.value_at_quantile(0.99) as f64 / 1_000.0,
+        picked_up: waits.len(),
+    })
 }
