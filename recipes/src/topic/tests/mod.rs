@@ -122,6 +122,62 @@ async fn publishing_is_one_round_trip_and_reading_on_none() {
     assert_eq!((used.txn, used.range, used.watch), (50, 0, 0));
 }
 
+/// What the documentation says of the cost of a topic, whose segments have 256 messages.
+#[tokio::test(start_paused = true)]
+async fn publishing_reading_and_committing_cost_what_is_told() {
+    let place = Place::new().await;
+    let topic = place.client.topic::<u32>("t");
+    topic.publish(&place.session, &0).await.unwrap();
+    let counts = || place.counting.counts();
+    let before = counts();
+    for value in 1..=600 {
+        topic.publish(&place.session, &value).await.unwrap();
+    }
+    let used = counts() - before;
+    // Each of the first 16 opens a lane, and two segments are full.
+    assert_eq!((used.txn, used.calls()), (602, 602), "publishing: {used:?}");
+    let before = counts();
+    let more: Vec<u32> = (601..=1_200).collect();
+    topic.publish_all(&place.session, &more).await.unwrap();
+    let used = counts() - before;
+    assert_eq!((used.txn, used.calls()), (5 + 2, 7), "together: {used:?}");
+
+    let before = counts();
+    let mut messages = topic.subscribe(Start::Earliest).await.unwrap();
+    assert_eq!(
+        values(&mut messages, 1_201).await,
+        (0..=1_200).collect::<Vec<_>>()
+    );
+    let used = counts() - before;
+    // Pages of up to 128, for each of which the store goes through what is left of a segment.
+    assert!(used.calls() <= 16, "reading: {used:?}");
+    assert!(
+        used.keys <= (256 + 123 + 2) * used.calls(),
+        "reading: {used:?}"
+    );
+
+    let mut group = topic.group(&place.session, "g").await.unwrap();
+    let message = taken(&mut group).await;
+    group.commit(&message).await.unwrap();
+    let before = counts();
+    let mut last = None;
+    for _ in 0..500 {
+        last = Some(taken(&mut group).await);
+    }
+    let read = counts() - before;
+    assert!(read.calls() <= 10, "reading in a group: {read:?}");
+    let before = counts();
+    group.commit(&last.unwrap()).await.unwrap();
+    for _ in 0..10 {
+        let message = taken(&mut group).await;
+        let txn = place.client.txn().put("effect", message.value.to_string());
+        assert!(group.commit_with(&message, txn).await.unwrap());
+    }
+    let used = counts() - before;
+    assert!((11..=12).contains(&used.calls()), "committing: {used:?}");
+    assert_eq!(used.watch, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn lost_answers_publish_once() {
     let place = Place::new().await;
