@@ -32,6 +32,9 @@ pub enum LostReason {
     /// The guard's key was deleted by somebody else while its session lived.
     #[error("the key was deleted by somebody else")]
     Removed,
+    /// It was held for as long as it may be, by the local clock, and was given up while its session lived.
+    #[error("held for as long as it may be")]
+    Overdue,
     /// The guard was released or dropped.
     #[error("released")]
     Released,

@@ -10,7 +10,7 @@ use serde_json::value::to_raw_value;
 
 use super::record::{JobRecord, Layout, Received, State, cut};
 use super::retention::Retention;
-use crate::error::{Error, Result, TxnError};
+use crate::error::{Error, LostReason, Result, TxnError};
 use crate::keys::{KeyRange, LeaseId, Revision};
 use crate::lock::{Fence, Fenced};
 use crate::queue::{AckError, Delivery, Nack};
@@ -167,7 +167,21 @@ impl<C, R> Command<C, R> {
     pub fn lost(&self) -> Lost {
         match &self.delivery {
             Some(delivery) => delivery.lost(),
-            None => Lost::new(std::future::ready(crate::error::LostReason::Released)),
+            None => Lost::new(std::future::ready(LostReason::Released)),
+        }
+    }
+
+    /// Runs `work` while the command is in these hands; drops it, wherever it stands, when the command is lost.
+    ///
+    /// # Errors
+    /// As [`Delivery::scope`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops `work`.
+    pub async fn scope<F: Future>(&self, work: F) -> Result<F::Output> {
+        match &self.delivery {
+            Some(delivery) => delivery.scope(work).await,
+            None => Err(Error::SessionLost(LostReason::Released)),
         }
     }
 

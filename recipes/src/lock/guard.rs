@@ -128,7 +128,7 @@ impl Hold {
             ..Self::new(session, owned, contenders)
         };
         if watched {
-            hold.watched.call_once(|| hold.watch_key());
+            hold.watched.call_once(|| hold.watch_key(Duration::ZERO));
         }
         hold
     }
@@ -206,7 +206,18 @@ impl Hold {
     ///
     /// The first call starts one watch of the key, for as long as the hold lives.
     pub fn lost(&self) -> Lost {
-        self.watched.call_once(|| self.watch_key());
+        self.watched.call_once(|| self.watch_key(Duration::ZERO));
+        self.ends()
+    }
+
+    /// As [`Hold::lost`] for what is mostly over soon: the key is not watched before this time has passed, so
+    /// that a loss which is not the session's is told so much later, and what ends before costs no watch.
+    pub(crate) fn lost_unless_soon_over(&self, soon: Duration) -> Lost {
+        self.watch_key(soon);
+        self.ends()
+    }
+
+    fn ends(&self) -> Lost {
         let ended = self.ending.0.clone();
         let session = self.session.lost();
         Lost::new(async move {
@@ -218,7 +229,7 @@ impl Hold {
         })
     }
 
-    fn watch_key(&self) {
+    fn watch_key(&self, after: Duration) {
         let actor = self.session.actor().clone();
         let keys = self.owned.keys();
         let (ending, mut leaving) = (self.ending.0.clone(), self.leaving.subscribe());
@@ -229,7 +240,12 @@ impl Hold {
                 biased;
                 // The keys are held under another watch by now, or by nobody.
                 () = async { while exchanged.changed().await.is_ok() {} } => {}
-                () = until_replaced(&actor, &keys) => {
+                () = async {
+                    if !after.is_zero() {
+                        actor.client().sleep(after).await;
+                    }
+                    until_replaced(&actor, &keys).await;
+                } => {
                     // Given up, it ends as that, unless it turns out that it was not. With the lease gone, it
                     // is the session that is lost, and says so itself.
                     if leaving.wait_for(|leaving| !leaving).await.is_ok() {
@@ -241,6 +257,37 @@ impl Hold {
                 }
                 _ = actor.lost() => {}
                 _ = ending.wait() => {}
+            }
+        });
+    }
+
+    /// Gives the keys up after this time, by the client's clock, if it is held until then. Who waits for its loss is
+    /// told so, although the store may be out of reach.
+    pub(crate) fn ends_after(&self, limit: Duration) {
+        let actor = self.session.actor().clone();
+        let (ending, mut leaving) = (self.ending.0.clone(), self.leaving.subscribe());
+        let unsettled = self.fence.unsettled.clone();
+        let (key, deleting) = (self.key().clone(), self.owned.deleting());
+        self.session.actor().spawn("time limit", async move {
+            let overdue = async {
+                actor.client().sleep(limit).await;
+                // What is on its way to end it goes first.
+                leaving.wait_for(|leaving| !leaving).await.is_ok()
+            };
+            let is_overdue = tokio::select! {
+                biased;
+                _ = ending.wait() => false,
+                _ = actor.lost() => false,
+                is_overdue = overdue => is_overdue,
+            };
+            if !is_overdue {
+                return;
+            }
+            tracing::warn!(%key, ?limit, "given up: held for as long as it may be");
+            unsettled.refused();
+            ending.settle(LostReason::Overdue);
+            if let Err(error) = deleting.await {
+                tracing::debug!(%key, %error, "a key was left to its lease");
             }
         });
     }
@@ -269,7 +316,7 @@ impl Hold {
         tokio::select! {
             biased;
             reason = self.lost() => Err(match reason {
-                LostReason::Removed => Error::Removed(self.key().clone()),
+                LostReason::Removed | LostReason::Overdue => Error::Removed(self.key().clone()),
                 reason => Error::SessionLost(reason),
             }),
             output = work => Ok(output),

@@ -6,6 +6,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -20,7 +21,7 @@ use super::follow::{Front, News, Reserved};
 use super::record::{AttemptsRecord, DeadRecord, ItemRecord, Layout, Order, Settings};
 use super::window::{Candidate, Turn};
 use crate::clock::Instant;
-use crate::error::{Error, Result};
+use crate::error::{Error, LostReason, Result};
 use crate::keys::{Key, KeyRange, Revision};
 use crate::kit::{Claim, Claimed, Owned, fresh_key};
 use crate::lock::{ContenderRecord, Hold};
@@ -39,7 +40,7 @@ use crate::value::{Json, Value, from_json};
 pub struct Consumer<T> {
     layout: Arc<Layout>,
     order: Order,
-    max_attempts: Option<u32>,
+    limits: Limits,
     front: Front,
     session: Session,
     _listed: Owned,
@@ -48,11 +49,20 @@ pub struct Consumer<T> {
     of: PhantomData<fn() -> T>,
 }
 
+/// How long and how often an item is taken, if there is a limit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// How often.
+    pub(super) attempts: Option<u32>,
+    /// How long at a time.
+    pub(super) work: Option<Duration>,
+}
+
 impl<T> Consumer<T> {
     pub(super) async fn start(
         layout: Layout,
         order: Order,
-        max_attempts: Option<u32>,
+        limits: Limits,
         session: &Session,
     ) -> Result<Self> {
         session.belongs_to(&layout.client)?;
@@ -78,7 +88,7 @@ impl<T> Consumer<T> {
         Ok(Self {
             layout: Arc::new(layout),
             order,
-            max_attempts,
+            limits,
             front,
             session: session.clone(),
             _listed: owned,
@@ -229,6 +239,9 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
     /// Has `work` done for each item, for at most `most` at a time (at least one), until taking fails. What
     /// `work` does not acknowledge goes back when it drops the delivery.
     ///
+    /// Work whose delivery is lost before it ends it is dropped, wherever it stands: at once when the session is
+    /// lost, and a second later or two when somebody has removed the item.
+    ///
     /// # Errors
     /// As [`Consumer::pop`], once the work in progress is done.
     ///
@@ -255,7 +268,17 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
                 }
             };
             match taken {
-                Ok(delivery) => working.push(work(delivery)),
+                Ok(delivery) => {
+                    let lost = lost_in_work(&delivery);
+                    let work = work(delivery);
+                    working.push(async move {
+                        tokio::select! {
+                            biased;
+                            () = lost => {}
+                            () = work => {}
+                        }
+                    });
+                }
                 Err(error) => {
                     while working.next().await.is_some() {}
                     return Err(error);
@@ -268,7 +291,7 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
     async fn take(&self, candidate: Candidate) -> Result<Option<Delivery<T>>> {
         let reserved = self.front.reserved(&candidate);
         let attempts = candidate.about.attempts.saturating_add(candidate.attempts);
-        if self.max_attempts.is_some_and(|most| attempts >= most) {
+        if self.limits.attempts.is_some_and(|most| attempts >= most) {
             let buried = self.bury(&candidate, attempts, used_up(attempts), &reserved);
             match buried.await {
                 Err(Error::Store(StoreError::Invalid(why))) => {
@@ -293,7 +316,7 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
             item: candidate.value,
             about: candidate.about,
             attempts: candidate.attempts.saturating_add(1),
-            max_attempts: self.max_attempts,
+            max_attempts: self.limits.attempts,
             reserved,
         };
         let value = match self.reads_all {
@@ -301,7 +324,13 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
             None => ItemRecord::<T>::read(&key, &taken.item).map(|record| record.value),
         };
         match value {
-            Ok(value) => Ok(Some(Delivery::new(value, hold, taken))),
+            Ok(value) => {
+                let delivery = Delivery::new(value, hold, taken);
+                if let Some(limit) = self.limits.work {
+                    delivery.ends_after(limit);
+                }
+                Ok(Some(delivery))
+            }
             Err(error) => {
                 tracing::warn!(%key, %error, "an unreadable item becomes a dead letter");
                 let why = format!("it cannot be read: {error}");
@@ -422,7 +451,20 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
             }
             _ => reserved.went(),
         }
+        if answer.succeeded {
+            self.layout.limit_dead_letters().await;
+        }
         Ok(())
+    }
+}
+
+/// Completes when a delivery is lost while somebody works at it; never once that one has ended it.
+fn lost_in_work<T>(delivery: &Delivery<T>) -> impl Future<Output = ()> + Send + use<T> {
+    let lost = delivery.lost_at_work();
+    async move {
+        if lost.await == LostReason::Released {
+            std::future::pending().await
+        }
     }
 }
 

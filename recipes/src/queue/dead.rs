@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use bytes::Bytes;
+use quorate_proto::etcdserverpb::TxnRequest;
 use quorate_proto::mvccpb::KeyValue;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -9,13 +11,16 @@ use serde_json::value::RawValue;
 use super::Queue;
 use super::bound::Patience;
 use super::push::Pushed;
-use super::record::{About, DeadRecord, ItemRecord};
+use super::record::{About, DeadRecord, ItemRecord, Layout};
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, Revision};
 use crate::kit::ItemId;
 use crate::session::{Effect, Session};
 use crate::store::ops::{self, Compare};
 use crate::value::from_json;
+
+/// How many dead letters are removed in one transaction, at most.
+const REMOVED_TOGETHER: usize = 64;
 
 /// An item that was put aside.
 #[derive(Debug, Clone)]
@@ -33,6 +38,58 @@ pub struct DeadLetter<T> {
     pub since_ms: u64,
     /// The revision at which it was put aside.
     pub revision: Revision,
+}
+
+/// A dead letter that is to be an item again.
+pub(crate) struct Revived {
+    /// The item as it is written.
+    pub(crate) item: Bytes,
+    /// What makes sure that the letter is there, and removes it.
+    pub(crate) besides: Effect,
+}
+
+impl Layout {
+    /// Removes the dead letters that were put aside first, if there are too many by now. What cannot be done is
+    /// left to whoever puts the next one aside.
+    pub(super) async fn limit_dead_letters(&self) {
+        if let Err(error) = self.remove_oldest_dead_letters().await {
+            let dead = self.dead_letters();
+            tracing::debug!(dead = dead.prefix(), %error, "there may be too many dead letters");
+        }
+    }
+
+    async fn remove_oldest_dead_letters(&self) -> Result<()> {
+        let (store, dead) = (self.client.store(), self.dead_letters());
+        let most = i64::try_from(self.dead_max).unwrap_or(i64::MAX);
+        let page = store.capabilities().max_txn_ops.min(REMOVED_TOGETHER);
+        let page = i64::try_from(page).unwrap_or(i64::MAX);
+        loop {
+            let count = store.range(ops::counting(dead.range())).await?.count;
+            let more = count.saturating_sub(most).min(page);
+            if more <= 0 {
+                return Ok(());
+            }
+            let mut oldest = ops::oldest(dead.range(), more);
+            oldest.keys_only = true;
+            let oldest = store.range(oldest).await?.kvs;
+            let removals = oldest.iter().map(|kv| {
+                let key = Key::from(kv.key.clone());
+                let as_seen = Compare::create_revision(&key, Revision(kv.create_revision));
+                ops::when(as_seen, ops::delete(KeyRange::one(&key)))
+            });
+            let request = TxnRequest {
+                success: removals.collect(),
+                ..TxnRequest::default()
+            };
+            store.txn(request).await?;
+            tracing::warn!(
+                dead = dead.prefix(),
+                most,
+                removed = more,
+                "dead letters were removed"
+            );
+        }
+    }
 }
 
 impl<T: DeserializeOwned> Queue<T> {
@@ -98,8 +155,20 @@ impl<T> Queue<T> {
     /// # Cancel safety
     /// Dropping the future is an unknown outcome: once or not at all.
     pub async fn redrive(&self, session: &Session, id: &ItemId) -> Result<Option<ItemId>> {
+        session.belongs_to(&self.layout.client)?;
+        let Some(Revived { item, besides }) = self.revived(id).await? else {
+            return Ok(None);
+        };
+        match self.append(session, item, besides, Patience::Wait).await? {
+            Pushed::Done(id) => Ok(Some(id)),
+            Pushed::Refused => Ok(None),
+            Pushed::Full => Err(Error::Conflict),
+        }
+    }
+
+    /// What a dead letter is put back as; `None` when there is no such letter.
+    pub(crate) async fn revived(&self, id: &ItemId) -> Result<Option<Revived>> {
         let layout = &self.layout;
-        session.belongs_to(&layout.client)?;
         let key = layout.dead_letter(id);
         let Some(kv) = layout.client.get(&key).await? else {
             return Ok(None);
@@ -125,11 +194,7 @@ impl<T> Queue<T> {
                 .push(ops::put(&name, id.to_string().into(), None));
         }
         let item = ItemRecord::new(about, value).write(&key)?;
-        match self.append(session, item, besides, Patience::Wait).await? {
-            Pushed::Done(id) => Ok(Some(id)),
-            Pushed::Refused => Ok(None),
-            Pushed::Full => Err(Error::Conflict),
-        }
+        Ok(Some(Revived { item, besides }))
     }
 
     /// Throws a dead letter away. Returns whether there was one.

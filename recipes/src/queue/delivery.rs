@@ -20,6 +20,9 @@ use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
 use crate::txn::Txn;
 
+/// How long work takes at most that ends without having watched its claim.
+const SOON: Duration = Duration::from_secs(1);
+
 /// An item that was taken: nobody else has it as long as the session lives. It is done once it is
 /// acknowledged; dropping it gives it back at once.
 #[must_use = "a dropped delivery is given back"]
@@ -150,6 +153,11 @@ impl<T> Delivery<T> {
         }
     }
 
+    /// It is given up when it has not ended by then.
+    pub(super) fn ends_after(&self, limit: Duration) {
+        self.hold.ends_after(limit);
+    }
+
     /// The item.
     #[must_use]
     pub fn value(&self) -> &T {
@@ -182,10 +190,26 @@ impl<T> Delivery<T> {
         self.taken.about.since_ms
     }
 
-    /// Completes when the claim is lost: with its session, or because somebody removed the item. The future
-    /// does not keep the claim.
+    /// Completes when the claim is lost: with its session, because somebody removed the item, or because it was
+    /// had for as long as [`Queue::max_work`](super::Queue::max_work) says. The future does not keep the claim.
     pub fn lost(&self) -> Lost {
         self.hold.lost()
+    }
+
+    /// As [`Delivery::lost`], for the consumer that hands the item to work of its own, which is mostly done soon.
+    pub(super) fn lost_at_work(&self) -> Lost {
+        self.hold.lost_unless_soon_over(SOON)
+    }
+
+    /// Runs `work` while the item is claimed; drops it, wherever it stands, when the claim is lost.
+    ///
+    /// # Errors
+    /// As [`Hold::scope`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops `work`.
+    pub async fn scope<F: Future>(&self, work: F) -> Result<F::Output> {
+        self.hold.scope(work).await
     }
 
     /// A transaction that the store refuses unless the item is still claimed. See also
@@ -293,8 +317,10 @@ impl<T: Send + 'static> Delivery<T> {
         let record = DeadRecord::write(&dead, &taken.item, attempt, why)?;
         let mut operations = taken.taken_out(true);
         operations.push(ops::put(dead, record, None));
-        let txn = taken.layout.client.txn();
-        self.end(txn, operations, Place::Left).await?;
+        let layout = Arc::clone(&taken.layout);
+        self.end(layout.client.txn(), operations, Place::Left)
+            .await?;
+        layout.limit_dead_letters().await;
         Ok(())
     }
 

@@ -26,11 +26,13 @@ mod window;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quorate_proto::etcdserverpb::{RequestOp, TxnRequest};
 use serde::Serialize;
 
 pub use consumer::Consumer;
+use consumer::Limits;
 pub use dead::DeadLetter;
 pub use delivery::{AckError, Delivery, Nack};
 pub use lanes::{PriorityConsumer, PriorityQueue};
@@ -72,6 +74,7 @@ pub struct Queue<T> {
     layout: Layout,
     order: Order,
     max_attempts: Option<u32>,
+    max_work: Option<Duration>,
     bound: Bound,
     key_of: Option<KeyOf<T>>,
     of: PhantomData<fn() -> T>,
@@ -85,6 +88,7 @@ impl<T> Clone for Queue<T> {
             layout: self.layout.clone(),
             order: self.order,
             max_attempts: self.max_attempts,
+            max_work: self.max_work,
             bound: self.bound.clone(),
             key_of: self.key_of.clone(),
             of: PhantomData,
@@ -133,6 +137,7 @@ impl<T> Queue<T> {
             layout,
             order: Order::Parallel,
             max_attempts: Some(ATTEMPTS_MAX),
+            max_work: None,
             bound: Bound::None,
             key_of: None,
             of: PhantomData,
@@ -205,6 +210,27 @@ impl<T> Queue<T> {
         self
     }
 
+    /// A consumer has an item for no longer than this, by its own clock: then it gives it up, as if it were given
+    /// back, so that one which hangs does not stop a queue in an exact order. Its work learns of that by
+    /// [`Delivery::lost`], is dropped in [`Delivery::scope`] and [`Consumer::for_each_concurrent`], and can end the
+    /// item no more. The consumer itself takes the item again only once the delivery is dropped. If not told, as
+    /// long as its session lives. Consumers may differ in it.
+    #[must_use]
+    pub fn max_work(mut self, limit: Duration) -> Self {
+        self.max_work = Some(limit);
+        self
+    }
+
+    /// Keeps so many dead letters, 10,000 if not told: whoever puts an item aside beyond that removes those that were
+    /// put aside first, for good. 0: none is kept. Consumers may differ in it.
+    ///
+    /// There may be more for a moment, by one for each that is put aside at the same time.
+    #[must_use]
+    pub fn keep_dead(mut self, most: usize) -> Self {
+        self.layout.dead_max = most;
+        self
+    }
+
     /// Holds at most so many items, those that consumers have and those that wait to enter included, dead
     /// letters not: then pushes wait for room, in the order in which they came. Never more, at any revision. All
     /// who push must say so, and who puts dead letters back.
@@ -243,7 +269,12 @@ impl<T> Queue<T> {
     /// # Cancel safety
     /// Nothing is left behind when the future is dropped.
     pub async fn consumer(&self, session: &Session) -> Result<Consumer<T>> {
-        Consumer::start(self.layout.clone(), self.order, self.max_attempts, session).await
+        let layout = self.layout.clone();
+        let limits = Limits {
+            attempts: self.max_attempts,
+            work: self.max_work,
+        };
+        Consumer::start(layout, self.order, limits, session).await
     }
 
     /// How much there is.

@@ -199,6 +199,11 @@ impl Owned {
             .collect()
     }
 
+    /// What deletes the keys as [`Owned::release`] does, for somebody who has them no longer in hand.
+    pub(crate) fn deleting(&self) -> impl Future<Output = Result<Option<bool>>> + Send + use<> {
+        self.ending().give_up()
+    }
+
     /// Leaves the keys to somebody who writes and deletes them by other means.
     pub(crate) fn disarm(mut self) {
         self.armed = false;

@@ -283,6 +283,8 @@ async fn what_is_not_done_in_time_expires() {
     let lost = command.lost();
     assert_eq!(soon(job.wait()).await.unwrap(), Ended::Expired);
     assert_eq!(soon(lost).await, crate::error::LostReason::Removed);
+    let ended = command.scope(std::future::pending::<()>()).await;
+    assert!(matches!(ended, Err(Error::Removed(_))), "{ended:?}");
     let late = command.reply(&1).await;
     assert!(matches!(late, Err(TxnError::Fenced { .. })), "{late:?}");
     assert_eq!(soon(job.wait()).await.unwrap(), Ended::Expired);

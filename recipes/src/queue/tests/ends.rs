@@ -1,5 +1,9 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 use crate::kit::Append;
+use crate::store::faulty::Outage;
 
 #[tokio::test(start_paused = true)]
 async fn an_item_is_done_together_with_a_transaction_or_not_at_all() {
@@ -150,6 +154,56 @@ async fn what_is_taken_too_often_is_put_aside_and_may_come_back() {
     assert!(queue.discard(&dead[1].id).await.unwrap());
     assert!(!queue.discard(&dead[1].id).await.unwrap());
     assert_eq!(queue.status().await.unwrap().dead, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_last_dead_letters_are_kept() {
+    let place = Place::new().await;
+    let queue = place.queue().keep_dead(2).max_attempts(1);
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    let kept = async || -> Vec<u32> {
+        let dead = queue.dead_letters(9).await.unwrap();
+        dead.into_iter()
+            .map(|letter| letter.value.unwrap())
+            .collect()
+    };
+    for n in 0..4 {
+        queue.push(&place.session, &n).await.unwrap();
+        let delivery = soon(consumer.pop()).await.unwrap();
+        delivery
+            .nack(Nack::Dead("no use".to_owned()))
+            .await
+            .unwrap();
+    }
+    assert_eq!(kept().await, [2, 3]);
+    // One that was taken too often.
+    queue.push(&place.session, &4).await.unwrap();
+    drop(soon(consumer.pop()).await.unwrap());
+    no_news(consumer.pop()).await;
+    assert_eq!(kept().await, [3, 4]);
+    // More than are removed at a time.
+    let all = place.queue();
+    let dying = all.consumer(&place.session).await.unwrap();
+    all.push_all(&place.session, &(5..205).collect::<Vec<_>>())
+        .await
+        .unwrap();
+    for _ in 5..205 {
+        let delivery = soon(dying.pop()).await.unwrap();
+        delivery
+            .nack(Nack::Dead("no use".to_owned()))
+            .await
+            .unwrap();
+    }
+    assert_eq!(queue.status().await.unwrap().dead, 202);
+    queue.push(&place.session, &205).await.unwrap();
+    drop(dying);
+    let delivery = soon(consumer.pop()).await.unwrap();
+    delivery
+        .nack(Nack::Dead("no use".to_owned()))
+        .await
+        .unwrap();
+    let kept = kept().await;
+    assert_eq!((kept.len(), kept[1]), (2, 205), "{kept:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -306,4 +360,163 @@ async fn values_are_moved_as_they_are() {
     let most = place.client.store().capabilities().max_request_bytes;
     let refused = text.push(&place.session, &"x".repeat(most - 100)).await;
     assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
+}
+
+/// Set when it is dropped.
+struct Dropped(Arc<AtomicBool>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_ends_with_its_delivery() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let session = place.client.session().await.unwrap();
+    let consumer = queue.consumer(&session).await.unwrap();
+    let dropped: Vec<Arc<AtomicBool>> = (0..3).map(|_| Arc::default()).collect();
+    let is_dropped = |n: usize| dropped[n].load(Ordering::Relaxed);
+    let mut ids = Vec::new();
+    for n in 0..3 {
+        ids.push(queue.push(&place.session, &n).await.unwrap());
+    }
+    let work = consumer.for_each_concurrent(3, async |delivery: Delivery<u32>| {
+        let n = *delivery.value();
+        let _dropped = Dropped(Arc::clone(&dropped[n as usize]));
+        if n == 2 {
+            delivery.ack().await.unwrap();
+        }
+        std::future::pending().await
+    });
+    let meanwhile = async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(queue.remove(&ids[0]).await.unwrap());
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!([0, 1, 2].map(is_dropped), [true, false, false]);
+        assert!(place.store.expire(session.lease()));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        // What it had ended is its own.
+        assert_eq!([0, 1, 2].map(is_dropped), [true, true, false]);
+    };
+    tokio::select! {
+        biased;
+        ended = work => panic!("{ended:?}"),
+        () = meanwhile => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn taking_ends_although_work_hangs_whose_items_are_lost() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let session = place.client.session().await.unwrap();
+    let consumer = queue.consumer(&session).await.unwrap();
+    queue.push(&place.session, &1).await.unwrap();
+    let work = consumer.for_each_concurrent(2, async |delivery: Delivery<u32>| {
+        delivery.lost().await;
+        std::future::pending().await
+    });
+    let expiry = async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(place.store.expire(session.lease()));
+    };
+    let (ended, ()) = tokio::join!(soon(work), expiry);
+    assert!(matches!(ended, Err(Error::SessionLost(_))), "{ended:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scope_ends_with_the_claim() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    let id = queue.push(&place.session, &1).await.unwrap();
+    let delivery = soon(consumer.pop()).await.unwrap();
+    assert_eq!(delivery.scope(async { 7 }).await.unwrap(), 7);
+    let removal = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(queue.remove(&id).await.unwrap());
+    };
+    let work = delivery.scope(std::future::pending::<()>());
+    let (ended, ()) = tokio::join!(soon(work), removal);
+    assert!(matches!(ended, Err(Error::Removed(_))), "{ended:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_an_item_too_long_gives_it_up() {
+    let place = Place::new().await;
+    let limit = Duration::from_secs(5);
+    let queue = place.queue().strict().max_work(limit);
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    let other = queue.consumer(&place.session).await.unwrap();
+    queue.push_all(&place.session, &[1, 2]).await.unwrap();
+    let stuck = soon(consumer.pop()).await.unwrap();
+    let began = place.client.now();
+    let (lost, again) = tokio::join!(soon(stuck.lost()), soon(other.pop()));
+    assert_eq!(lost, LostReason::Overdue);
+    let again = again.unwrap();
+    assert_eq!((*again.value(), again.attempt()), (1, 2));
+    let passed = place.client.now() - began;
+    assert!(limit <= passed && passed < 2 * limit, "{passed:?}");
+    let ended = stuck.scope(std::future::pending::<()>()).await;
+    assert!(matches!(ended, Err(Error::Removed(_))), "{ended:?}");
+    let ended = stuck.ack().await;
+    assert!(matches!(ended, Err(AckError::Fenced { .. })), "{ended:?}");
+    again.ack().await.unwrap();
+    // What ends in time is not given up, nor what is about to end.
+    let last = soon(other.pop()).await.unwrap();
+    let held = place.faulty.hold(1, Calls::Txn, Stage::Answered);
+    let mut ending = Box::pin(last.ack());
+    tokio::select! {
+        biased;
+        ended = &mut ending => panic!("{ended:?}"),
+        () = held.reached() => {}
+    }
+    tokio::time::sleep(limit).await;
+    held.release();
+    soon(ending).await.unwrap();
+    assert_eq!(queue.status().await.unwrap().items, 0);
+}
+
+/// It is told although the store cannot be.
+#[tokio::test(start_paused = true)]
+async fn who_has_an_item_too_long_is_told_by_its_own_clock() {
+    let place = Place::new().await;
+    let queue = place.queue().max_work(Duration::from_secs(2));
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    queue.push(&place.session, &1).await.unwrap();
+    let stuck = soon(consumer.pop()).await.unwrap();
+    place.faulty.disconnect(Outage::Refused);
+    assert_eq!(soon(stuck.lost()).await, LostReason::Overdue);
+    place.faulty.reconnect();
+    drop(stuck);
+    let again = soon(consumer.pop()).await.unwrap();
+    assert_eq!(again.attempt(), 2);
+}
+
+/// An item that hangs all who take it ends among the dead letters, and the queue goes on.
+#[tokio::test(start_paused = true)]
+async fn work_that_hangs_does_not_stop_a_strict_queue() {
+    let place = Place::new().await;
+    let queue = place.queue().strict().max_attempts(2);
+    let queue = queue.max_work(Duration::from_secs(5));
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    queue.push_all(&place.session, &[1, 2, 3]).await.unwrap();
+    let done = Mutex::new(Vec::new());
+    let work = consumer.for_each_concurrent(1, async |delivery: Delivery<u32>| {
+        if *delivery.value() == 1 {
+            std::future::pending().await
+        }
+        done.lock().unwrap().push(*delivery.value());
+        delivery.ack().await.unwrap();
+    });
+    no_news(work).await;
+    assert_eq!(done.into_inner().unwrap(), [2, 3]);
+    let dead = queue.dead_letters(9).await.unwrap();
+    assert_eq!(
+        (dead.len(), dead[0].value.clone(), dead[0].attempts),
+        (1, Ok(1), 2)
+    );
 }

@@ -24,6 +24,9 @@ use crate::scenario::Scenario;
 /// How often an item is taken before it is put aside.
 const ATTEMPTS_MAX: u32 = 4;
 
+/// How long some clients have an item at most.
+const WORK_MAX: Duration = Duration::from_millis(300);
+
 /// How many names the items have that are pushed under one.
 const NAMES: i64 = 4;
 
@@ -241,7 +244,11 @@ pub struct Queue<const KEYS: i64>(Work);
 #[must_use]
 pub fn handle(player: &Player) -> Handle<i64> {
     let queue = player.client().queue("q").with_segment_items(4);
-    queue.max_attempts(ATTEMPTS_MAX)
+    let queue = queue.max_attempts(ATTEMPTS_MAX);
+    match player.index() % 2 {
+        0 => queue,
+        _ => queue.max_work(WORK_MAX),
+    }
 }
 
 impl<const KEYS: i64> Queue<KEYS> {
