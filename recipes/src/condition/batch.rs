@@ -8,8 +8,8 @@ use quorate_proto::mvccpb::event::EventType;
 use serde::de::DeserializeOwned;
 
 use super::look::Looker;
-use super::record::{Gate, Layout, Task};
-use crate::error::{Error, Result, TxnError};
+use super::record::{AttemptsRecord, Gate, Layout, Task};
+use crate::error::{Error, LostReason, Result, TxnError};
 use crate::keys::{KeyRange, Revision, decode};
 use crate::kit::{Claim, Claimed};
 use crate::lock::{ContenderRecord, Fence, Fenced, Hold};
@@ -29,6 +29,7 @@ const PAGE: i64 = 64;
 pub struct Batch<T> {
     gate: Gate,
     tasks: Vec<Task<T>>,
+    attempt: u32,
     layout: Layout,
     gated: Gated,
     /// `None` once it is done.
@@ -36,10 +37,12 @@ pub struct Batch<T> {
     fence: Fence,
 }
 
-/// An open gate that nobody has.
+/// An open gate whose batch nobody has.
 struct Free {
     epoch: u64,
     kv: KeyValue,
+    /// What says how often it was taken.
+    attempts: Option<KeyValue>,
 }
 
 impl Looker {
@@ -74,6 +77,7 @@ impl Looker {
     /// The first open gate whose batch nobody has, and the revision of that.
     async fn free(&self) -> Result<(Revision, Option<Free>)> {
         let (gates, claims) = (self.layout.gates(), self.layout.claims());
+        let attempts = self.layout.all_attempts();
         let mut from = gates.range();
         loop {
             let mut page = ops::range(from.clone());
@@ -81,7 +85,11 @@ impl Looker {
             let mut taken = ops::range(claims.range());
             taken.keys_only = true;
             let request = TxnRequest {
-                success: vec![ops::read(page), ops::read(taken)],
+                success: vec![
+                    ops::read(page),
+                    ops::read(taken),
+                    ops::read(ops::range(attempts.range())),
+                ],
                 ..TxnRequest::default()
             };
             let (answer, _) = wait::repeat(&self.layout.client, request).await?;
@@ -90,10 +98,15 @@ impl Looker {
             let taken = ops::kvs(&answer.responses, 1).iter();
             let taken: Vec<u64> = taken.filter_map(|kv| epoch(&claims, kv)).collect();
             let found = ops::kvs(&answer.responses, 0);
+            let tried = ops::kvs(&answer.responses, 2);
             let mut open = found.iter().filter_map(|kv| {
-                let epoch = epoch(&gates, kv)?;
-                let kv = kv.clone();
-                Some(Free { epoch, kv })
+                let of = epoch(&gates, kv)?;
+                let attempts = tried.iter().find(|kv| epoch(&attempts, kv) == Some(of));
+                Some(Free {
+                    epoch: of,
+                    kv: kv.clone(),
+                    attempts: attempts.cloned(),
+                })
             });
             let free = open.find(|gate| !taken.contains(&gate.epoch));
             let full = i64::try_from(found.len()).is_ok_and(|found| found == PAGE);
@@ -118,10 +131,20 @@ impl Looker {
         let record = ContenderRecord::of(session, "");
         let record = record.with_nonce(layout.client.nonce());
         let mut claim = Claim::of(key.clone(), Value::from(Json(record)).into_bytes(&key)?);
-        claim.when = vec![Compare::create_revision(
-            layout.gate(gate.epoch),
-            gate.revision,
-        )];
+        let attempts = layout.attempts(gate.epoch);
+        let before = free.attempts.as_ref().map_or(0, AttemptsRecord::count_of);
+        let counted_at = free.attempts.as_ref().map_or(0, |kv| kv.mod_revision);
+        let attempt = before.saturating_add(1);
+        claim.when = vec![
+            Compare::create_revision(layout.gate(gate.epoch), gate.revision),
+            Compare::mod_revision(&attempts, Revision(counted_at)),
+        ];
+        claim.also = vec![AttemptsRecord::put(&attempts, attempt)?];
+        // Until it is in the user's hands, the attempt is none.
+        claim.when_released = vec![match before {
+            0 => ops::delete(KeyRange::one(&attempts)),
+            _ => AttemptsRecord::put(&attempts, before)?,
+        }];
         let claimed = session
             .actor()
             .run(|actor| async move { actor.claim(claim).await });
@@ -129,14 +152,16 @@ impl Looker {
             return Ok(None);
         };
         let contenders = vec![KeyRange::one(owned.key())];
-        let hold = Hold::new(session.clone(), owned, contenders);
+        let mut hold = Hold::new(session.clone(), owned, contenders);
         // Whoever lost the batch meanwhile, and is not told yet, would else be given what another one has left of it.
         let Some(tasks) = listed(layout, &gate).await? else {
             return Ok(None);
         };
+        hold.nothing_when_released();
         Ok(Some(Batch {
             gate,
             tasks,
+            attempt,
             layout: layout.clone(),
             gated: gated.clone(),
             fence: hold.fence().clone(),
@@ -194,11 +219,32 @@ impl<T> Batch<T> {
         &self.tasks
     }
 
+    /// How often the batch was taken, this time included: 1 at first. One whose takers end with it comes back for
+    /// ever: decide here what becomes of such a batch.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
     /// Completes when the batch is lost, with its session, or done. The future does not keep it.
     pub fn lost(&self) -> Lost {
         match &self.hold {
             Some(hold) => hold.lost(),
-            None => Lost::new(std::future::ready(crate::error::LostReason::Released)),
+            None => Lost::new(std::future::ready(LostReason::Released)),
+        }
+    }
+
+    /// Runs `work` while the batch is this taker's; drops it, wherever it stands, when the batch is lost.
+    ///
+    /// # Errors
+    /// As [`Hold::scope`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops `work`.
+    pub async fn scope<F: Future>(&self, work: F) -> Result<F::Output> {
+        match &self.hold {
+            Some(hold) => hold.scope(work).await,
+            None => Err(Error::SessionLost(LostReason::Released)),
         }
     }
 
@@ -239,6 +285,7 @@ impl<T> Batch<T> {
         let gone = [
             KeyRange::one(layout.claim(epoch)),
             KeyRange::one(layout.gate(epoch)),
+            KeyRange::one(layout.attempts(epoch)),
             layout.log.segment(epoch),
         ];
         let done = self.tasks.iter().filter_map(|task| {
@@ -273,6 +320,7 @@ impl<T: fmt::Debug> fmt::Debug for Batch<T> {
         f.debug_struct("Batch")
             .field("gate", &self.gate)
             .field("tasks", &self.tasks)
+            .field("attempt", &self.attempt)
             .finish_non_exhaustive()
     }
 }

@@ -32,9 +32,9 @@ pub(crate) use survey::survey;
 
 use crate::client::Client;
 use crate::error::{Error, Result};
-use crate::keys::{Key, Revision};
+use crate::keys::{Key, Revision, decode};
 use crate::kit::{ItemId, Placed};
-use crate::queue::{DeadLetter, Gated, Queue};
+use crate::queue::{DeadLetter, Gated, Queue, Revived};
 use crate::session::{Effect, Effected, Session};
 use crate::store::ops::{self, Compare};
 use crate::value::{Json, Value, from_json};
@@ -70,6 +70,8 @@ pub struct ConditionQueue<T> {
     looker: Looker,
     /// Once it is known that all agree.
     agreed: Arc<tokio::sync::OnceCell<()>>,
+    /// Of a fan.
+    max_attempts: Option<u32>,
     of: PhantomData<fn() -> T>,
 }
 
@@ -78,6 +80,7 @@ impl<T> Clone for ConditionQueue<T> {
         Self {
             looker: self.looker.clone(),
             agreed: Arc::clone(&self.agreed),
+            max_attempts: self.max_attempts,
             of: PhantomData,
         }
     }
@@ -158,6 +161,7 @@ impl<T> ConditionQueue<T> {
         Self {
             looker: Looker::new(layout, rule),
             agreed: Arc::default(),
+            max_attempts: None,
             of: PhantomData,
         }
     }
@@ -165,7 +169,10 @@ impl<T> ConditionQueue<T> {
     fn with_rule(self, change: impl FnOnce(&mut Rule)) -> Self {
         let mut rule = (*self.looker.rule).clone();
         change(&mut rule);
-        Self::new(self.looker.layout, rule)
+        Self {
+            max_attempts: self.max_attempts,
+            ..Self::new(self.looker.layout, rule)
+        }
     }
 
     /// What becomes of tasks when their gate opens; a batch if not told.
@@ -178,6 +185,14 @@ impl<T> ConditionQueue<T> {
     #[must_use]
     pub fn once(self) -> Self {
         self.with_rule(|rule| rule.once = true)
+    }
+
+    /// A task of a fan that was taken so often (at least once) becomes a dead letter instead of being taken again;
+    /// if not told, it is taken however often it comes back. Consumers may differ in it.
+    #[must_use]
+    pub fn max_attempts(mut self, most: u32) -> Self {
+        self.max_attempts = Some(most);
+        self
     }
 
     /// The prefix of the queue's keys.
@@ -252,12 +267,16 @@ impl<T> ConditionQueue<T> {
     /// The queue that tasks are in once their gate is open.
     fn tasks(&self) -> Queue<T> {
         let layout = self.layout();
-        Queue::gated(
+        let tasks = Queue::gated(
             layout.client.clone(),
             layout.space.clone(),
             layout.log.clone(),
             self.gated(),
-        )
+        );
+        match self.max_attempts {
+            Some(most) => tasks.max_attempts(most),
+            None => tasks,
+        }
     }
 
     /// Looks once, for the sake of those who wait. What it was called after is done in any case.
@@ -455,6 +474,72 @@ impl<T> ConditionQueue<T> {
         })
     }
 
+    /// The conditions that tasks may still join.
+    fn in_time(&self) -> Vec<Compare> {
+        match self.rule().once {
+            true => vec![Compare::absent(self.layout().log.head_key())],
+            false => Vec::new(),
+        }
+    }
+
+    /// What became of a task that joins; looks for those who wait if it is in.
+    async fn joined(&self, placed: Placed) -> Result<Joined> {
+        match placed {
+            Placed::Done {
+                id,
+                revision,
+                items,
+            } => {
+                let least = u64::try_from(self.rule().condition.least()).unwrap_or(u64::MAX);
+                if items.is_none_or(|items| items >= least) {
+                    self.look().await;
+                }
+                let epoch = id.segment();
+                Ok(Joined::In { epoch, revision })
+            }
+            Placed::There(kv) => {
+                let there = self.layout().log.item(&kv.key);
+                let epoch = there.ok_or_else(|| not_a_task(&kv.key))?.segment();
+                let revision = Revision(kv.create_revision);
+                Ok(Joined::Twice { epoch, revision })
+            }
+            Placed::Refused { .. } => Ok(Joined::Late),
+        }
+    }
+
+    /// Has a task of a fan that was put aside join again under its id, as if it had never been taken: exactly
+    /// once. As it joins it waits for the gate of the epoch that gathers; where the gate opens once only, it is too
+    /// late. `None` when nothing was put aside under this id; else it is put aside still, unless it is told to be in.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for another release; [`Error::Codec`] when it was never a task; [`Error::Mismatch`];
+    /// [`Error::SessionLost`]; [`Error::OutcomeUnknown`] when the session ended with an answer still to come; the
+    /// store's final refusals.
+    ///
+    /// # Cancel safety
+    /// As [`ConditionQueue::join`].
+    pub async fn redrive(&self, session: &Session, id: &ItemId) -> Result<Option<Joined>> {
+        self.must_be(Release::Fan)?;
+        let layout = self.layout();
+        session.belongs_to(&layout.client)?;
+        self.agree().await?;
+        let Some(Revived { item, mut besides }) = self.tasks().revived(id).await? else {
+            return Ok(None);
+        };
+        let key = layout.log.key(id);
+        let name = decode(id.name()).ok_or_else(|| not_a_task(key.as_bytes()))?;
+        besides.when.extend(self.in_time());
+        let placed = layout
+            .log
+            .append_named(session, &name, &item, |_| besides.clone())
+            .await?;
+        match self.joined(placed).await? {
+            // Somebody else has put it back, or thrown it away.
+            Joined::Late if !self.rule().once => Ok(None),
+            joined => Ok(Some(joined)),
+        }
+    }
+
     /// Throws a task of a fan away that was put aside. Returns whether there was one.
     ///
     /// # Errors
@@ -484,34 +569,11 @@ impl<T: Serialize> ConditionQueue<T> {
         self.agree().await?;
         let item = self.tasks().written(value)?;
         let besides = |_: &ItemId| Effect {
-            when: match self.rule().once {
-                true => vec![Compare::absent(layout.log.head_key())],
-                false => Vec::new(),
-            },
+            when: self.in_time(),
             ..Effect::default()
         };
         let placed = layout.log.append_named(session, id, &item, besides);
-        match placed.await? {
-            Placed::Done {
-                id,
-                revision,
-                items,
-            } => {
-                let least = u64::try_from(self.rule().condition.least()).unwrap_or(u64::MAX);
-                if items.is_none_or(|items| items >= least) {
-                    self.look().await;
-                }
-                let epoch = id.segment();
-                Ok(Joined::In { epoch, revision })
-            }
-            Placed::There(kv) => {
-                let there = layout.log.item(&kv.key);
-                let epoch = there.ok_or_else(|| not_a_task(&kv.key))?.segment();
-                let revision = Revision(kv.create_revision);
-                Ok(Joined::Twice { epoch, revision })
-            }
-            Placed::Refused { .. } => Ok(Joined::Late),
-        }
+        self.joined(placed.await?).await
     }
 }
 

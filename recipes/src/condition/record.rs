@@ -1,5 +1,7 @@
 //! How a condition queue lies in the store: its keys, and what is written under them.
 
+use quorate_proto::etcdserverpb::RequestOp;
+use quorate_proto::mvccpb::KeyValue;
 use serde::{Deserialize, Serialize};
 
 use crate::client::Client;
@@ -7,8 +9,8 @@ use crate::clock;
 use crate::error::Result;
 use crate::keys::{Key, KeyRange, KeySpace, Revision, decode};
 use crate::kit::{ItemId, SegmentedLog};
-use crate::value::{V1, from_json};
-use quorate_proto::mvccpb::KeyValue;
+use crate::store::ops;
+use crate::value::{Json, V1, Value, from_json};
 
 /// The kind of key space that condition queues live in.
 pub(crate) const KIND: &str = "condition";
@@ -71,6 +73,15 @@ impl Layout {
         self.claims().key(&number(epoch))
     }
 
+    pub(super) fn all_attempts(&self) -> KeySpace {
+        self.space.child("attempts")
+    }
+
+    /// How often the batch of an epoch was taken.
+    pub(super) fn attempts(&self, epoch: u64) -> Key {
+        self.all_attempts().key(&number(epoch))
+    }
+
     /// Who has which task of a fan.
     pub(super) fn tries(&self) -> KeySpace {
         self.space.child("try")
@@ -129,6 +140,33 @@ impl GateRecord {
             reason,
             since_ms: clock::wall_millis(),
         }
+    }
+}
+
+/// The value of a batch's count of attempts.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct AttemptsRecord {
+    v: V1,
+    pub(super) count: u32,
+}
+
+impl AttemptsRecord {
+    /// What says that it was taken so often.
+    pub(super) fn put(key: &Key, count: u32) -> Result<RequestOp> {
+        let record = Value::from(Json(Self { v: V1, count }));
+        Ok(ops::put(key, record.into_bytes(key)?, None))
+    }
+
+    /// An unreadable one is taken for none.
+    pub(super) fn count_of(kv: &KeyValue) -> u32 {
+        let record: Result<Self> = from_json(&kv.key, &kv.value);
+        record.map_or_else(
+            |error| {
+                tracing::warn!(%error, "an unreadable count of attempts is taken for none");
+                0
+            },
+            |record| record.count,
+        )
     }
 }
 

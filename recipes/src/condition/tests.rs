@@ -596,3 +596,132 @@ async fn a_task_of_a_fan_is_taken_without_a_look() {
     let used = place.counting.counts() - before;
     assert_eq!((used.txn, used.range), (2 * 19, 0), "{used:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_scope_ends_with_the_batch() {
+    let place = Place::new().await;
+    let queue = place.queue(Condition::len(1));
+    let other = place.client.session().await.unwrap();
+    place.join(&queue, "a").await;
+    let mut batch = soon(queue.take(&other)).await.unwrap();
+    assert_eq!(batch.scope(async { 7 }).await.unwrap(), 7);
+    let expiry = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(place.store.expire(other.lease()));
+    };
+    let work = batch.scope(std::future::pending::<()>());
+    let (ended, ()) = tokio::join!(soon(work), expiry);
+    assert!(matches!(ended, Err(Error::SessionLost(_))), "{ended:?}");
+    drop(batch);
+    batch = soon(queue.take(&place.session)).await.unwrap();
+    batch.ack_with(place.client.txn()).await.unwrap();
+    let ended = batch.scope(std::future::pending::<()>()).await;
+    assert!(ended.is_err(), "there is nothing any more: {ended:?}");
+}
+
+/// What kills its takers is known by that.
+#[tokio::test(start_paused = true)]
+async fn a_batch_tells_how_often_it_was_taken() {
+    let place = Place::new().await;
+    let queue = place.queue(Condition::len(1));
+    place.join(&queue, "a").await;
+    for attempt in 1..=3 {
+        let session = place.client.session().await.unwrap();
+        let batch = soon(queue.take(&session)).await.unwrap();
+        assert_eq!(batch.attempt(), attempt);
+        assert!(place.store.expire(session.lease()));
+    }
+    let batch = soon(queue.take(&place.session)).await.unwrap();
+    assert_eq!(batch.attempt(), 4);
+    drop(batch);
+    // One that nobody had in hand does not count.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut given = 0;
+    for nth in 1..=6 {
+        let held = place.faulty.hold(nth, Calls::Any, Stage::Answered);
+        tokio::select! {
+            biased;
+            taken = queue.take(&place.session) => {
+                drop(taken.unwrap());
+                given += 1;
+            }
+            () = held.reached() => {}
+        }
+        held.release();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let mut batch = soon(queue.take(&place.session)).await.unwrap();
+    assert!(given < 3, "{given}");
+    assert_eq!(batch.attempt(), 5 + given);
+    batch.ack_with(place.client.txn()).await.unwrap();
+    assert_eq!(place.left(), [""; 0]);
+    // The next one begins anew.
+    place.join(&queue, "a").await;
+    assert_eq!(soon(queue.take(&place.session)).await.unwrap().attempt(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_was_put_aside_may_join_again() {
+    let place = Place::new().await;
+    let queue = place.queue(Condition::len(2)).release(Release::Fan);
+    let queue = queue.max_attempts(2);
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    place.join(&queue, "a/b").await;
+    place.join(&queue, "c").await;
+    let first = soon(consumer.pop()).await.unwrap();
+    soon(consumer.pop()).await.unwrap().ack().await.unwrap();
+    first.nack(Nack::Now).await.unwrap();
+    let second = soon(consumer.pop()).await.unwrap();
+    assert_eq!(second.attempt(), 2);
+    second.nack(Nack::Now).await.unwrap();
+    no_news(consumer.pop()).await;
+    let dead = queue.dead_letters(9).await.unwrap();
+    let [letter] = &dead[..] else {
+        panic!("{dead:?}");
+    };
+    assert_eq!((letter.attempts, letter.value.clone()), (2, Ok(7)));
+    // While one of its id gathers, it stays where it is.
+    place.join(&queue, "a/b").await;
+    let again = async || queue.redrive(&place.session, &letter.id).await.unwrap();
+    let told = again().await;
+    assert!(
+        matches!(told, Some(Joined::Twice { epoch: 1, .. })),
+        "{told:?}"
+    );
+    assert_eq!(queue.status().await.unwrap().dead, 1);
+    assert!(queue.withdraw(&place.session, "a/b").await.unwrap());
+    let told = again().await;
+    assert!(
+        matches!(told, Some(Joined::In { epoch: 1, .. })),
+        "{told:?}"
+    );
+    assert_eq!(again().await, None);
+    assert_eq!(queue.status().await.unwrap().dead, 0);
+    place.join(&queue, "d").await;
+    let mut taken = BTreeSet::new();
+    for _ in 0..2 {
+        let delivery = soon(consumer.pop()).await.unwrap();
+        assert_eq!(delivery.attempt(), 1);
+        taken.insert(delivery.id().to_string());
+        delivery.ack().await.unwrap();
+    }
+    let expected = ["a%2Fb", "d"].map(|name| format!("{:016x}/{name}", 1));
+    assert_eq!(taken, BTreeSet::from(expected));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_put_aside_is_too_late_where_the_gate_opens_once() {
+    let place = Place::new().await;
+    let queue = place.queue(Condition::len(1)).release(Release::Fan).once();
+    let consumer = queue.consumer(&place.session).await.unwrap();
+    place.join(&queue, "a").await;
+    let delivery = soon(consumer.pop()).await.unwrap();
+    delivery
+        .nack(Nack::Dead("no use".to_owned()))
+        .await
+        .unwrap();
+    let dead = queue.dead_letters(1).await.unwrap();
+    let told = queue.redrive(&place.session, &dead[0].id).await.unwrap();
+    assert_eq!(told, Some(Joined::Late));
+    assert_eq!(queue.status().await.unwrap().dead, 1);
+}

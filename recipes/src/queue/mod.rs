@@ -34,6 +34,7 @@ use serde::Serialize;
 pub use consumer::Consumer;
 use consumer::Limits;
 pub use dead::DeadLetter;
+pub(crate) use dead::Revived;
 pub use delivery::{AckError, Delivery, Nack};
 pub use lanes::{PriorityConsumer, PriorityQueue};
 pub(crate) use lanes::{lane_space, lanes_key, lanes_of};
