@@ -2,9 +2,10 @@
 //! all tasks of a job, how far they are, how long they will take, and which of them stand still.
 //!
 //! `record` is what is written, `reporter` and `writer` write it, `monitor` follows a job, `tracker`
-//! decides what a view shows, `rate` estimates speed and remaining time.
+//! decides what a view shows, `overall` sums it up, `rate` estimates speed and remaining time.
 
 mod monitor;
+mod overall;
 mod rate;
 mod record;
 mod reporter;
@@ -13,11 +14,12 @@ mod view;
 mod writer;
 
 pub use monitor::{Monitor, MonitorBuilder};
+pub use overall::Overall;
 pub use rate::Eta;
 pub use record::TaskName;
 pub(crate) use record::{Part, Record, Written};
 pub use reporter::{Outcome, Previous, Reporter, ReporterBuilder};
-pub use view::{JobView, Overall, TaskState, TaskView};
+pub use view::{JobView, TaskState, TaskView};
 
 /// The kind of key space that jobs live in.
 pub(crate) const KIND: &str = "progress";

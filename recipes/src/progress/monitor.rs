@@ -8,9 +8,10 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
+use super::overall::Overall;
 use super::record::job_space;
 use super::tracker::Tracker;
-use super::view::{JobView, Overall};
+use super::view::JobView;
 use crate::client::Client;
 use crate::clock;
 use crate::error::Result;
@@ -99,11 +100,11 @@ impl Monitor {
         self.0.view()
     }
 
-    /// The job as a whole, now.
+    /// The job as a whole, now: the remaining time is less by how old the view is.
     #[must_use]
     pub fn overall(&self) -> Overall {
         let view = self.0.view();
-        view.overall(clock::now().saturating_duration_since(view.at))
+        view.overall_after(clock::now().saturating_duration_since(view.at))
     }
 
     /// Waits for a view that has not been waited for before, and returns it. Time alone makes a new

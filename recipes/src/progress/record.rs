@@ -11,7 +11,8 @@ use crate::keys::{Key, KeySpace, decode, encode};
 use crate::value::V1;
 
 /// The name of a task: the job it is part of, and its own name there. `"job/task"` is split at its
-/// first slash.
+/// first slash. The slashes in the name of the task make a tree of the tasks of a job: see
+/// [`JobView::below`](super::JobView::below).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TaskName {
     pub(super) job: String,

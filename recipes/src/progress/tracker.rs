@@ -215,8 +215,8 @@ impl Digest for Tracker {
 
 #[cfg(test)]
 mod tests {
+    use super::super::overall::Overall;
     use super::super::record::{TaskName, job_space, owner_key, record_key};
-    use super::super::view::Overall;
     use super::*;
     use crate::watch::Origin;
 
@@ -298,7 +298,7 @@ mod tests {
         }
 
         fn overall(&self) -> Overall {
-            self.tracker.view(None).overall(Duration::ZERO)
+            self.tracker.view(None).overall()
         }
     }
 

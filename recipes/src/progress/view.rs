@@ -1,10 +1,10 @@
-//! What a monitor shows: the tasks of a job as they stand, and the job as a whole.
+//! What a monitor shows: the tasks of a job as they stand.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use super::overall::all_done;
 use super::rate::{Eta, to_f64};
 use crate::client::Identity;
 use crate::clock::Instant;
@@ -103,7 +103,7 @@ impl TaskView {
 }
 
 /// The most that is told of something that is not finished.
-const ALMOST: f64 = 0.99;
+pub(super) const ALMOST: f64 = 0.99;
 
 pub(super) fn read_checkpoint<C: DeserializeOwned>(
     checkpoint: &serde_json::Value,
@@ -149,89 +149,6 @@ impl JobView {
     /// Whether there are tasks, and all of them are done.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        !self.tasks.is_empty() && self.count(TaskState::Done) == self.tasks.len()
+        all_done(&self.tasks)
     }
-
-    /// The job as a whole, `elapsed` after the view was made.
-    pub(super) fn overall(&self, elapsed: Duration) -> Overall {
-        let done = self.tasks.iter().map(|task| task.done);
-        let rates: Vec<f64> = self.tasks.iter().filter_map(|task| task.rate).collect();
-        Overall {
-            fraction: self.fraction(),
-            done: done.fold(0, u64::saturating_add),
-            total: self.total(),
-            rate: (!rates.is_empty()).then(|| rates.iter().sum()),
-            eta: self.eta().map(|eta| eta.after(elapsed)),
-            tasks: self.tasks.len(),
-            finished: self.count(TaskState::Done),
-            stalled: self.count(TaskState::Stalled),
-            lost: self.count(TaskState::Lost),
-            failed: self.count(TaskState::Failed) + self.count(TaskState::Abandoned),
-        }
-    }
-
-    /// The sum of what there is to do; of a task that is done, what was.
-    fn total(&self) -> Option<u64> {
-        if self.tasks.is_empty() {
-            return None;
-        }
-        let mut totals = self.tasks.iter().map(|task| match task.state {
-            TaskState::Done => Some(task.done),
-            _ => task.total,
-        });
-        totals.try_fold(0_u64, |sum, total| Some(sum.saturating_add(total?)))
-    }
-
-    fn fraction(&self) -> Option<f64> {
-        if self.is_done() {
-            return Some(1.0);
-        }
-        let total = self.total().filter(|total| *total > 0)?;
-        let done = self.tasks.iter().map(|task| match task.state {
-            TaskState::Done => task.done,
-            _ => task.done.min(task.total.unwrap_or(task.done)),
-        });
-        let part = to_f64(done.fold(0, u64::saturating_add)) / to_f64(total);
-        Some(part.min(ALMOST))
-    }
-
-    /// When the last of the tasks will be done; nothing while one of them does not move.
-    fn eta(&self) -> Option<Eta> {
-        let unfinished = self.tasks.iter();
-        let unfinished = unfinished.filter(|task| task.state != TaskState::Done);
-        let mut all: Option<Eta> = None;
-        for task in unfinished {
-            let eta = task.eta?;
-            all = Some(all.map_or(eta, |all| all.and(eta)));
-        }
-        all
-    }
-}
-
-/// A job as a whole.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Overall {
-    /// How much is done, weighted by how much there is to do in each task: 0.0 to 1.0, and 1.0 only
-    /// once every task is done. `None` without tasks, or while one of them has no total.
-    pub fraction: Option<f64>,
-    /// The sum of what is done.
-    pub done: u64,
-    /// The sum of what there is to do, if every task says so.
-    pub total: Option<u64>,
-    /// The sum of the rates, if there is one.
-    pub rate: Option<f64>,
-    /// When the last task will be done. `None` when nothing is left, and while a task that is left
-    /// does not move, or not yet long enough to tell.
-    pub eta: Option<Eta>,
-    /// How many tasks there are.
-    pub tasks: usize,
-    /// How many of them are done.
-    pub finished: usize,
-    /// How many stand still although their worker lives.
-    pub stalled: usize,
-    /// How many have lost their worker.
-    pub lost: usize,
-    /// How many failed or were abandoned.
-    pub failed: usize,
 }

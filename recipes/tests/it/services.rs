@@ -136,6 +136,7 @@ on_every_store! {
     progress::attempts_follow_one_another,
     progress::zombies_are_refused,
     progress::stalls_and_deaths,
+    progress::trees_are_summed_up,
     queues::items_are_done_once,
     queues::who_is_gone_ends_nothing,
     queues::orders_by_key_are_exact,

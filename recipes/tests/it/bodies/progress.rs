@@ -222,3 +222,35 @@ pub async fn stalls_and_deaths(client: &Client) {
     let overall = state(TaskState::Lost).await;
     assert_eq!((overall.lost, overall.eta), (2, None));
 }
+
+/// Tasks whose names have slashes are a tree, and each node of it has sums of its own.
+pub async fn trees_are_summed_up(client: &Client) {
+    let session = session(client).await;
+    let mut tasks = Vec::new();
+    for (name, total) in [("eu/x", 100), ("eu/y/1", 300), ("eu2", 50), ("us/x", 50)] {
+        let task = session.reporter(("tree", name)).total(total);
+        tasks.push(task.start().await.unwrap());
+    }
+    for task in &tasks {
+        task.set_done(50);
+    }
+    tasks.remove(0).finish(Outcome::Done).await.unwrap();
+    for task in &tasks {
+        task.flush().await.unwrap();
+    }
+    let mut monitor = client.monitor("tree").await.unwrap();
+    let written = monitor.wait_for(|job| job.overall().done == 200);
+    let view = soon("the numbers", written).await.unwrap();
+    let nodes = view.nodes();
+    assert_eq!(
+        nodes.keys().collect::<Vec<_>>(),
+        [&"eu", &"eu/y", &"us"],
+        "a task with nothing below it is no node"
+    );
+    let eu = &nodes["eu"];
+    assert_eq!((eu.tasks, eu.finished, eu.total), (2, 1, Some(350)));
+    assert_eq!(eu.fraction, Some(100.0 / 350.0));
+    assert_eq!(*eu, view.below("eu").overall());
+    assert!(view.below("eu/x").is_done() && !view.below("eu").is_done());
+    assert_eq!(view.below("us").task("us/x").unwrap().done, 50);
+}
