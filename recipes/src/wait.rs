@@ -12,7 +12,7 @@ use quorate_proto::mvccpb::event::EventType;
 
 use crate::client::Client;
 use crate::keys::{Key, KeyRange, LeaseId, Revision};
-use crate::store::{Cause, StoreError, WatchStream};
+use crate::store::{Cause, StoreError, WatchStream, ops};
 
 /// Pauses that double from a first length to a longest one, with jitter.
 #[derive(Debug)]
@@ -145,6 +145,24 @@ pub(crate) async fn until_event(
         Err(error) => return Err(error),
     }
     Ok(())
+}
+
+/// Waits until a key is there. Trouble with the store is waited out.
+pub(crate) async fn until_there(client: &Client, key: &Key) -> Result<(), StoreError> {
+    let mut pause = Backoff::between_attempts(client);
+    loop {
+        let found = read(client, ops::get(key)).await?;
+        if !found.kvs.is_empty() {
+            return Ok(());
+        }
+        let seen = found.header.map_or(0, |header| header.revision);
+        let range = [KeyRange::one(key)];
+        let put = |event: &Event| event.r#type() == EventType::Put;
+        let news = until_event(client, &range, Revision(seen + 1), &mut pause, put);
+        if news.await.is_err() {
+            pause.pause().await;
+        }
+    }
 }
 
 /// Reads until the store answers.

@@ -4,7 +4,6 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use quorate_proto::mvccpb::event::EventType;
 use serde::Serialize;
 use serde_json::value::to_raw_value;
 
@@ -18,7 +17,7 @@ use crate::session::{Lost, Session};
 use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
 use crate::txn::Txn;
-use crate::wait::{self, Backoff};
+use crate::wait;
 
 /// A command that was taken: nobody else has it as long as the session lives. Dropping it gives it back at
 /// once, to be taken again.
@@ -197,25 +196,9 @@ impl<C, R> Command<C, R> {
         let client = self.worker.layout.client.clone();
         let key = self.worker.layout.cancel(&self.worker.id);
         async move {
-            let mut pause = Backoff::between_attempts(&client);
-            loop {
-                let found = match wait::read(&client, ops::get(&key)).await {
-                    Ok(found) => found,
-                    Err(error) => {
-                        tracing::warn!(%key, %error, "nobody will be told to stop");
-                        return std::future::pending().await;
-                    }
-                };
-                if !found.kvs.is_empty() {
-                    return;
-                }
-                let seen = found.header.map_or(0, |header| header.revision);
-                let range = [KeyRange::one(&key)];
-                let put = |event: &quorate_proto::mvccpb::Event| event.r#type() == EventType::Put;
-                let news = wait::until_event(&client, &range, Revision(seen + 1), &mut pause, put);
-                if news.await.is_err() {
-                    pause.pause().await;
-                }
+            if let Err(error) = wait::until_there(&client, &key).await {
+                tracing::warn!(%key, %error, "nobody will be told to stop");
+                std::future::pending().await
             }
         }
     }

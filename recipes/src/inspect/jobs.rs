@@ -1,6 +1,6 @@
 //! Jobs whose tasks report how far they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use quorate_proto::mvccpb::KeyValue;
 use serde::Serialize;
@@ -44,6 +44,8 @@ pub struct TaskInfo {
     pub rate: Option<f64>,
     /// Which attempt this is, from 1.
     pub attempt: u32,
+    /// Whether it is asked to end.
+    pub cancelling: bool,
     /// Who works on it, or did last.
     pub owner: Identity,
     /// The lease of who works on it.
@@ -65,6 +67,8 @@ pub enum TaskStanding {
     Done,
     /// Finished without success.
     Failed,
+    /// Finished before it was done, because that was asked for.
+    Cancelled,
     /// Its worker let go of it without finishing it.
     Abandoned,
 }
@@ -79,9 +83,14 @@ pub(super) async fn jobs(look: &Look) -> Result<Vec<JobInfo>> {
             let part = |kv: &KeyValue| Part::of(&space, &kv.key);
             let owners = keys.iter().filter_map(|(_, kv)| match part(kv)? {
                 Part::Owner(task) => Some((task, kv)),
-                Part::Record(_) => None,
+                Part::Record(_) | Part::Cancel(_) => None,
             });
             let owners: BTreeMap<String, &KeyValue> = owners.collect();
+            let cancelling = keys.iter().filter_map(|(_, kv)| match part(kv)? {
+                Part::Cancel(task) => Some(task),
+                Part::Record(_) | Part::Owner(_) => None,
+            });
+            let cancelling: BTreeSet<String> = cancelling.collect();
             let tasks = keys.iter().filter_map(|(_, kv)| {
                 let Part::Record(name) = part(kv)? else {
                     return None;
@@ -91,7 +100,8 @@ pub(super) async fn jobs(look: &Look) -> Result<Vec<JobInfo>> {
                 let owner = owners.get(&name);
                 let owner = owner.filter(|owner| owner.create_revision < kv.mod_revision);
                 let lease = owner.map(|owner| LeaseId(owner.lease));
-                Some(task(name, record, lease))
+                let cancelling = cancelling.contains(&name);
+                Some(task(name, record, lease, cancelling))
             });
             JobInfo {
                 tasks: tasks.collect(),
@@ -101,12 +111,13 @@ pub(super) async fn jobs(look: &Look) -> Result<Vec<JobInfo>> {
     Ok(each.collect())
 }
 
-fn task(name: String, record: Record, lease: Option<LeaseId>) -> TaskInfo {
+fn task(name: String, record: Record, lease: Option<LeaseId>, cancelling: bool) -> TaskInfo {
     let state = match record.state {
         Written::Running if lease.is_some() => TaskStanding::Running,
         Written::Running => TaskStanding::Lost,
         Written::Done => TaskStanding::Done,
         Written::Failed => TaskStanding::Failed,
+        Written::Cancelled => TaskStanding::Cancelled,
         Written::Abandoned => TaskStanding::Abandoned,
     };
     TaskInfo {
@@ -119,6 +130,7 @@ fn task(name: String, record: Record, lease: Option<LeaseId>) -> TaskInfo {
         message: record.message,
         rate: record.rate,
         attempt: record.attempt,
+        cancelling,
         owner: record.owner,
         lease,
         updated_ms: record.updated_ms,

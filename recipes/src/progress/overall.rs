@@ -7,12 +7,13 @@ use std::time::Duration;
 use super::rate::{Eta, to_f64};
 use super::view::{ALMOST, JobView, TaskState, TaskView};
 
-/// A job, or a part of it, as a whole.
+/// A job, or a part of it, as a whole. What was cancelled is not to be done any more: it is counted, and
+/// adds nothing else.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Overall {
     /// How much is done, weighted by how much there is to do in each task: 0.0 to 1.0, and 1.0 only
-    /// once every task is done. `None` without tasks, or while one of them has no total.
+    /// once every task is done. `None` without a task, or while one of them has no total.
     pub fraction: Option<f64>,
     /// The sum of what is done.
     pub done: u64,
@@ -33,33 +34,41 @@ pub struct Overall {
     pub lost: usize,
     /// How many failed or were abandoned.
     pub failed: usize,
+    /// How many were cancelled.
+    pub cancelled: usize,
 }
 
 impl Overall {
     /// These tasks together, `elapsed` after their view was made.
-    pub(super) fn of(tasks: &[&TaskView], elapsed: Duration) -> Self {
+    pub(super) fn of(all: &[&TaskView], elapsed: Duration) -> Self {
+        let count = |state| all.iter().filter(|task| task.state == state).count();
+        let wanted = all.iter().filter(|task| task.state != TaskState::Cancelled);
+        let tasks: Vec<&TaskView> = wanted.copied().collect();
         let done = tasks.iter().map(|task| task.done);
         let rates: Vec<f64> = tasks.iter().filter_map(|task| task.rate).collect();
-        let count = |state| tasks.iter().filter(|task| task.state == state).count();
         Self {
-            fraction: fraction(tasks),
+            fraction: fraction(&tasks),
             done: done.fold(0, u64::saturating_add),
-            total: total(tasks),
+            total: total(&tasks),
             rate: (!rates.is_empty()).then(|| rates.iter().sum()),
-            eta: eta(tasks).map(|eta| eta.after(elapsed)),
-            tasks: tasks.len(),
+            eta: eta(&tasks).map(|eta| eta.after(elapsed)),
+            tasks: all.len(),
             finished: count(TaskState::Done),
             stalled: count(TaskState::Stalled),
             lost: count(TaskState::Lost),
             failed: count(TaskState::Failed) + count(TaskState::Abandoned),
+            cancelled: count(TaskState::Cancelled),
         }
     }
 }
 
-/// Whether there are tasks, and all of them are done.
+/// Whether there are tasks, and all of them are done but for those that were cancelled.
 pub(super) fn all_done<'a>(tasks: impl IntoIterator<Item = &'a TaskView>) -> bool {
-    let mut states = tasks.into_iter().map(|task| task.state).peekable();
-    states.peek().is_some() && states.all(|state| state == TaskState::Done)
+    let states = tasks.into_iter().map(|task| task.state);
+    let mut wanted = states
+        .filter(|state| *state != TaskState::Cancelled)
+        .peekable();
+    wanted.peek().is_some() && wanted.all(|state| state == TaskState::Done)
 }
 
 /// The sum of what there is to do; of a task that is done, what was.
@@ -178,6 +187,7 @@ mod tests {
             rate: None,
             eta: None,
             attempt: 1,
+            cancelling: false,
             owner: Identity {
                 host: String::new(),
                 pid: 1,
@@ -242,6 +252,23 @@ mod tests {
             assert_eq!(*overall, view.below(node).overall(), "{node}");
         }
         assert_eq!(view.overall().tasks, 6);
+    }
+
+    #[test]
+    fn what_was_cancelled_is_not_waited_for() {
+        let cancelled = task("b", TaskState::Cancelled, 10, Some(300));
+        let mut view = job(vec![
+            task("a", TaskState::Running, 50, Some(100)),
+            cancelled.clone(),
+        ]);
+        let overall = view.overall();
+        assert_eq!((overall.tasks, overall.cancelled), (2, 1));
+        assert_eq!((overall.done, overall.total), (50, Some(100)));
+        assert_eq!((overall.fraction, view.is_done()), (Some(0.5), false));
+        view.tasks[0].state = TaskState::Done;
+        assert_eq!((view.overall().fraction, view.is_done()), (Some(1.0), true));
+        let view = job(vec![cancelled]);
+        assert_eq!((view.overall().fraction, view.is_done()), (None, false));
     }
 
     #[test]

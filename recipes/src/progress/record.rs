@@ -1,6 +1,7 @@
-//! What a task's report looks like in the store. Two keys a task, below one prefix a job, so that a
+//! What a task's report looks like in the store. Three keys a task, below one prefix a job, so that a
 //! monitor needs one watch: `<job>/record/<task>` is durable and outlives its writer;
-//! `<job>/owner/<task>` is leased, and only its creator may write the record.
+//! `<job>/owner/<task>` is leased, and only its creator may write the record; `<job>/cancel/<task>`
+//! is there while the task is asked to end.
 
 use serde::{Deserialize, Serialize};
 
@@ -76,10 +77,15 @@ pub(super) fn owner_key(name: &TaskName) -> Key {
     job_space(&name.job).key(&format!("owner/{}", encode(&name.task)))
 }
 
-/// Which of the two keys of which task a key of the job is.
+pub(super) fn cancel_key(name: &TaskName) -> Key {
+    job_space(&name.job).key(&format!("cancel/{}", encode(&name.task)))
+}
+
+/// Which of the three keys of which task a key of the job is.
 pub(crate) enum Part {
     Record(String),
     Owner(String),
+    Cancel(String),
 }
 
 impl Part {
@@ -89,7 +95,14 @@ impl Part {
         match kind {
             "record" => Some(Self::Record(task)),
             "owner" => Some(Self::Owner(task)),
+            "cancel" => Some(Self::Cancel(task)),
             _ => None,
+        }
+    }
+
+    pub(crate) fn task(&self) -> &str {
+        match self {
+            Self::Record(task) | Self::Owner(task) | Self::Cancel(task) => task,
         }
     }
 }
@@ -101,7 +114,16 @@ pub(crate) enum Written {
     Running,
     Done,
     Failed,
+    Cancelled,
     Abandoned,
+}
+
+impl Written {
+    /// Whether the task has come to its end, and is asked nothing any more. One that was abandoned goes
+    /// on with its next attempt.
+    pub(super) fn is_end(self) -> bool {
+        matches!(self, Self::Done | Self::Failed | Self::Cancelled)
+    }
 }
 
 /// The value of `<job>/record/<task>`.
@@ -160,6 +182,8 @@ mod tests {
         assert!(matches!(part, Some(Part::Record(task)) if task == name.task));
         let part = Part::of(&space, owner_key(&name).as_bytes());
         assert!(matches!(part, Some(Part::Owner(task)) if task == name.task));
+        let part = Part::of(&space, cancel_key(&name).as_bytes());
+        assert!(matches!(part, Some(Part::Cancel(task)) if task == name.task));
         assert!(Part::of(&space, b"quorate/progress/import/else/x").is_none());
         assert!(TaskName::from("lonely").check().is_err());
         assert!(name.check().is_ok());

@@ -2,242 +2,22 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
-use super::rate::Estimator;
-use super::record::{Record, TaskName, Written, owner_key, record_key};
-use super::view::{TaskState, read_checkpoint};
-use super::writer::{Draft, Progress, Shared, Writer};
-use crate::clock;
+use super::cancel;
+use super::record::{TaskName, Written, cancel_key, record_key};
+use super::start::Previous;
+use super::writer::{Hurry, Progress, Shared};
 use crate::error::{Error, Result};
-use crate::keys::{Key, LeaseId, Revision};
-use crate::lock::{Fence, Fenced};
-use crate::session::{Actor, Claim, Claimed, Session};
-use crate::store::ops;
-use crate::value::{Json, Value};
-use crate::wait::{Backoff, deleted};
+use crate::session::Session;
 
 /// Most bytes of a stage or a message; more is cut off.
 const TEXT_MOST: usize = 4_096;
 
 /// Most bytes of a checkpoint, as JSON.
 const CHECKPOINT_MOST: usize = 256 * 1024;
-
-impl Session {
-    /// Reports on a task of a job: `session.reporter("import/part-1").total(100).start().await`.
-    pub fn reporter(&self, task: impl Into<TaskName>) -> ReporterBuilder {
-        ReporterBuilder {
-            session: self.clone(),
-            name: task.into(),
-            draft: Draft::default(),
-            fences: Vec::new(),
-            wait: false,
-        }
-    }
-}
-
-/// Begins an attempt at a task.
-#[derive(Debug)]
-#[must_use = "nothing is reported before start"]
-pub struct ReporterBuilder {
-    session: Session,
-    name: TaskName,
-    draft: Draft,
-    fences: Vec<Fence>,
-    wait: bool,
-}
-
-impl ReporterBuilder {
-    /// How much there is to do, in units. Default: not known.
-    pub fn total(mut self, total: u64) -> Self {
-        self.draft.total = Some(total);
-        self
-    }
-
-    /// What is counted: "files", "bytes". Default: nothing said.
-    pub fn unit(mut self, unit: impl Into<String>) -> Self {
-        self.draft.unit = cut(unit.into());
-        self
-    }
-
-    /// Reports only while this guard is held too: the lock or leadership that gives the right to do
-    /// the task.
-    pub fn under(mut self, guard: &impl Fenced) -> Self {
-        self.fences.push(guard.fence().clone());
-        self
-    }
-
-    /// Waits for another worker's attempt to end instead of failing.
-    pub fn wait(mut self) -> Self {
-        self.wait = true;
-        self
-    }
-
-    /// Begins the attempt: from here on, only this reporter can report on the task.
-    ///
-    /// # Errors
-    /// [`Error::Taken`] while another worker's attempt is alive, unless [`ReporterBuilder::wait`];
-    /// [`Error::Invalid`] for a name without a job or a task; [`Error::Fenced`] when a guard is not
-    /// held; [`Error::SessionLost`]; the store's final refusals. Trouble with the store is waited
-    /// out.
-    ///
-    /// # Cancel safety
-    /// When the future is dropped, an attempt that turns out to have begun is abandoned.
-    pub async fn start(self) -> Result<Reporter> {
-        self.name.check()?;
-        let lost = self.session.lost();
-        tokio::select! {
-            biased;
-            reason = lost => Err(Error::SessionLost(reason)),
-            reporter = self.start_while_live() => reporter,
-        }
-    }
-
-    async fn start_while_live(&self) -> Result<Reporter> {
-        let client = self.session.client();
-        let mut pause = Backoff::between_attempts(client);
-        loop {
-            let begin = Begin {
-                session: self.session.clone(),
-                name: self.name.clone(),
-                draft: self.draft.clone(),
-                fences: self.fences.clone(),
-            };
-            let begun = self.session.actor().run(|actor| begin.run(actor)).await?;
-            let (lease, seen) = match begun {
-                Begun::Here(reporter) => return Ok(reporter),
-                Begun::Elsewhere { lease, seen } => (lease, seen),
-            };
-            let key = owner_key(&self.name);
-            if !self.wait {
-                return Err(Error::Taken { key, lease });
-            }
-            match deleted(client, &[(key, lease)], Revision(seen.0 + 1)).await {
-                Err(error) if !error.is_transient() => return Err(error.into()),
-                _ => pause.pause().await,
-            }
-        }
-    }
-}
-
-/// The beginning of an attempt, run to its end by the session.
-struct Begin {
-    session: Session,
-    name: TaskName,
-    draft: Draft,
-    fences: Vec<Fence>,
-}
-
-enum Begun {
-    Here(Reporter),
-    Elsewhere { lease: LeaseId, seen: Revision },
-}
-
-impl Begin {
-    async fn run(mut self, actor: Actor) -> Result<Begun> {
-        let (owner_key, record_key) = (owner_key(&self.name), record_key(&self.name));
-        let mark = serde_json::json!({ "v": 1, "nonce": actor.client().nonce() });
-        let mark = Value::from(Json(mark)).into_bytes(&owner_key)?;
-        let claim = Claim::of(owner_key.clone(), mark);
-        let owned = match actor.claim(claim).await? {
-            Claimed::Made { owned, .. } => owned,
-            Claimed::Refused {
-                revision, existing, ..
-            } => {
-                return Ok(Begun::Elsewhere {
-                    lease: LeaseId(existing.first().map_or(0, |kv| kv.lease)),
-                    seen: revision,
-                });
-            }
-        };
-        let (at, before) = read_record(&actor, &record_key).await?;
-        let previous = before.map(Previous::of);
-        let unfinished = previous.as_ref().filter(|p| p.state != TaskState::Done);
-        if let Some(previous) = unfinished {
-            self.draft.checkpoint = previous.checkpoint.clone();
-        }
-        let mut writer = Writer {
-            shared: Arc::new(Shared::new(self.draft.clone())),
-            owner_key,
-            owner: owned.revision(),
-            record_key,
-            at,
-            fences: self.fences,
-            attempt: previous.as_ref().map_or(0, |p| p.attempt).saturating_add(1),
-            started_ms: clock::wall_millis(),
-            estimator: Estimator::new(clock::now(), 0),
-            actor: actor.clone(),
-        };
-        // The first report, so that the task is there before any work is.
-        writer.write(self.draft).await?;
-        owned.disarm();
-        let reporter = Reporter {
-            shared: Arc::clone(&writer.shared),
-            name: self.name,
-            attempt: writer.attempt,
-            previous,
-            session: self.session,
-        };
-        actor.spawn("report", writer.run());
-        Ok(Begun::Here(reporter))
-    }
-}
-
-/// The task's record, and the revision at which it was written; 0 for none.
-async fn read_record(actor: &Actor, key: &Key) -> Result<(Revision, Option<Record>)> {
-    let request = quorate_proto::etcdserverpb::TxnRequest {
-        success: vec![ops::read(ops::get(key))],
-        ..Default::default()
-    };
-    let (answer, _) = actor.repeat(request).await?;
-    let Some(kv) = ops::kvs(&answer.responses, 0).first() else {
-        return Ok((Revision(0), None));
-    };
-    let record = serde_json::from_slice(&kv.value);
-    if let Err(error) = &record {
-        tracing::warn!(%key, %error, "an unreadable report is overwritten");
-    }
-    Ok((Revision(kv.mod_revision), record.ok()))
-}
-
-/// The attempt before this one.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Previous {
-    /// Its number, from 1.
-    pub attempt: u32,
-    /// How it ended; [`TaskState::Lost`] when its worker vanished.
-    pub state: TaskState,
-    /// How much it had done.
-    pub done: u64,
-    checkpoint: serde_json::Value,
-}
-
-impl Previous {
-    fn of(record: Record) -> Self {
-        Self {
-            attempt: record.attempt,
-            state: match record.state {
-                Written::Running => TaskState::Lost,
-                Written::Done => TaskState::Done,
-                Written::Failed => TaskState::Failed,
-                Written::Abandoned => TaskState::Abandoned,
-            },
-            done: record.done,
-            checkpoint: record.checkpoint,
-        }
-    }
-
-    /// Its last checkpoint, or one from before it; `None` if there is none.
-    ///
-    /// # Errors
-    /// [`Error::Codec`] when it is not a `C`.
-    pub fn checkpoint<C: DeserializeOwned>(&self) -> Result<Option<C>> {
-        read_checkpoint(&self.checkpoint, "the attempt before")
-    }
-}
 
 /// How an attempt ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -246,10 +26,12 @@ pub enum Outcome {
     Done,
     /// It failed, for this reason, which becomes the message.
     Failed(String),
+    /// It ends before it is done, because that was asked for, or is to be told so.
+    Cancelled,
 }
 
 /// An attempt at a task. Reports go out at most twice a second, except for what cannot wait: the
-/// end, and a new stage. Only this attempt can write the task's record: the store refuses a worker
+/// end, and a new stage, within a tenth of a second. Only this attempt can write the task's record: the store refuses a worker
 /// whose lease has gone, however late it wakes up.
 ///
 /// Dropping it without [`Reporter::finish`] reports the task as abandoned.
@@ -260,27 +42,46 @@ pub struct Reporter {
     name: TaskName,
     attempt: u32,
     previous: Option<Previous>,
+    /// Requests to end are listened for.
+    listening: AtomicBool,
     session: Session,
 }
 
 impl Reporter {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        name: TaskName,
+        attempt: u32,
+        previous: Option<Previous>,
+        session: Session,
+    ) -> Self {
+        Self {
+            shared,
+            name,
+            attempt,
+            previous,
+            listening: AtomicBool::new(false),
+            session,
+        }
+    }
+
     /// Notes that so many more units are done. Never waits.
     pub fn inc(&self, units: u64) {
         self.shared
-            .change(false, |draft| draft.done = draft.done.saturating_add(units));
+            .change(Hurry::Not, |draft| draft.done = draft.done.saturating_add(units));
     }
 
     /// Notes how many units are done in all. A smaller number than before changes nothing. Never
     /// waits.
     pub fn set_done(&self, done: u64) {
         self.shared
-            .change(false, |draft| draft.done = draft.done.max(done));
+            .change(Hurry::Not, |draft| draft.done = draft.done.max(done));
     }
 
     /// Notes units that an attempt before this one has done: they count as done, and not for the
     /// rate. Never waits.
     pub fn skip(&self, units: u64) {
-        self.shared.change(false, |draft| {
+        self.shared.change(Hurry::Not, |draft| {
             draft.done = draft.done.saturating_add(units);
             draft.skipped = draft.skipped.saturating_add(units);
         });
@@ -294,21 +95,22 @@ impl Reporter {
 
     /// Notes how much there is to do. Never waits.
     pub fn set_total(&self, total: u64) {
-        self.shared.change(false, |draft| draft.total = Some(total));
+        self.shared.change(Hurry::Not, |draft| draft.total = Some(total));
     }
 
-    /// Notes what the task is at; goes out at once. Never waits. Cut off after 4 KiB.
+    /// Notes what the task is at; goes out within a tenth of a second. Never waits. Cut off after
+    /// 4 KiB.
     pub fn stage(&self, stage: impl Into<String>) {
         let stage = cut(stage.into());
         if self.shared.read(|draft| draft.stage != stage) {
-            self.shared.change(true, |draft| draft.stage = stage);
+            self.shared.change(Hurry::Soon, |draft| draft.stage = stage);
         }
     }
 
     /// Notes something for people to read. Never waits. Cut off after 4 KiB.
     pub fn message(&self, message: impl Into<String>) {
         let message = cut(message.into());
-        self.shared.change(false, |draft| draft.message = message);
+        self.shared.change(Hurry::Not, |draft| draft.message = message);
     }
 
     /// Notes from where the next attempt can go on, should this one not finish. Never waits; call
@@ -331,7 +133,7 @@ impl Reporter {
                 "a checkpoint of {length} bytes; at most {CHECKPOINT_MOST}"
             )));
         }
-        self.shared.change(false, |draft| draft.checkpoint = value);
+        self.shared.change(Hurry::Not, |draft| draft.checkpoint = value);
         Ok(())
     }
 
@@ -343,7 +145,9 @@ impl Reporter {
     /// # Cancel safety
     /// The report goes out when the future is dropped.
     pub async fn flush(&self) -> Result<()> {
-        let version = self.shared.change(true, |_| {});
+        let Some(version) = self.shared.change(Hurry::Now, |_| {}) else {
+            return Err(self.ended().await);
+        };
         let mut progress = self.shared.progress.subscribe();
         let reached = |p: &Progress| p.written >= version || p.ended.is_some();
         match progress.wait_for(reached).await.as_deref() {
@@ -366,12 +170,13 @@ impl Reporter {
     /// # Cancel safety
     /// The report goes out when the future is dropped.
     pub async fn finish(self, outcome: Outcome) -> Result<()> {
-        self.shared.change(true, |draft| match outcome {
+        self.shared.change(Hurry::Now, |draft| match outcome {
             Outcome::Done => draft.terminal = Some(Written::Done),
             Outcome::Failed(reason) => {
                 draft.message = cut(reason);
                 draft.terminal = Some(Written::Failed);
             }
+            Outcome::Cancelled => draft.terminal = Some(Written::Cancelled),
         });
         let mut progress = self.shared.progress.subscribe();
         let ended = progress.wait_for(|progress| progress.ended.is_some()).await;
@@ -399,6 +204,40 @@ impl Reporter {
         }
     }
 
+    /// Whether the task is [asked to end](crate::Client::cancel_task). What was asked before the attempt
+    /// began is known from the beginning; the first call of this or of [`Reporter::cancelled`] begins
+    /// to listen for what is asked later.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.listen();
+        self.shared.progress.borrow().cancelling
+    }
+
+    /// Completes when the task is asked to end. End it with [`Outcome::Cancelled`], or otherwise. Trouble
+    /// with the store is waited out; a refusal for good, or the end of the attempt, never completes it.
+    /// The future does not keep the attempt.
+    pub fn cancelled(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.listen();
+        let mut progress = self.shared.progress.subscribe();
+        async move {
+            if progress.wait_for(|progress| progress.cancelling).await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+
+    /// Begins to listen for requests to end, unless it does.
+    fn listen(&self) {
+        let known = self.shared.progress.borrow().cancelling;
+        if known || self.listening.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let actor = self.session.actor();
+        let key = cancel_key(&self.name);
+        let listening = cancel::listen(actor.clone(), Arc::clone(&self.shared), key);
+        actor.spawn("listen", listening);
+    }
+
     /// Which attempt at the task this is, from 1.
     #[must_use]
     pub fn attempt(&self) -> u32 {
@@ -421,7 +260,7 @@ impl Reporter {
 impl Drop for Reporter {
     fn drop(&mut self) {
         self.shared
-            .change(true, |draft| draft.terminal = Some(Written::Abandoned));
+            .change(Hurry::Now, |draft| draft.terminal = Some(Written::Abandoned));
     }
 }
 
@@ -436,7 +275,7 @@ impl fmt::Debug for Reporter {
 }
 
 /// Cuts a text off at a character's end.
-fn cut(mut text: String) -> String {
+pub(super) fn cut(mut text: String) -> String {
     if text.len() > TEXT_MOST {
         let end = (0..=TEXT_MOST)
             .rev()

@@ -29,6 +29,8 @@ struct Task {
     reported: Option<Reported>,
     /// Who has the right to report, since when.
     owner: Option<Owner>,
+    /// It is asked to end.
+    cancelling: bool,
 }
 
 #[derive(Debug)]
@@ -74,26 +76,26 @@ impl Tracker {
                 }
                 Err(error) => tracing::warn!(task, %error, "an unreadable report"),
             },
+            Some(Part::Cancel(task)) => self.tasks.entry(task).or_default().cancelling = true,
             None => {}
         }
     }
 
     fn delete(&mut self, key: &[u8]) {
-        match Part::of(&self.space, key) {
-            Some(Part::Owner(task)) => {
-                if let Some(task) = self.tasks.get_mut(&task) {
-                    task.owner = None;
-                }
-            }
-            Some(Part::Record(task)) => {
-                if let Some(task) = self.tasks.get_mut(&task) {
-                    task.reported = None;
-                }
-            }
-            None => {}
+        let Some(part) = Part::of(&self.space, key) else {
+            return;
+        };
+        let Some(task) = self.tasks.get_mut(part.task()) else {
+            return;
+        };
+        match &part {
+            Part::Owner(_) => task.owner = None,
+            Part::Record(_) => task.reported = None,
+            Part::Cancel(_) => task.cancelling = false,
         }
-        self.tasks
-            .retain(|_, task| task.reported.is_some() || task.owner.is_some());
+        if task.reported.is_none() && task.owner.is_none() && !task.cancelling {
+            self.tasks.remove(part.task());
+        }
     }
 }
 
@@ -130,6 +132,7 @@ impl Task {
         match reported.record.state {
             Written::Done => TaskState::Done,
             Written::Failed => TaskState::Failed,
+            Written::Cancelled => TaskState::Cancelled,
             Written::Abandoned => TaskState::Abandoned,
             Written::Running if self.worker(reported).is_none() => TaskState::Lost,
             Written::Running if now >= reported.advanced + stall_after => TaskState::Stalled,
@@ -156,6 +159,7 @@ impl Task {
             rate: speed.map(|speed| speed.rate),
             eta: eta.map(|eta| eta.after(now.saturating_duration_since(reported.seen))),
             attempt: record.attempt,
+            cancelling: self.cancelling,
             owner: record.owner.clone(),
             lease: self.worker(reported),
             started_ms: record.started_ms,
@@ -216,8 +220,9 @@ impl Digest for Tracker {
 #[cfg(test)]
 mod tests {
     use super::super::overall::Overall;
-    use super::super::record::{TaskName, job_space, owner_key, record_key};
+    use super::super::record::{TaskName, cancel_key, job_space, owner_key, record_key};
     use super::*;
+    use crate::keys::Key;
     use crate::watch::Origin;
 
     struct Job {
@@ -257,11 +262,22 @@ mod tests {
         }
 
         fn gone(&mut self, task: &str) {
-            let key = owner_key(&TaskName::new("j", task));
+            self.delete(owner_key(&TaskName::new("j", task)));
+        }
+
+        fn delete(&mut self, key: Key) {
             self.take(vec![Change::Delete {
                 key,
                 previous: None,
             }]);
+        }
+
+        fn cancel(&mut self, task: &str) {
+            let kv = KeyValue {
+                key: cancel_key(&TaskName::new("j", task)).into_bytes(),
+                ..Default::default()
+            };
+            self.take(vec![Change::Put { kv, previous: None }]);
         }
 
         fn report(&mut self, task: &str, json: serde_json::Value) {
@@ -378,5 +394,22 @@ mod tests {
             (None, 1),
             "how much is left is open"
         );
+    }
+
+    #[test]
+    fn requests_are_shown_as_long_as_they_are_there() {
+        let mut job = Job::new();
+        job.cancel("a");
+        assert!(job.tracker.view(None).tasks.is_empty(), "nothing begun yet");
+        job.owner("a");
+        job.report("a", serde_json::json!({ "done": 5 }));
+        assert!(job.tracker.view(None).task("a").unwrap().cancelling);
+        job.report("a", serde_json::json!({ "state": "cancelled", "done": 5 }));
+        job.gone("a");
+        job.delete(cancel_key(&TaskName::new("j", "a")));
+        assert_eq!(job.state("a"), TaskState::Cancelled);
+        assert!(!job.tracker.view(None).task("a").unwrap().cancelling);
+        job.delete(record_key(&TaskName::new("j", "a")));
+        assert!(job.tracker.tasks.is_empty());
     }
 }

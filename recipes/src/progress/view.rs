@@ -25,6 +25,8 @@ pub enum TaskState {
     Done,
     /// Finished without success.
     Failed,
+    /// Finished by its worker before it was done, because that was asked for.
+    Cancelled,
     /// Its worker let go of it without finishing it.
     Abandoned,
 }
@@ -39,7 +41,7 @@ impl TaskState {
     /// Whether it needs a new attempt, or somebody's attention, to become done.
     #[must_use]
     pub fn is_stuck(self) -> bool {
-        !matches!(self, Self::Running | Self::Done)
+        !matches!(self, Self::Running | Self::Done | Self::Cancelled)
     }
 }
 
@@ -68,6 +70,8 @@ pub struct TaskView {
     pub eta: Option<Eta>,
     /// Which attempt this is, from 1.
     pub attempt: u32,
+    /// Whether it is asked to end.
+    pub cancelling: bool,
     /// Who works on it, or did last.
     pub owner: Identity,
     /// The lease of who works on it now; `None` once that is gone.
@@ -146,7 +150,7 @@ impl JobView {
         self.tasks.iter().filter(|task| task.state == state).count()
     }
 
-    /// Whether there are tasks, and all of them are done.
+    /// Whether there are tasks, and all of them are done but for those that were cancelled.
     #[must_use]
     pub fn is_done(&self) -> bool {
         all_done(&self.tasks)

@@ -1,5 +1,5 @@
-//! Writes one task's report: at most every half second, at once for what cannot wait, and only while
-//! its owner key is held. A task of the session, so it ends with it; when the session is closed it
+//! Writes one task's report: at most every half second, sooner for what cannot wait, and only while its
+//! owner key is held. A task of the session, so it ends with it; when the session is closed it
 //! first writes what is left.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch};
 
 use super::rate::Estimator;
 use super::record::{Record, Written};
-use crate::clock::{self, Instant};
+use crate::clock::Instant;
 use crate::error::{Error, LostReason, Result};
 use crate::keys::{Key, KeyRange, Revision};
 use crate::lock::Fence;
@@ -20,6 +20,9 @@ use crate::value::{Json, V1, Value};
 
 /// Shortest time between two writes, except for what cannot wait.
 const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Shortest time between a write and one of a new stage.
+const INTERVAL_OF_STAGES: Duration = Duration::from_millis(100);
 
 /// What the task says, and what has been written of it.
 #[derive(Debug)]
@@ -43,8 +46,27 @@ pub(super) struct Draft {
     pub(super) message: String,
     pub(super) checkpoint: serde_json::Value,
     pub(super) terminal: Option<Written>,
-    pub(super) urgent: bool,
-    dirty: bool,
+    /// How soon what is not written yet is to be; `None` if all is.
+    hurry: Option<Hurry>,
+}
+
+/// How soon a change is to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Hurry {
+    Not,
+    Soon,
+    Now,
+}
+
+impl Hurry {
+    /// The time since the write before.
+    fn interval(self) -> Duration {
+        match self {
+            Self::Not => INTERVAL,
+            Self::Soon => INTERVAL_OF_STAGES,
+            Self::Now => Duration::ZERO,
+        }
+    }
 }
 
 /// What has been written.
@@ -52,7 +74,8 @@ pub(super) struct Draft {
 pub(super) struct Progress {
     /// The version of the draft that is in the store.
     pub(super) written: u64,
-    pub(super) revision: Revision,
+    /// The task is asked to end.
+    pub(super) cancelling: bool,
     /// How it ended; nothing is written any more.
     pub(super) ended: Option<Result<()>>,
 }
@@ -74,38 +97,32 @@ impl Shared {
         read(&self.lock())
     }
 
-    /// Changes the draft, unless it is finished. Returns its version.
-    pub(super) fn change(&self, urgent: bool, change: impl FnOnce(&mut Draft)) -> u64 {
+    /// Changes the draft and returns its version; `None` if it is finished, and stays as it is.
+    pub(super) fn change(&self, hurry: Hurry, change: impl FnOnce(&mut Draft)) -> Option<u64> {
         let mut draft = self.lock();
         if draft.terminal.is_some() {
-            return draft.version;
+            return None;
         }
         change(&mut draft);
         draft.version += 1;
-        let wake = !draft.dirty || (urgent && !draft.urgent);
-        draft.dirty = true;
-        draft.urgent |= urgent;
+        let wake = Some(hurry) > draft.hurry;
+        draft.hurry = draft.hurry.max(Some(hurry));
         let version = draft.version;
         drop(draft);
         if wake {
             self.wake.notify_one();
         }
-        version
+        Some(version)
     }
 
-    /// When there is something to write: at once if it is urgent.
+    /// When there is something to write.
     fn due(&self, last: Instant) -> Option<Instant> {
-        let draft = self.lock();
-        match (draft.dirty, draft.urgent) {
-            (false, _) => None,
-            (true, true) => Some(last),
-            (true, false) => Some(last + INTERVAL),
-        }
+        self.lock().hurry.map(|hurry| last + hurry.interval())
     }
 
     fn take(&self) -> Draft {
         let mut draft = self.lock();
-        (draft.dirty, draft.urgent) = (false, false);
+        draft.hurry = None;
         draft.clone()
     }
 }
@@ -118,6 +135,7 @@ pub(super) struct Writer {
     /// The revision at which we created the owner key.
     pub(super) owner: Revision,
     pub(super) record_key: Key,
+    pub(super) cancel_key: Key,
     /// The record's revision as last written or read; 0: absent.
     pub(super) at: Revision,
     /// Other guards that must be held.
@@ -125,6 +143,16 @@ pub(super) struct Writer {
     pub(super) attempt: u32,
     pub(super) started_ms: u64,
     pub(super) estimator: Estimator,
+}
+
+impl Drop for Writer {
+    /// Nobody waits for what will not be written: closing ends the task when the store is out of reach.
+    fn drop(&mut self) {
+        let loss = self.actor.loss();
+        self.shared.progress.send_modify(|progress| {
+            progress.ended.get_or_insert(Err(loss));
+        });
+    }
 }
 
 impl Writer {
@@ -138,9 +166,11 @@ impl Writer {
     }
 
     async fn work(&mut self) -> Result<()> {
+        let client = self.actor.client().clone();
         let mut lost = self.actor.lost();
         let mut closing = false;
-        let mut last = clock::now();
+        let mut cut_short = false;
+        let mut last = client.now();
         loop {
             let due = self.shared.due(last);
             tokio::select! {
@@ -150,38 +180,41 @@ impl Writer {
                         return Err(Error::SessionLost(reason));
                     }
                     closing = true;
-                    self.shared.change(true, |draft| draft.terminal = Some(Written::Abandoned));
+                    let abandon = |draft: &mut Draft| draft.terminal = Some(Written::Abandoned);
+                    cut_short = self.shared.change(Hurry::Now, abandon).is_some();
                     continue;
                 }
-                () = tokio::time::sleep_until(due.unwrap_or(last)), if due.is_some() => {}
+                () = client.clock().sleep_until(due.unwrap_or(last)), if due.is_some() => {}
                 () = self.shared.wake.notified() => continue,
             }
-            last = clock::now();
+            last = client.now();
             let draft = self.shared.take();
             let terminal = draft.terminal.is_some();
             self.write(draft).await?;
-            if terminal {
-                return Ok(());
+            match (terminal, cut_short) {
+                (false, _) => {}
+                (true, false) => return Ok(()),
+                (true, true) => return Err(Error::SessionLost(LostReason::Closed)),
             }
         }
     }
 
-    /// Writes the draft; a final one also gives the owner key up.
+    /// Writes the draft; a final one also gives the owner key up. Learns whether the task is asked to end.
     pub(super) async fn write(&mut self, draft: Draft) -> Result<()> {
         let own = draft.done.saturating_sub(draft.skipped);
-        self.estimator.note(clock::now(), own);
+        self.estimator.note(self.actor.client().now(), own);
         let version = draft.version;
-        let last = draft.terminal.is_some();
+        let terminal = draft.terminal;
         let record = self.record(draft);
         let value = Value::from(Json(&record)).into_bytes(&self.record_key)?;
         loop {
-            let request = self.request(&value, last);
+            let request = self.request(&value, terminal);
             let (answer, _) = self.actor.repeat(request).await?;
             let written = if answer.succeeded {
                 answer.header.map(|header| header.revision)
             } else {
                 let read = |index| ops::kvs(&answer.responses, index).first();
-                let (owner, found) = (read(0), read(1));
+                let (found, owner) = (read(0), read(2));
                 let same = found.filter(|kv| kv.value == value);
                 let owned = owner.is_some_and(|kv| kv.create_revision == self.owner.0);
                 let there = Revision(found.map_or(0, |kv| kv.mod_revision));
@@ -198,33 +231,36 @@ impl Writer {
                 }
             };
             self.at = Revision(written.unwrap_or(0));
-            let revision = self.at;
+            let asked = !ops::kvs(&answer.responses, 1).is_empty();
             self.shared.progress.send_modify(|progress| {
                 progress.written = version;
-                progress.revision = revision;
+                progress.cancelling |= asked;
             });
             return Ok(());
         }
     }
 
-    fn request(&self, value: &bytes::Bytes, last: bool) -> TxnRequest {
+    fn request(&self, value: &bytes::Bytes, terminal: Option<Written>) -> TxnRequest {
         let own = [
             Compare::create_revision(&self.owner_key, self.owner),
             Compare::lease(&self.owner_key, self.actor.lease()),
             Compare::mod_revision(&self.record_key, self.at),
         ];
         let others = self.fences.iter().flat_map(Fence::compares);
-        let mut success = vec![ops::put(&self.record_key, value.clone(), None)];
-        if last {
+        let asked = ops::read(ops::get(&self.cancel_key));
+        let mut success = vec![ops::put(&self.record_key, value.clone(), None), asked];
+        if terminal.is_some() {
             success.push(ops::delete(KeyRange::one(&self.owner_key)));
+        }
+        if terminal.is_some_and(Written::is_end) {
+            success.push(ops::delete(KeyRange::one(&self.cancel_key)));
         }
         TxnRequest {
             compare: own.into_iter().chain(others).map(Into::into).collect(),
             success,
-            failure: [&self.owner_key, &self.record_key]
-                .into_iter()
+            failure: [&self.record_key, &self.cancel_key, &self.owner_key]
                 .map(|key| ops::read(ops::get(key)))
-                .collect(),
+                .into(),
         }
     }
 
@@ -244,7 +280,7 @@ impl Writer {
             checkpoint: draft.checkpoint,
             owner: self.actor.client().identity().clone(),
             started_ms: self.started_ms,
-            updated_ms: clock::wall_millis(),
+            updated_ms: self.actor.client().wall_millis(),
         }
     }
 

@@ -137,6 +137,8 @@ on_every_store! {
     progress::zombies_are_refused,
     progress::stalls_and_deaths,
     progress::trees_are_summed_up,
+    progress::tasks_are_cancelled,
+    progress::parts_of_jobs_are_cancelled,
     queues::items_are_done_once,
     queues::who_is_gone_ends_nothing,
     queues::orders_by_key_are_exact,

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use quorate_recipes::progress::{Outcome, TaskState};
-use quorate_recipes::{Client, Error};
+use quorate_recipes::inspect::TaskStanding;
+use quorate_recipes::progress::{JobView, Outcome, TaskState};
+use quorate_recipes::{Client, Error, LostReason};
 
-use super::session;
+use super::{keys_below, session};
 use crate::support::soon;
 
 /// A task from its start to its end, with its numbers, its rate and its remaining time.
@@ -181,6 +182,15 @@ pub async fn zombies_are_refused(client: &Client) {
     // Closing the session abandons what is not finished.
     second.inc(1);
     b.close().await.unwrap();
+    second.inc(1);
+    let closed = |outcome: &Result<(), Error>| {
+        let reason = LostReason::Closed;
+        matches!(outcome, Err(Error::SessionLost(why)) if *why == reason)
+    };
+    let late = second.flush().await;
+    assert!(closed(&late), "it is not noted: {late:?}");
+    let late = second.finish(Outcome::Done).await;
+    assert!(closed(&late), "it was abandoned: {late:?}");
     let mut monitor = client.monitor("zombie").await.unwrap();
     let view = monitor.wait_for(|job| job.task("a").unwrap().state == TaskState::Abandoned);
     let view = soon("the last report", view).await.unwrap();
@@ -253,4 +263,86 @@ pub async fn trees_are_summed_up(client: &Client) {
     assert_eq!(*eu, view.below("eu").overall());
     assert!(view.below("eu/x").is_done() && !view.below("eu").is_done());
     assert_eq!(view.below("us").task("us/x").unwrap().done, 50);
+}
+
+/// A manager asks a task to end: whoever works on it hears of it, or else the next attempt does.
+pub async fn tasks_are_cancelled(client: &Client) {
+    let session = session(client).await;
+    let mut monitor = client.monitor("stop").await.unwrap();
+    let mut state = async |expected: TaskState, cancelling: bool| {
+        let reached = monitor.wait_for(|job| {
+            let task = job.task("a");
+            task.is_some_and(|task| task.state == expected && task.cancelling == cancelling)
+        });
+        soon("the state", reached).await.unwrap();
+    };
+    let first = session.reporter("stop/a").start().await.unwrap();
+    let hears = first.cancelled();
+    assert!(!first.is_cancelled());
+    assert!(client.cancel_task("stop/a").await.unwrap());
+    soon("the request", hears).await;
+    assert!(first.is_cancelled());
+    assert!(client.cancel_task("stop/a").await.unwrap(), "once more");
+    state(TaskState::Running, true).await;
+    let jobs = client.inspect().jobs().await.unwrap().entries;
+    let job = jobs.iter().find(|job| job.name == "stop").unwrap();
+    assert!(job.tasks[0].cancelling);
+    // A task that is let go of has not ended.
+    drop(first);
+    state(TaskState::Abandoned, true).await;
+    let second = session.reporter("stop/a").start().await.unwrap();
+    assert!(second.is_cancelled(), "asked before it began");
+    soon("the request", second.cancelled()).await;
+    second.finish(Outcome::Cancelled).await.unwrap();
+    assert_eq!(keys_below(client, "quorate/progress/stop/cancel").await, 0);
+    state(TaskState::Cancelled, false).await;
+    let jobs = client.inspect().jobs().await.unwrap().entries;
+    let job = jobs.iter().find(|job| job.name == "stop").unwrap();
+    assert_eq!(job.tasks[0].state, TaskStanding::Cancelled);
+    assert!(!client.cancel_task("stop/a").await.unwrap(), "it has ended");
+    // Begun again, it is asked again.
+    let third = session.reporter("stop/a").start().await.unwrap();
+    let before = third.previous().map(|before| before.state);
+    assert_eq!(before, Some(TaskState::Cancelled));
+    assert!(!third.is_cancelled());
+    assert!(client.cancel_task("stop/a").await.unwrap());
+    third.finish(Outcome::Done).await.unwrap();
+    state(TaskState::Done, false).await;
+    assert!(!client.cancel_task("stop/a").await.unwrap(), "it is done");
+    assert_eq!(keys_below(client, "quorate/progress/stop/cancel").await, 0);
+    // One that nobody has begun is asked at its first attempt.
+    assert!(client.cancel_task("stop/new").await.unwrap());
+    let new = session.reporter("stop/new").start().await.unwrap();
+    assert!(new.is_cancelled());
+    let nameless = client.cancel_task("stop").await;
+    assert!(matches!(nameless, Err(Error::Invalid(_))), "{nameless:?}");
+}
+
+/// A job, or a part of it, is asked to end as far as it has not.
+pub async fn parts_of_jobs_are_cancelled(client: &Client) {
+    let session = session(client).await;
+    let mut working = Vec::new();
+    for name in ["eu/x", "eu/done", "eu/left", "us/x", "eux"] {
+        let task = session.reporter(("halt", name)).start().await.unwrap();
+        match name {
+            "eu/done" => task.finish(Outcome::Done).await.unwrap(),
+            "eu/left" => drop(task),
+            _ => working.push(task),
+        }
+    }
+    let mut monitor = client.monitor("halt").await.unwrap();
+    let left = monitor.wait_for(|job| job.task("eu/left").unwrap().state == TaskState::Abandoned);
+    soon("the last report", left).await.unwrap();
+    assert_eq!(client.cancel_tasks("halt/nothing").await.unwrap(), 0);
+    assert_eq!(client.cancel_tasks("halt/eu").await.unwrap(), 2);
+    soon("the request", working[0].cancelled()).await;
+    assert!(working[1..].iter().all(|task| !task.is_cancelled()));
+    assert_eq!(client.cancel_tasks("halt").await.unwrap(), 4);
+    for task in &working {
+        soon("the request", task.cancelled()).await;
+    }
+    let asked = |job: &JobView| job.tasks.iter().filter(|task| task.cancelling).count();
+    let all = monitor.wait_for(|job| asked(job) == 4);
+    let view = soon("all requests", all).await.unwrap();
+    assert!(!view.task("eu/done").unwrap().cancelling);
 }
