@@ -394,6 +394,14 @@ impl Client {
         clock.sleep_until(clock::after(clock.now(), length)).await;
     }
 
+    /// Completes at `deadline` by the client's clock; never without one.
+    pub(crate) async fn until(&self, deadline: Option<Instant>) {
+        match deadline {
+            Some(deadline) => self.inner.clock.sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// What `work` gives, or nothing when the client's clock has come to `deadline` before.
     pub(crate) async fn before<T>(
         &self,

@@ -1,5 +1,5 @@
 //! A view of a range of keys that is more than the keys: computed by a [`Digest`] from the changes
-//! and the time, and kept up to date in the background. Under discovery and the progress monitor.
+//! and the time of the client's clock, and kept up to date in the background. Under discovery and the progress monitor.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
 
 use crate::client::Client;
-use crate::clock::{self, Instant};
+use crate::clock::Instant;
 use crate::error::{Error, Result};
 use crate::keys::KeyRange;
 use crate::tasks::Tasks;
@@ -72,7 +72,7 @@ impl<V: Send + Sync + 'static> Followed<V> {
         let link = watcher.link();
         let mut batches = watcher.into_stream().boxed();
         match batches.next().await {
-            Some(first) => digest.take(first?, clock::now()),
+            Some(first) => digest.take(first?, client.now()),
             None => return Err(Error::Closed),
         }
         Ok(Self::go_on(client, digest, batches, link))
@@ -101,6 +101,7 @@ impl<V: Send + Sync + 'static> Followed<V> {
         let (fail, failed) = watch::channel(None);
         let tasks = Tasks::current();
         let follower = Follower {
+            client: client.clone(),
             digest,
             batches,
             link,
@@ -172,6 +173,7 @@ impl<V: Send + Sync + 'static> Followed<V> {
 
 /// The task that keeps a view.
 struct Follower<D: Digest> {
+    client: Client,
     digest: D,
     batches: BoxStream<'static, Result<Batch>>,
     link: watch::Receiver<bool>,
@@ -190,14 +192,14 @@ impl<D: Digest> Follower<D> {
                     Ok(()) => true,
                     Err(error) => {
                         // Who only looks at the view learns by this that it is the last one.
-                        self.stale_since = self.stale_since.or_else(|| Some(clock::now()));
+                        self.stale_since = self.stale_since.or_else(|| Some(self.client.now()));
                         self.show();
                         fail.send_replace(Some(error.clone()));
                         return error;
                     }
                 },
                 Ok(()) = self.link.changed() => self.note_link(),
-                () = clock::until(deadline) => self.digest.tick(clock::now()),
+                () = self.client.until(deadline) => self.digest.tick(self.client.now()),
             };
             if news {
                 self.show();
@@ -214,7 +216,7 @@ impl<D: Digest> Follower<D> {
     fn take_all(&mut self, mut batch: Option<Result<Batch>>) -> Result<()> {
         loop {
             match batch {
-                Some(batch) => self.digest.take(batch?, clock::now()),
+                Some(batch) => self.digest.take(batch?, self.client.now()),
                 None => return Err(Error::Closed),
             }
             match self.batches.next().now_or_never() {
@@ -229,7 +231,7 @@ impl<D: Digest> Follower<D> {
         let before = self.stale_since;
         self.stale_since = match *self.link.borrow_and_update() {
             true => None,
-            false => before.or_else(|| Some(clock::now())),
+            false => before.or_else(|| Some(self.client.now())),
         };
         self.stale_since.is_some() != before.is_some()
     }

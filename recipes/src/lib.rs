@@ -94,6 +94,8 @@
 //! | an `ack()` of a batch | done, or given back |
 //! | an `opened()` future | nothing is held |
 //! | a reporter without `finish` | the task is reported as abandoned |
+//! | a `start()`, `flush()`, `finish()` future of a reporter | an attempt that has begun is abandoned; the report goes out |
+//! | a `cancel_task()` future | it may still be asked for |
 //! | a pick | the instance is not outstanding any more |
 //! | a following of settings | the watch is closed, the acknowledgement removed; a snapshot file stays |
 //! | a discovery, a liveness, a monitor, an observer, the members of a group, a subscription, a watcher, a mirror | the watch is closed |
@@ -114,7 +116,8 @@
 //! | `request` | requests to release, under the revision of the holder's key |
 //! | `exclusive`, `rwlock`, `semaphore` | `owner`; `read/…`, `write/…`; `door/…`, `permit/…`, `limit` |
 //! | `once` | `turn/…`, `chunk/…`, `manifest`, `failure`, `attempts` |
-//! | `member`, `assign`, `service`, `progress` | one key a member, a contender for a partition, an instance, a task |
+//! | `member`, `assign`, `service` | one key a member, a contender for a partition, an instance |
+//! | `progress` | of each task `record/…`, `owner/…` and `cancel/…` |
 //! | `probe` | one key an observer |
 //! | `cron` | `last` what was started, `running` and `run` |
 //! | `config` | `live/…` what is published and gray releases, `history/…`, `ack/…` what instances run |

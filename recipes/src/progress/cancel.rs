@@ -10,7 +10,9 @@ use quorate_proto::etcdserverpb::TxnRequest;
 use quorate_proto::mvccpb::KeyValue;
 
 use super::overall::lies_below;
-use super::record::{Part, Record, TaskName, Written, cancel_key, job_space, owner_key, record_key};
+use super::record::{
+    Part, Record, TaskName, Written, cancel_key, job_space, owner_key, record_key,
+};
 use super::writer::Shared;
 use crate::client::Client;
 use crate::error::{Error, Result};

@@ -16,6 +16,9 @@ mod tracker;
 mod view;
 mod writer;
 
+#[cfg(test)]
+mod tests;
+
 pub use monitor::{Monitor, MonitorBuilder};
 pub use overall::Overall;
 pub use rate::Eta;

@@ -13,7 +13,6 @@ use super::record::job_space;
 use super::tracker::Tracker;
 use super::view::JobView;
 use crate::client::Client;
-use crate::clock;
 use crate::error::Result;
 use crate::follow::Followed;
 use crate::keys::KeyRange;
@@ -78,7 +77,8 @@ impl IntoFuture for MonitorBuilder {
     fn into_future(self) -> Self::IntoFuture {
         async move {
             let space = job_space(&self.job);
-            let digest = Tracker::new(space.clone(), self.stall_after);
+            let now = self.client.now();
+            let digest = Tracker::new(space.clone(), self.stall_after, now);
             let followed = Followed::start(&self.client, space.range(), digest).await?;
             Ok(Monitor(followed))
         }
@@ -104,7 +104,8 @@ impl Monitor {
     #[must_use]
     pub fn overall(&self) -> Overall {
         let view = self.0.view();
-        view.overall_after(clock::now().saturating_duration_since(view.at))
+        let now = self.0.client().now();
+        view.overall_after(now.saturating_duration_since(view.at))
     }
 
     /// Waits for a view that has not been waited for before, and returns it. Time alone makes a new

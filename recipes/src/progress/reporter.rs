@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::cancel;
 use super::record::{TaskName, Written, cancel_key, record_key};
 use super::start::Previous;
-use super::writer::{Hurry, Progress, Shared};
+use super::writer::{Draft, Hurry, Progress, Shared};
 use crate::error::{Error, Result};
 use crate::session::Session;
 
@@ -65,23 +65,26 @@ impl Reporter {
         }
     }
 
+    /// Notes something that can wait for the next report.
+    fn note(&self, change: impl FnOnce(&mut Draft)) {
+        self.shared.change(Hurry::Not, change);
+    }
+
     /// Notes that so many more units are done. Never waits.
     pub fn inc(&self, units: u64) {
-        self.shared
-            .change(Hurry::Not, |draft| draft.done = draft.done.saturating_add(units));
+        self.note(|draft| draft.done = draft.done.saturating_add(units));
     }
 
     /// Notes how many units are done in all. A smaller number than before changes nothing. Never
     /// waits.
     pub fn set_done(&self, done: u64) {
-        self.shared
-            .change(Hurry::Not, |draft| draft.done = draft.done.max(done));
+        self.note(|draft| draft.done = draft.done.max(done));
     }
 
     /// Notes units that an attempt before this one has done: they count as done, and not for the
     /// rate. Never waits.
     pub fn skip(&self, units: u64) {
-        self.shared.change(Hurry::Not, |draft| {
+        self.note(|draft| {
             draft.done = draft.done.saturating_add(units);
             draft.skipped = draft.skipped.saturating_add(units);
         });
@@ -95,7 +98,7 @@ impl Reporter {
 
     /// Notes how much there is to do. Never waits.
     pub fn set_total(&self, total: u64) {
-        self.shared.change(Hurry::Not, |draft| draft.total = Some(total));
+        self.note(|draft| draft.total = Some(total));
     }
 
     /// Notes what the task is at; goes out within a tenth of a second. Never waits. Cut off after
@@ -110,7 +113,7 @@ impl Reporter {
     /// Notes something for people to read. Never waits. Cut off after 4 KiB.
     pub fn message(&self, message: impl Into<String>) {
         let message = cut(message.into());
-        self.shared.change(Hurry::Not, |draft| draft.message = message);
+        self.note(|draft| draft.message = message);
     }
 
     /// Notes from where the next attempt can go on, should this one not finish. Never waits; call
@@ -133,7 +136,7 @@ impl Reporter {
                 "a checkpoint of {length} bytes; at most {CHECKPOINT_MOST}"
             )));
         }
-        self.shared.change(Hurry::Not, |draft| draft.checkpoint = value);
+        self.note(|draft| draft.checkpoint = value);
         Ok(())
     }
 
@@ -166,6 +169,7 @@ impl Reporter {
     /// # Errors
     /// [`Error::SessionLost`], [`Error::Removed`] or [`Error::Fenced`] when the attempt was lost
     /// before; the store's final refusals. The task is not reported as finished then.
+    /// [`Error::OutcomeUnknown`] when it was lost with the answer still to come.
     ///
     /// # Cancel safety
     /// The report goes out when the future is dropped.
@@ -220,7 +224,8 @@ impl Reporter {
         self.listen();
         let mut progress = self.shared.progress.subscribe();
         async move {
-            if progress.wait_for(|progress| progress.cancelling).await.is_err() {
+            let asked = progress.wait_for(|progress| progress.cancelling);
+            if asked.await.is_err() {
                 std::future::pending().await
             }
         }
@@ -259,8 +264,9 @@ impl Reporter {
 
 impl Drop for Reporter {
     fn drop(&mut self) {
-        self.shared
-            .change(Hurry::Now, |draft| draft.terminal = Some(Written::Abandoned));
+        self.shared.change(Hurry::Now, |draft| {
+            draft.terminal = Some(Written::Abandoned)
+        });
     }
 }
 

@@ -156,6 +156,7 @@ impl Begin {
             shared: Arc::new(Shared::new(self.draft.clone())),
             owner_key,
             owner: owned.revision(),
+            owned: Some(owned),
             record_key,
             cancel_key: cancel_key(&self.name),
             at,
@@ -167,7 +168,6 @@ impl Begin {
         };
         // The first report, so that the task is there before any work is.
         writer.write(self.draft).await?;
-        owned.disarm();
         let shared = Arc::clone(&writer.shared);
         let reporter = Reporter::new(shared, self.name, writer.attempt, previous, self.session);
         actor.spawn("report", writer.run());

@@ -9,7 +9,7 @@ use quorate_proto::mvccpb::KeyValue;
 use super::rate::Eta;
 use super::record::{Part, Record, Written};
 use super::view::{JobView, TaskState, TaskView};
-use crate::clock::{self, Instant};
+use crate::clock::Instant;
 use crate::follow::Digest;
 use crate::keys::{KeySpace, LeaseId, Revision};
 use crate::watch::{Batch, Change};
@@ -50,12 +50,12 @@ struct Reported {
 }
 
 impl Tracker {
-    pub(super) fn new(space: KeySpace, stall_after: Duration) -> Self {
+    pub(super) fn new(space: KeySpace, stall_after: Duration, now: Instant) -> Self {
         Self {
             space,
             stall_after,
             revision: Revision(0),
-            now: clock::now(),
+            now,
             tasks: BTreeMap::new(),
         }
     }
@@ -222,6 +222,7 @@ mod tests {
     use super::super::overall::Overall;
     use super::super::record::{TaskName, cancel_key, job_space, owner_key, record_key};
     use super::*;
+    use crate::clock;
     use crate::keys::Key;
     use crate::watch::Origin;
 
@@ -233,9 +234,10 @@ mod tests {
 
     impl Job {
         fn new() -> Self {
+            let now = clock::now();
             Self {
-                tracker: Tracker::new(job_space("j"), Duration::from_secs(30)),
-                now: clock::now(),
+                tracker: Tracker::new(job_space("j"), Duration::from_secs(30), now),
+                now,
                 revision: 1,
             }
         }

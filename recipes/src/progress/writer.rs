@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quorate_proto::etcdserverpb::TxnRequest;
+use quorate_proto::mvccpb::KeyValue;
 use tokio::sync::{Notify, watch};
 
 use super::rate::Estimator;
@@ -14,7 +15,7 @@ use crate::clock::Instant;
 use crate::error::{Error, LostReason, Result};
 use crate::keys::{Key, KeyRange, Revision};
 use crate::lock::Fence;
-use crate::session::Actor;
+use crate::session::{Actor, Owned};
 use crate::store::ops::{self, Compare};
 use crate::value::{Json, V1, Value};
 
@@ -134,6 +135,8 @@ pub(super) struct Writer {
     pub(super) owner_key: Key,
     /// The revision at which we created the owner key.
     pub(super) owner: Revision,
+    /// Gives it up if reporting ends otherwise than by a last report.
+    pub(super) owned: Option<Owned>,
     pub(super) record_key: Key,
     pub(super) cancel_key: Key,
     /// The record's revision as last written or read; 0: absent.
@@ -145,12 +148,23 @@ pub(super) struct Writer {
     pub(super) estimator: Estimator,
 }
 
+/// The error of an end that may have been written.
+fn unknown(record_key: &Key) -> Error {
+    Error::OutcomeUnknown(format!("whether the last report was written: {record_key}"))
+}
+
 impl Drop for Writer {
     /// Nobody waits for what will not be written: closing ends the task when the store is out of reach.
     fn drop(&mut self) {
-        let loss = self.actor.loss();
-        self.shared.progress.send_modify(|progress| {
+        let terminal = self.shared.read(|draft| draft.terminal);
+        let loss = match terminal.is_some_and(Written::is_end) {
+            true => unknown(&self.record_key),
+            false => self.actor.loss(),
+        };
+        self.shared.progress.send_if_modified(|progress| {
+            let goes_on = progress.ended.is_none();
             progress.ended.get_or_insert(Err(loss));
+            goes_on
         });
     }
 }
@@ -184,7 +198,7 @@ impl Writer {
                     cut_short = self.shared.change(Hurry::Now, abandon).is_some();
                     continue;
                 }
-                () = client.clock().sleep_until(due.unwrap_or(last)), if due.is_some() => {}
+                () = client.until(due) => {}
                 () = self.shared.wake.notified() => continue,
             }
             last = client.now();
@@ -205,11 +219,17 @@ impl Writer {
         self.estimator.note(self.actor.client().now(), own);
         let version = draft.version;
         let terminal = draft.terminal;
+        let ends = terminal.is_some_and(Written::is_end);
         let record = self.record(draft);
         let value = Value::from(Json(&record)).into_bytes(&self.record_key)?;
         loop {
             let request = self.request(&value, terminal);
-            let (answer, _) = self.actor.repeat(request).await?;
+            let (answer, repeated) = match self.actor.repeat(request).await {
+                Err(Error::SessionLost(_)) if ends => {
+                    return Err(unknown(&self.record_key));
+                }
+                answered => answered?,
+            };
             let written = if answer.succeeded {
                 answer.header.map(|header| header.revision)
             } else {
@@ -221,6 +241,10 @@ impl Writer {
                 match same {
                     // An earlier copy of this write was applied and its answer lost.
                     Some(kv) => Some(kv.mod_revision),
+                    // It may have been applied, and another attempt have begun since.
+                    None if !owned && ends && repeated && !self.wrote(found) => {
+                        return Err(unknown(&self.record_key));
+                    }
                     None if !owned => return Err(self.not_owner().await),
                     None if there == self.at => return Err(Error::Fenced { owner: None }),
                     // Changed by somebody who asked nobody; the owner's word counts.
@@ -231,6 +255,11 @@ impl Writer {
                 }
             };
             self.at = Revision(written.unwrap_or(0));
+            if terminal.is_some()
+                && let Some(owned) = self.owned.take()
+            {
+                owned.disarm();
+            }
             let asked = !ops::kvs(&answer.responses, 1).is_empty();
             self.shared.progress.send_modify(|progress| {
                 progress.written = version;
@@ -282,6 +311,12 @@ impl Writer {
             started_ms: self.started_ms,
             updated_ms: self.actor.client().wall_millis(),
         }
+    }
+
+    /// Whether the report that is there is of this attempt.
+    fn wrote(&self, found: Option<&KeyValue>) -> bool {
+        let record = found.map(|kv| serde_json::from_slice::<Record>(&kv.value));
+        record.is_some_and(|record| record.is_ok_and(|record| record.attempt == self.attempt))
     }
 
     /// Why the owner key is gone.
