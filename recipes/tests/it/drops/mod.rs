@@ -195,6 +195,7 @@ mod members;
 mod once;
 #[macro_use]
 mod outcomes;
+mod progress;
 mod queues;
 mod requests;
 mod topics;

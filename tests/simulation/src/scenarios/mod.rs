@@ -26,6 +26,7 @@ mod multi_lock;
 mod mutex;
 mod once;
 mod probe;
+mod progress;
 mod queue;
 mod rate;
 mod registry;
@@ -63,6 +64,7 @@ pub use multi_lock::MultiLock;
 pub use mutex::Mutex;
 pub use once::{Once, Results};
 pub use probe::{OPINIONS, Opinions, Probe};
+pub use progress::{JOB, Progress, RECORDS, TASKS, Work as Attempt};
 pub use queue::{BoundedQueue, Items, Queue, Work, check_limit, effect, handle, may_remain};
 pub use rate::{Granted, Rate};
 pub use registry::{Held, INSTANCES, Instances, Registry, Said, protection};
@@ -121,6 +123,7 @@ pub const ALL: &[(&str, Run)] = &[
     entry::<Registry>(),
     entry::<LiveTopic>(),
     entry::<Probe>(),
+    entry::<Progress>(),
     entry::<Collect>(),
 ];
 

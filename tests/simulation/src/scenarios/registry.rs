@@ -344,6 +344,7 @@ impl Registry {
         });
         observer.seen.push(Seen {
             at: SystemClock.now(),
+            by_clock: player.client().clock().now(),
             revision: view.revision.0,
             stale_since: view.stale_since,
             unreadable: view.unreadable,

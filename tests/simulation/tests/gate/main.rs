@@ -19,6 +19,7 @@ mod mutants;
 mod onces;
 mod permits;
 mod probes;
+mod progresses;
 mod queues;
 mod registries;
 mod restored;
@@ -98,6 +99,7 @@ gates! {
     registry,
     live_topic,
     probe,
+    progress,
     collect,
 }
 

@@ -48,6 +48,8 @@ impl Shown {
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
     pub(super) at: Instant,
+    /// By the observer's clock, by which it counts how long one is suspected.
+    pub(super) by_clock: Instant,
     pub(super) revision: i64,
     pub(super) stale_since: Option<Instant>,
     pub(super) unreadable: usize,
@@ -166,7 +168,7 @@ fn is_suspected(
     if instances.state(view.revision).contains_key(&suspect.id) {
         return Err("a suspect that is there".to_owned());
     }
-    if since + protection.grace + GRACE_EXTRA < view.at {
+    if since + protection.grace + GRACE_EXTRA < view.by_clock {
         return Err("it is suspected for too long".to_owned());
     }
     let gone = || {
