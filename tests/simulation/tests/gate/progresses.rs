@@ -6,62 +6,12 @@ use std::time::Duration;
 use quorate_recipes::keys::encode;
 use quorate_recipes::progress::{JobView, Outcome};
 use quorate_recipes::{Error, Result, Session, from_json};
+use quorate_simulation::Player;
 use quorate_simulation::scenarios::{Attempt, JOB, Progress, TASKS};
-use quorate_simulation::{History, Player, Scenario};
 use serde_json::{Value, json};
 
+use super::broken::{Broken, World};
 use super::mutants::is_found;
-
-/// One of the ways to break it.
-trait Broken: 'static {
-    const NAME: &'static str;
-
-    async fn step(job: &Progress, player: &Player, session: &Session) -> Result<()> {
-        job.step(player, session).await
-    }
-
-    async fn attend(_job: &Progress, _player: &Player) {}
-}
-
-struct World<B> {
-    job: Progress,
-    of: std::marker::PhantomData<B>,
-}
-
-impl<B: Broken> Scenario for World<B> {
-    const NAME: &'static str = B::NAME;
-
-    fn new() -> Self {
-        Self {
-            job: Progress::default(),
-            of: std::marker::PhantomData,
-        }
-    }
-
-    async fn step(&self, player: &Player, session: &Session) -> Result<()> {
-        B::step(&self.job, player, session).await
-    }
-
-    fn may_meet(&self, _error: &Error) -> bool {
-        true
-    }
-
-    async fn attend(&self, player: &Player) {
-        B::attend(&self.job, player).await;
-    }
-
-    fn end(&self) {
-        self.job.end();
-    }
-
-    fn may_remain(&self, key: &str) -> bool {
-        key.starts_with("quorate/progress/")
-    }
-
-    fn check(&self, history: &History) -> std::result::Result<(), String> {
-        self.job.check(history)
-    }
-}
 
 /// A key of a task.
 fn key(kind: &str, task: &str) -> String {
@@ -90,6 +40,8 @@ async fn changed(player: &Player, task: &str, change: impl FnOnce(&mut Value)) -
 struct NoOwnerCompare;
 
 impl Broken for NoOwnerCompare {
+    type Whole = Progress;
+
     const NAME: &'static str = "a report that does not ask who has the task";
 
     async fn step(job: &Progress, player: &Player, session: &Session) -> Result<()> {
@@ -109,6 +61,8 @@ impl Broken for NoOwnerCompare {
 struct NoStateCompare;
 
 impl Broken for NoStateCompare {
+    type Whole = Progress;
+
     const NAME: &'static str = "an end that does not ask for the state";
 
     async fn step(job: &Progress, player: &Player, session: &Session) -> Result<()> {
@@ -129,6 +83,8 @@ impl Broken for NoStateCompare {
 struct FromNothing;
 
 impl Broken for FromNothing {
+    type Whole = Progress;
+
     const NAME: &'static str = "an attempt without the checkpoint of the one before";
 
     async fn step(job: &Progress, player: &Player, session: &Session) -> Result<()> {
@@ -153,6 +109,8 @@ impl Broken for FromNothing {
 struct AskedLate;
 
 impl Broken for AskedLate {
+    type Whole = Progress;
+
     const NAME: &'static str = "a request to end that does not ask whether it has";
 
     async fn step(job: &Progress, player: &Player, session: &Session) -> Result<()> {
@@ -167,6 +125,8 @@ impl Broken for AskedLate {
 struct RequestStays;
 
 impl Broken for RequestStays {
+    type Whole = Progress;
+
     const NAME: &'static str = "an end that leaves the request to end";
 
     async fn step(job: &Progress, player: &Player, session: &Session) -> Result<()> {
@@ -184,6 +144,8 @@ impl Broken for RequestStays {
 struct OnlyTold;
 
 impl Broken for OnlyTold {
+    type Whole = Progress;
+
     const NAME: &'static str = "an end that is told before it is written";
 
     async fn step(job: &Progress, player: &Player, session: &Session) -> Result<()> {
@@ -197,6 +159,8 @@ impl Broken for OnlyTold {
 struct Back;
 
 impl Broken for Back {
+    type Whole = Progress;
+
     const NAME: &'static str = "views that go back";
 
     async fn attend(job: &Progress, player: &Player) {
@@ -215,6 +179,8 @@ impl Broken for Back {
 struct Torn;
 
 impl Broken for Torn {
+    type Whole = Progress;
+
     const NAME: &'static str = "views with the revision of others";
 
     async fn attend(job: &Progress, player: &Player) {
