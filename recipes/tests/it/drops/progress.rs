@@ -61,7 +61,7 @@ once_or_not_at_all! {
             session.reporter("x/a").unit("user").start().await.map(drop)
         },
         async |_, session: Session| rival(&session).await,
-        |written| times(&written, r#""state":"running""#);
+        |written| times(written, r#""state":"running""#);
     attempt_flushed, [RECORD],
         async |_, session: Session| abandoned(&session).await,
         async |_, session: Session| {
@@ -73,7 +73,7 @@ once_or_not_at_all! {
         },
         async |_, session: Session| rival(&session).await,
         // The end of one that was dropped after that says seven as well.
-        |written| times(&written, r#""state":"running","done":7"#);
+        |written| times(written, r#""state":"running","done":7"#);
     attempt_done, [RECORD],
         async |_, session: Session| abandoned(&session).await,
         async |_, session: Session| {
@@ -81,7 +81,7 @@ once_or_not_at_all! {
             reporter.finish(Outcome::Done).await
         },
         async |_, session: Session| rival(&session).await,
-        |written| times(&written, r#""state":"done""#);
+        |written| times(written, r#""state":"done""#);
     attempt_failed, [RECORD],
         async |_, session: Session| abandoned(&session).await,
         async |_, session: Session| {
@@ -89,7 +89,7 @@ once_or_not_at_all! {
             reporter.finish(Outcome::Failed("dice".to_owned())).await
         },
         async |_, session: Session| rival(&session).await,
-        |written| times(&written, r#""message":"dice""#);
+        |written| times(written, r#""message":"dice""#);
     // The rival's end takes it away.
     task_asked_to_end, [RECORD, CANCEL],
         async |_, session: Session| abandoned(&session).await,

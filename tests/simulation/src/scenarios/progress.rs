@@ -59,12 +59,6 @@ impl Work {
         self.task
     }
 
-    /// What reports.
-    #[must_use]
-    pub fn reporter(&self) -> &Reporter {
-        &self.reporter
-    }
-
     fn attempt(&self) -> attempts::Attempt {
         (self.task.to_owned(), self.reporter.attempt())
     }
