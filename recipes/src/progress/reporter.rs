@@ -192,7 +192,7 @@ impl Reporter {
 
     /// Waits until reporting has ended although it was not finished, and says why:
     /// [`Error::SessionLost`], [`Error::Removed`] when somebody deleted the owner key,
-    /// [`Error::Fenced`] when a guard it is [`under`](ReporterBuilder::under) was lost. Another
+    /// [`Error::Fenced`] when a guard it is [`under`](super::ReporterBuilder::under) was lost. Another
     /// worker may have the task then: stop.
     ///
     /// The last two show when the next report is refused.

@@ -20,6 +20,8 @@ const ROUNDS: usize = 31;
 const PICKS: u32 = 20_000;
 /// Picks of a round, by those that do.
 const PICKS_AMONG_ALL: u32 = 200;
+/// Instances that are not copies: of as many weights, in two zones.
+const REGISTERED: usize = 4;
 const SERVICE: &str = "large";
 
 /// Measures with so many instances, 10,000 unless said otherwise.
@@ -64,6 +66,10 @@ pub(crate) async fn measure(instances: Option<usize>) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn id(number: usize) -> String {
+    format!("i-{number:05}")
+}
+
 /// A service in a store of its own.
 struct Fleet {
     _session: Session,
@@ -85,21 +91,32 @@ struct Costs {
 }
 
 impl Fleet {
+    /// A few instances that are registered, and copies of them under other names.
     async fn of(instances: usize) -> anyhow::Result<Self> {
         let client = Client::new(MemStore::new());
         let session = client.session().await?;
-        let mut registered = Vec::with_capacity(instances);
-        for number in 0..instances {
+        let mut registered = Vec::with_capacity(REGISTERED);
+        for number in 0..REGISTERED {
             let instance = Instance::builder(SERVICE)
-                .id(format!("i-{number:05}"))
+                .id(id(number))
                 .address("10.0.0.7:8080")
                 .zone(if number % 2 == 0 { "a" } else { "b" })
-                .weight(1 + u32::try_from(number % 4)?);
+                .weight(1 + u32::try_from(number)?);
             registered.push(session.register(instance.build()).await?);
         }
+        let key = registered[0].key().to_string();
+        let prefix = key.strip_suffix(&id(0)).context("a key without an id")?;
+        for number in REGISTERED..instances {
+            let like = registered[number % REGISTERED].key();
+            let like = client.get(like).await?.context("it is registered")?;
+            let copy = format!("{prefix}{}", id(number));
+            client.put(copy, like.value).await?;
+        }
+        let discovery = client.discover(SERVICE).await?;
+        anyhow::ensure!(discovery.view().up().count() == instances);
         Ok(Self {
             _session: session,
-            discovery: client.discover(SERVICE).await?,
+            discovery,
             registered,
         })
     }
