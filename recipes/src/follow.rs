@@ -1,5 +1,6 @@
 //! A view of a range of keys that is more than the keys: computed by a [`Digest`] from the changes
-//! and the time of the client's clock, and kept up to date in the background. Under discovery and the progress monitor.
+//! and the time of the client's clock, and kept up to date in the background. Under discovery and the
+//! progress monitor.
 
 use std::sync::Arc;
 
