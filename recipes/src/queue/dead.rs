@@ -52,15 +52,16 @@ impl Layout {
     /// Removes the dead letters that were put aside first, if there are too many by now. What cannot be done is
     /// left to whoever puts the next one aside.
     pub(super) async fn limit_dead_letters(&self) {
-        if let Err(error) = self.remove_oldest_dead_letters().await {
+        let Some(most) = self.dead_max else { return };
+        if let Err(error) = self.remove_oldest_dead_letters(most).await {
             let dead = self.dead_letters();
             tracing::debug!(dead = dead.prefix(), %error, "there may be too many dead letters");
         }
     }
 
-    async fn remove_oldest_dead_letters(&self) -> Result<()> {
+    async fn remove_oldest_dead_letters(&self, most: usize) -> Result<()> {
         let (store, dead) = (self.client.store(), self.dead_letters());
-        let most = i64::try_from(self.dead_max).unwrap_or(i64::MAX);
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
         let page = store.capabilities().max_txn_ops.min(REMOVED_TOGETHER);
         let page = i64::try_from(page).unwrap_or(i64::MAX);
         loop {

@@ -222,13 +222,14 @@ impl<T> Queue<T> {
         self
     }
 
-    /// Keeps so many dead letters, 10,000 if not told: whoever puts an item aside beyond that removes those that were
-    /// put aside first, for good. 0: none is kept. Consumers may differ in it.
+    /// Keeps so many dead letters: whoever puts an item aside beyond that removes those that were put aside first,
+    /// for good. 0: none is kept. If not told, all stay until they are put back or thrown away. Consumers may
+    /// differ in it.
     ///
     /// There may be more for a moment, by one for each that is put aside at the same time.
     #[must_use]
     pub fn keep_dead(mut self, most: usize) -> Self {
-        self.layout.dead_max = most;
+        self.layout.dead_max = Some(most);
         self
     }
 

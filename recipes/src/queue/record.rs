@@ -23,9 +23,6 @@ use crate::value::{Json, V1, Value, from_json};
 /// The longest reason that is kept with a dead letter, in bytes.
 const REASON_BYTES_MAX: usize = 1_024;
 
-/// Dead letters that are kept, unless told otherwise.
-const DEAD_MAX: usize = 10_000;
-
 /// How much of a request's bytes an item leaves for what is written with it when it is moved.
 pub(super) const ITEM_BYTES_SPARE: usize = 8 * 1_024;
 
@@ -40,7 +37,7 @@ pub(super) struct Layout {
     /// Items are given out only once their segment is closed. Somebody else closes it then.
     pub(super) gated: Option<Gated>,
     /// How many dead letters are kept.
-    pub(super) dead_max: usize,
+    pub(super) dead_max: Option<usize>,
 }
 
 /// What else a recipe wants of a queue whose segments it closes.
@@ -70,7 +67,7 @@ impl Layout {
             log,
             of_recipe: false,
             gated: None,
-            dead_max: DEAD_MAX,
+            dead_max: None,
         }
     }
 
@@ -82,7 +79,7 @@ impl Layout {
             log,
             of_recipe: true,
             gated: Some(gated),
-            dead_max: DEAD_MAX,
+            dead_max: None,
         }
     }
 
