@@ -7,10 +7,11 @@ use quorate_proto::Reason;
 use quorate_proto::etcdserverpb::{
     RangeRequest, RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest,
 };
-use quorate_proto::mvccpb::Event;
 use quorate_proto::mvccpb::event::EventType;
+use quorate_proto::mvccpb::{Event, KeyValue};
 
 use crate::client::Client;
+use crate::error::{self, Error};
 use crate::keys::{Key, KeyRange, LeaseId, Revision};
 use crate::store::{Cause, StoreError, WatchStream, ops};
 
@@ -162,6 +163,23 @@ pub(crate) async fn until_there(client: &Client, key: &Key) -> Result<(), StoreE
         if news.await.is_err() {
             pause.pause().await;
         }
+    }
+}
+
+/// Lists until the store answers, page by page as it was at one revision.
+pub(crate) async fn list(
+    client: &Client,
+    range: KeyRange,
+) -> error::Result<(Revision, Vec<KeyValue>)> {
+    let mut pause = Backoff::between_attempts(client);
+    loop {
+        match client.list(range.clone()).await {
+            Err(Error::Store(error)) if error.is_transient() => {}
+            // Between two pages.
+            Err(Error::Store(StoreError::Compacted { .. })) => {}
+            listed => return listed,
+        }
+        pause.pause().await;
     }
 }
 

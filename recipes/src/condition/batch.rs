@@ -176,16 +176,7 @@ pub(super) async fn listed<T: DeserializeOwned>(
     layout: &Layout,
     gate: &Gate,
 ) -> Result<Option<Vec<Task<T>>>> {
-    let mut pause = Backoff::between_attempts(&layout.client);
-    let mut kvs = loop {
-        match layout.client.list(layout.log.segment(gate.epoch)).await {
-            Ok((_, kvs)) => break kvs,
-            Err(Error::Store(error)) if error.is_transient() => pause.pause().await,
-            // Read page by page, it was compacted meanwhile.
-            Err(Error::Store(crate::store::StoreError::Compacted { .. })) => {}
-            Err(error) => return Err(error),
-        }
-    };
+    let (_, mut kvs) = wait::list(&layout.client, layout.log.segment(gate.epoch)).await?;
     // They go together with it: as long as it is there, they all were.
     let kept = wait::read(&layout.client, ops::get(layout.gate(gate.epoch))).await?;
     let kept = kept.kvs.first();

@@ -23,7 +23,7 @@ use crate::session::Session;
 use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
 use crate::value::from_json;
-use crate::wait::Backoff;
+use crate::wait;
 
 impl Client {
     /// All settings of a namespace as one: `client.config_group::<Shop>("shop")`, where the fields of `Shop`
@@ -168,15 +168,10 @@ impl<G> ConfigGroup<G> {
         session: &Session,
         range: KeyRange,
     ) -> Result<(Revision, Vec<KeyValue>)> {
-        let mut pause = Backoff::between_attempts(&self.publisher.client);
-        loop {
-            match self.publisher.client.list(range.clone()).await {
-                // Between two pages: anew.
-                Err(Error::Store(StoreError::Compacted { .. })) => session.check()?,
-                Err(Error::Store(error)) if error.is_transient() => session.check()?,
-                listed => return listed,
-            }
-            pause.pause().await;
+        tokio::select! {
+            biased;
+            reason = session.lost() => Err(Error::SessionLost(reason)),
+            listed = wait::list(&self.publisher.client, range) => listed,
         }
     }
 

@@ -133,12 +133,17 @@ pub struct GroupRelease {
 }
 
 impl GroupRelease {
-    /// One key more; of one that is given twice the last value counts.
+    /// One key more.
     pub fn set<T: Serialize>(mut self, key: &str, value: &T) -> Self {
         let at = self.publisher.layout.rule(key, self.rule.name());
-        match record::encode(&at, value) {
-            Ok(value) => drop(self.values.insert(key.to_owned(), value)),
-            Err(error) => drop(self.error.get_or_insert(error)),
+        let set = record::encode(&at, value).and_then(|value| {
+            match self.values.insert(key.to_owned(), value) {
+                None => Ok(()),
+                Some(_) => Err(Error::Invalid(format!("{key} is released twice"))),
+            }
+        });
+        if let Err(error) = set {
+            self.error.get_or_insert(error);
         }
         self
     }
@@ -146,7 +151,7 @@ impl GroupRelease {
     /// Begins the release, or changes the one of this name, of these keys. Returns the revision.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for no key, and for a rule without a name or of a percent that is none; as
+    /// [`Error::Invalid`] for no key, for one that is given twice, and for a rule without a name or of a percent that is none; as
     /// [`Config::publish`](super::Config::publish).
     ///
     /// # Cancel safety

@@ -128,7 +128,7 @@ impl Hold {
             ..Self::new(session, owned, contenders)
         };
         if watched {
-            hold.watched.call_once(|| hold.watch_key(Duration::ZERO));
+            hold.watched.call_once(|| hold.watch_key());
         }
         hold
     }
@@ -206,15 +206,26 @@ impl Hold {
     ///
     /// The first call starts one watch of the key, for as long as the hold lives.
     pub fn lost(&self) -> Lost {
-        self.watched.call_once(|| self.watch_key(Duration::ZERO));
+        self.watched.call_once(|| self.watch_key());
         self.ends()
     }
 
     /// As [`Hold::lost`] for what is mostly over soon: the key is not watched before this time has passed, so
     /// that a loss which is not the session's is told so much later, and what ends before costs no watch.
     pub(crate) fn lost_unless_soon_over(&self, soon: Duration) -> Lost {
-        self.watch_key(soon);
-        self.ends()
+        let (mut ends, watching) = (self.ends(), self.key_watch());
+        let client = self.session.client().clone();
+        let watching = async move {
+            client.sleep(soon).await;
+            watching.await;
+        };
+        Lost::new(async move {
+            tokio::select! {
+                biased;
+                reason = &mut ends => reason,
+                () = watching => ends.await,
+            }
+        })
     }
 
     fn ends(&self) -> Lost {
@@ -229,23 +240,23 @@ impl Hold {
         })
     }
 
-    fn watch_key(&self, after: Duration) {
+    fn watch_key(&self) {
+        self.session.actor().spawn("key watch", self.key_watch());
+    }
+
+    /// Settles how it ends when the keys are replaced or removed; completes when there is nothing to watch any more.
+    fn key_watch(&self) -> impl Future<Output = ()> + Send + use<> {
         let actor = self.session.actor().clone();
         let keys = self.owned.keys();
         let (ending, mut leaving) = (self.ending.0.clone(), self.leaving.subscribe());
         let mut exchanged = self.leaving.subscribe();
         let unsettled = self.fence.unsettled.clone();
-        self.session.actor().spawn("key watch", async move {
+        async move {
             tokio::select! {
                 biased;
                 // The keys are held under another watch by now, or by nobody.
                 () = async { while exchanged.changed().await.is_ok() {} } => {}
-                () = async {
-                    if !after.is_zero() {
-                        actor.client().sleep(after).await;
-                    }
-                    until_replaced(&actor, &keys).await;
-                } => {
+                () = until_replaced(&actor, &keys) => {
                     // Given up, it ends as that, unless it turns out that it was not. With the lease gone, it
                     // is the session that is lost, and says so itself.
                     if leaving.wait_for(|leaving| !leaving).await.is_ok() {
@@ -258,7 +269,7 @@ impl Hold {
                 _ = actor.lost() => {}
                 _ = ending.wait() => {}
             }
-        });
+        }
     }
 
     /// Gives the keys up after this time, by the client's clock, if it is held until then. Who waits for its loss is

@@ -18,9 +18,8 @@ use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::keys::{Key, Revision};
 use crate::session::Actor;
-use crate::store::StoreError;
 use crate::store::ops::{self, Compare};
-use crate::wait::{self, Backoff};
+use crate::wait;
 
 /// Most tasks of a job that are asked to end at a time.
 const AT_ONCE: usize = 16;
@@ -52,12 +51,15 @@ impl Client {
     /// are those that are begun meanwhile.
     ///
     /// # Errors
-    /// As [`Client::cancel_task`].
+    /// [`Error::Invalid`] without a job; the store's final refusals. Trouble with the store is waited out.
     ///
     /// # Cancel safety
     /// When the future is dropped, some may be asked, and others not.
     pub async fn cancel_tasks(&self, below: impl Into<TaskName>) -> Result<usize> {
         let TaskName { job, task: node } = below.into();
+        if job.is_empty() {
+            return Err(Error::Invalid("tasks of no job".to_owned()));
+        }
         let standing = standing(self, &job).await?;
         let begun = standing.into_iter().filter(|(task, standing)| {
             lies_below(task, &node) && standing.is_begun() && !standing.has_ended()
@@ -120,18 +122,7 @@ impl Standing {
 /// What there is of the tasks of a job.
 async fn standing(client: &Client, job: &str) -> Result<BTreeMap<String, Standing>> {
     let space = job_space(job);
-    let mut pause = Backoff::between_attempts(client);
-    let kvs = loop {
-        match client.list(space.range()).await {
-            Ok((_, kvs)) => break kvs,
-            Err(Error::Store(error))
-                if error.is_transient() || matches!(error, StoreError::Compacted { .. }) =>
-            {
-                pause.pause().await;
-            }
-            Err(error) => return Err(error),
-        }
-    };
+    let (_, kvs) = wait::list(client, space.range()).await?;
     let mut tasks: BTreeMap<String, Standing> = BTreeMap::new();
     for kv in &kvs {
         if let Some(part) = Part::of(&space, &kv.key) {

@@ -30,9 +30,9 @@ pub enum Outcome {
     Cancelled,
 }
 
-/// An attempt at a task. Reports go out at most twice a second, except for what cannot wait: the
-/// end, and a new stage, within a tenth of a second. Only this attempt can write the task's record: the store refuses a worker
-/// whose lease has gone, however late it wakes up.
+/// An attempt at a task. Reports go out at most twice a second, except for what cannot wait: the end, at
+/// once, and a new stage, within a tenth of a second. Only this attempt can write the task's record: the
+/// store refuses a worker whose lease has gone, however late it wakes up.
 ///
 /// Dropping it without [`Reporter::finish`] reports the task as abandoned.
 #[must_use = "a dropped reporter abandons its task"]

@@ -177,6 +177,9 @@ async fn groups_are_released_together() {
     publish(1).commit(session).await.unwrap();
     let none = group.gray(&Rule::new("canary")).commit(session).await;
     assert!(matches!(none, Err(Error::Invalid(_))), "{none:?}");
+    let twice = group.gray(&Rule::new("canary")).set("a", &1).set("a", &2);
+    let twice = twice.commit(session).await;
+    assert!(matches!(twice, Err(Error::Invalid(_))), "{twice:?}");
     let gone = group.promote(session, "canary").await;
     assert!(matches!(gone, Err(Error::Invalid(_))), "{gone:?}");
     assert!(!group.withdraw(session, "canary").await.unwrap());
@@ -216,4 +219,28 @@ async fn groups_are_released_together() {
     tokio::join!(reading, publishing);
     let is_last = |view: &View<Pair>| view.value.as_deref() == Some(&Pair { a: 9, b: 9 });
     others.wait_for(is_last).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_many_keys_are_promoted_as_a_transaction_takes() {
+    let world = World::new().await;
+    let session = &world.session;
+    for (keys, fits) in [(31, true), (32, false)] {
+        let group = world.client.config_group::<()>(&format!("of-{keys}"));
+        // A promotion removes an entry of each history.
+        let group = group.keep_history(1);
+        let (mut published, mut release) = (group.publish(), group.gray(&Rule::new("canary")));
+        for key in 0..keys {
+            let name = format!("k{key}");
+            published = published.set(&name, &key, Expect::Absent);
+            release = release.set(&name, &key);
+        }
+        published.commit(session).await.unwrap();
+        release.commit(session).await.unwrap();
+        let before = world.store.revision();
+        let promoted = group.promote(session, "canary").await;
+        assert_eq!(promoted.is_ok(), fits, "{keys}: {promoted:?}");
+        assert_eq!(world.store.revision() > before, fits, "{keys}");
+        assert!(group.withdraw(session, "canary").await.unwrap() != fits);
+    }
 }
