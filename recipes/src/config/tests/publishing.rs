@@ -1,8 +1,6 @@
 //! Publishing: what is expected is compared, each publication takes place once, and the history is what it
 //! was.
 
-use std::time::Duration;
-
 use super::World;
 use crate::config::{Entry, Expect, Rule};
 use crate::error::Error;
@@ -174,12 +172,11 @@ async fn no_version_is_given_twice_around_a_removal() {
     let world = World::new().await;
     let (config, session) = (world.config(), &world.session);
     let (others, by) = (world.others(), &world.other_session);
-    let held = world.faulty.hold(1, Calls::Txn, Stage::NotSent);
+    // The first one looks.
+    let held = world.faulty.hold(2, Calls::Txn, Stage::NotSent);
     let publishing = config.publish(session, &1, Expect::Any);
     let between = async {
-        while !held.is_reached() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        held.reached().await;
         for value in 2..4 {
             others.publish(by, &value, Expect::Any).await.unwrap();
         }
