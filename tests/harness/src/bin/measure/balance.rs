@@ -30,7 +30,7 @@ pub(crate) async fn measure(instances: Option<usize>) -> anyhow::Result<()> {
     let many = Fleet::of(instances.unwrap_or(INSTANCES).max(FEW)).await?;
     println!(
         "among {} instances, and among {FEW}:",
-        many.registered.len()
+        many.discovery.view().instances.len()
     );
     let policies = [
         ("least_outstanding", Policy::least_outstanding(), PICKS),
