@@ -31,6 +31,15 @@ impl Tasks {
         }
     }
 
+    /// An empty group on the same runtime.
+    pub(crate) fn beside(&self) -> Self {
+        Self {
+            tracker: TaskTracker::new(),
+            token: CancellationToken::new(),
+            runtime: self.runtime.clone(),
+        }
+    }
+
     /// Starts `future`; it is dropped at its next await once the group is cancelled.
     pub(crate) fn spawn<F>(&self, name: &'static str, future: F)
     where

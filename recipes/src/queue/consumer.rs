@@ -15,11 +15,10 @@ use quorate_proto::etcdserverpb::TxnRequest;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use super::delay;
 use super::delivery::{Delivery, Taken, used_up};
 use super::follow::{Front, News, Reserved};
 use super::record::{AttemptsRecord, DeadRecord, ItemRecord, Layout, Order, Settings};
-use super::window::{Candidate, Turn};
+use super::window::{Candidate, Number, Turn};
 use crate::clock::Instant;
 use crate::error::{Error, LostReason, Result};
 use crate::keys::{Key, KeyRange, Revision};
@@ -33,15 +32,16 @@ use crate::value::{Json, Value, from_json};
 /// Takes items of a [`Queue`](super::Queue), for as long as it and its session live. May be asked by several
 /// tasks at a time. Dropping it ends no delivery.
 ///
-/// Costs: it follows the front of the queue, which is about one segment of items and all before that somebody has
-/// or that are held up (at most 16,384, or 64 MiB), with what is said about their taking; an item that comes wakes
-/// all consumers, one of which claims it with one transaction. If that one is busy others do, 20 to 200 ms later. So
-/// a take costs the same with ten items and with a million.
+/// Costs: all consumers of a session follow the front of the queue together, which is about one segment of items and
+/// all before that somebody has or that are held up (at most 16,384, or 64 MiB), with what is said about their
+/// taking; an item that comes wakes all consumers, one of which claims it with one transaction. If that one is busy
+/// others do, 20 to 200 ms later. So a take costs the same with ten items and with a million.
 pub struct Consumer<T> {
     layout: Arc<Layout>,
     order: Order,
     limits: Limits,
-    front: Front,
+    front: Arc<Front>,
+    me: Number,
     session: Session,
     _listed: Owned,
     /// Reads any item; those that cannot be read are put aside if there is none.
@@ -72,7 +72,8 @@ impl<T> Consumer<T> {
         let consumers = layout.consumers();
         let key = fresh_key(session, &consumers);
         let name = consumers.suffix(key.as_bytes());
-        let front = Front::follow(&layout, order, name.expect("a consumer's key lies there"));
+        let me = Number::of(name.expect("a consumer's key lies there").as_bytes());
+        let front = Front::of(session, &layout, order, limits.attempts);
         let record = Value::from(Json(ContenderRecord::of(session, ""))).into_bytes(&key)?;
         let claim = Claim::of(key, record);
         let claimed = session
@@ -82,14 +83,12 @@ impl<T> Consumer<T> {
             // The key has a fresh nonce, and the claim no condition.
             return Err(Error::Conflict);
         };
-        if !layout.of_recipe {
-            delay::start(&layout, session, front.tasks());
-        }
         Ok(Self {
             layout: Arc::new(layout),
             order,
             limits,
             front,
+            me,
             session: session.clone(),
             _listed: owned,
             reads_all: None,
@@ -205,7 +204,7 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
         turn: Turn,
     ) -> Result<std::result::Result<Delivery<T>, Option<Instant>>> {
         loop {
-            let candidate = match self.front.choose(turn) {
+            let candidate = match self.front.choose(self.me, turn) {
                 Ok(candidate) => candidate,
                 Err(until) => return Ok(Err(until)),
             };
@@ -217,7 +216,7 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
 
     /// Whether it is this one's turn to take something that is known to be free.
     pub(super) fn has_some(&self) -> bool {
-        self.front.has_some()
+        self.front.has_some(self.me)
     }
 
     /// Tells of everything that may change what [`Consumer::take_free`] finds.
@@ -289,7 +288,7 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
 
     /// Claims an item; `None` when it is not to be had, which is known then.
     async fn take(&self, candidate: Candidate) -> Result<Option<Delivery<T>>> {
-        let reserved = self.front.reserved(&candidate);
+        let mut reserved = self.front.reserved(self.me, &candidate);
         let attempts = candidate.about.attempts.saturating_add(candidate.attempts);
         if self.limits.attempts.is_some_and(|most| attempts >= most) {
             let buried = self.bury(&candidate, attempts, used_up(attempts), &reserved);
@@ -303,7 +302,7 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
             }
             return Ok(None);
         }
-        let Some(owned) = self.claim(&candidate, &reserved).await? else {
+        let Some(owned) = self.claim(&candidate, &mut reserved).await? else {
             return Ok(None);
         };
         let key = self.layout.log.key(candidate.position.id());
@@ -343,7 +342,7 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
         }
     }
 
-    async fn claim(&self, candidate: &Candidate, reserved: &Reserved) -> Result<Option<Owned>> {
+    async fn claim(&self, candidate: &Candidate, reserved: &mut Reserved) -> Result<Option<Owned>> {
         let id = candidate.position.id();
         let (item, claim, attempts) = (
             self.layout.log.key(id),
@@ -374,7 +373,7 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
             Claimed::Made {
                 owned, revision, ..
             } => {
-                reserved.claimed_at(revision);
+                reserved.taken(revision);
                 Ok(Some(owned))
             }
             Claimed::Refused {

@@ -1,5 +1,5 @@
-//! Keeps a consumer's [`Window`] up to date: follows the head of the log, the segments at its front, who takes
-//! what, and who else takes. One task a consumer.
+//! Keeps a [`Window`] up to date: follows the head of the log, the segments at its front, who takes what, and who
+//! else takes. One task for all of a session's consumers of a queue.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -10,14 +10,16 @@ use std::time::Duration;
 use quorate_proto::mvccpb::KeyValue;
 use tokio::sync::{Notify, watch};
 
+use super::delay;
 use super::record::{About, AttemptsRecord, Layout, Order, Tried};
 use super::watches::Watches;
-use super::window::{Candidate, Choice, Turn, Window};
+use super::window::{Candidate, Choice, Number, Turn, Window};
 use crate::client::Client;
 use crate::clock::{self, Instant};
 use crate::error::{Error, Result};
 use crate::keys::{Key, KeyRange, Revision};
 use crate::kit::{Head, ItemId, Position};
+use crate::session::Session;
 use crate::tasks::Tasks;
 use crate::value::from_json;
 use crate::watch::{Batch, Change, Origin};
@@ -26,11 +28,11 @@ use crate::watch::{Batch, Change, Origin};
 /// many segments, which are followed by one watch then.
 const WATCHES_MAX: usize = 16;
 
-/// How much later than others a consumer looks for what comes after a full segment, at most, while nobody waits for
+/// How much later than others a front looks for what comes after a full segment, at most, while nobody waits for
 /// it: all hear of that at once.
 const NOT_WAITING_PAUSE: Duration = Duration::from_secs(1);
 
-/// The front of a queue as one consumer sees it. Dropping it stops following.
+/// The front of a queue as the consumers of one session see it. Dropping the last handle of it stops following.
 pub(super) struct Front {
     shared: Arc<Shared>,
     tasks: Tasks,
@@ -56,19 +58,32 @@ pub(super) struct News {
     failed: Option<Error>,
 }
 
-/// An item that is being taken, or taken: nobody else in this consumer chooses it. Dropping it ends that.
+/// An item that is being taken: nobody else in this session chooses it; or that is taken: its consumer does not choose
+/// it again, whatever becomes of the claim. Dropping it ends that.
 pub(super) struct Reserved {
     shared: Arc<Shared>,
     position: Position,
-    forever: bool,
+    by: Number,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    BeingTaken,
+    Taken,
+    /// Not to be taken by anybody in this session.
+    LeftAlone,
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        if !self.forever {
-            self.shared.window().unreserve(self.position.id());
-            self.shared.tell();
+        let id = self.position.id();
+        match self.stage {
+            Stage::BeingTaken => self.shared.window().unreserve(id),
+            Stage::Taken => self.shared.window().let_go(id, self.by),
+            Stage::LeftAlone => return,
         }
+        self.shared.tell();
     }
 }
 
@@ -78,9 +93,16 @@ impl Reserved {
         self.shared.window().went_from(&self.position);
     }
 
-    /// Nobody in this consumer is to have it any more.
+    /// Nobody in this session is to have it any more.
     pub(super) fn leave_alone(mut self) {
-        self.forever = true;
+        self.stage = Stage::LeftAlone;
+    }
+
+    /// Its consumer has claimed it, at this revision.
+    pub(super) fn taken(&mut self, revision: Revision) {
+        let id = self.position.id().clone();
+        self.shared.window().keep(id, self.by, revision);
+        self.stage = Stage::Taken;
     }
 
     /// The store said at this revision that somebody has the item.
@@ -129,31 +151,45 @@ impl Shared {
 }
 
 impl Front {
-    /// Follows the front for a consumer with this name.
-    pub(super) fn follow(layout: &Layout, order: Order, me: &str) -> Self {
+    /// The front for one more consumer of the session; `most` is how often it takes an item.
+    pub(super) fn of(
+        session: &Session,
+        layout: &Layout,
+        order: Order,
+        most: Option<u32>,
+    ) -> Arc<Self> {
+        // Consumers that differ in one of these follow other things, or leave other items alone.
+        let (head, items) = (layout.log.head_key(), layout.log.segment_items());
+        let name = format!(
+            "{head} {order:?} {items} {most:?} {}",
+            layout.gated.is_some()
+        );
+        let follows = |front: &Self| front.shared.news.borrow().failed.is_none();
+        let follow = |tasks| Self::follow(session, layout, order, tasks);
+        session.actor().common(name, follows, follow)
+    }
+
+    fn follow(session: &Session, layout: &Layout, order: Order, tasks: Tasks) -> Self {
         let shared = Arc::new(Shared {
             layout: layout.clone(),
-            window: Mutex::new(Window::new(order, me.as_bytes())),
+            window: Mutex::new(Window::new(order)),
             news: watch::Sender::new(News::default()),
             wanted: watch::Sender::new(1),
             starved: Notify::new(),
         });
-        let tasks = Tasks::current();
         let follower = Follower::new(Arc::clone(&shared));
         tasks.spawn("queue", follower.run());
+        if !layout.of_recipe {
+            delay::start(layout, session, &tasks);
+        }
         Self { shared, tasks }
     }
 
-    /// The tasks that end with it.
-    pub(super) fn tasks(&self) -> &Tasks {
-        &self.tasks
-    }
-
-    /// Something to take, kept for the one who asks.
-    pub(super) fn choose(&self, turn: Turn) -> Result<Candidate, Option<Instant>> {
+    /// Something for this consumer to take, kept for it.
+    pub(super) fn choose(&self, me: Number, turn: Turn) -> Result<Candidate, Option<Instant>> {
         let now = self.shared.now();
         let mut window = self.shared.window();
-        let choice = window.choose(turn, now);
+        let choice = window.choose(me, turn, now);
         let starves = matches!(choice, Choice::Wait(_));
         if window.starves(starves) && starves {
             self.shared.starved.notify_one();
@@ -167,19 +203,20 @@ impl Front {
         }
     }
 
-    /// Whether there is something to take whose turn it is.
-    pub(super) fn has_some(&self) -> bool {
+    /// Whether there is something to take and it is this consumer's turn.
+    pub(super) fn has_some(&self, me: Number) -> bool {
         let now = self.shared.now();
-        let choice = self.shared.window().choose(Turn::Ranked, now);
+        let choice = self.shared.window().choose(me, Turn::Ranked, now);
         matches!(choice, Choice::Take(_))
     }
 
-    /// The keeper of what [`Front::choose`] gave.
-    pub(super) fn reserved(&self, candidate: &Candidate) -> Reserved {
+    /// The keeper of what [`Front::choose`] gave this consumer.
+    pub(super) fn reserved(&self, by: Number, candidate: &Candidate) -> Reserved {
         Reserved {
             shared: Arc::clone(&self.shared),
             position: candidate.position.clone(),
-            forever: false,
+            by,
+            stage: Stage::BeingTaken,
         }
     }
 
@@ -423,7 +460,7 @@ impl Follower {
         let name = |key: &[u8]| consumers.suffix(key).map(|name| name.to_owned().into());
         let mut window = self.shared.window();
         if batch.origin == Origin::Listing {
-            window.left_alone();
+            window.forget_consumers();
         }
         for change in batch.changes {
             match change {

@@ -2,10 +2,10 @@
 //! acknowledged. What a consumer that ends has taken, others take again.
 //!
 //! `record` is how a queue lies in the store, `push` puts items in, `bound` as many as there is room for,
-//! `window` is what a consumer knows of the front and takes next, `follow` keeps that up to date, `consumer`
-//! takes, `delivery` is what was taken, `delay` moves items whose time has come, `dead` is about those that
-//! were put aside, `lanes` are several queues of which some come first, `several` takes from more than one, `watches`
-//! are those of one consumer.
+//! `window` is what a session knows of the front and what its consumers take next, `follow` keeps that up to
+//! date, `consumer` takes, `delivery` is what was taken, `delay` moves items whose time has come, `dead` is about
+//! those that were put aside, `lanes` are several queues of which some come first, `several` takes from more than
+//! one, `watches` are those of one front.
 
 mod bound;
 mod consumer;
@@ -254,7 +254,7 @@ impl<T> Queue<T> {
         self.bound.resize(&self.layout, limit).await
     }
 
-    /// Items in one segment of the log, 256 if not told: the smaller, the less a consumer knows at a time, and
+    /// Items in one segment of the log, 256 if not told: the smaller, the less a session knows at a time, and
     /// the more often pushes have a write more.
     #[must_use]
     pub fn with_segment_items(mut self, items: usize) -> Self {

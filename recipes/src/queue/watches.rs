@@ -1,4 +1,4 @@
-//! The watches of one consumer: only those that have news are asked for it, however many there are.
+//! The watches of one front: only those that have news are asked for it, however many there are.
 
 use std::collections::BTreeMap;
 use std::future::{pending, ready};

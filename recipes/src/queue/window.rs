@@ -1,8 +1,8 @@
-//! What one consumer knows of the front of its queue, and which item it takes next. Without any call of the
+//! What the consumers of a session know of the front of their queue, and which item each takes next. Without any call of the
 //! store, so that it can be looked at from all sides.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet, btree_map};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ const FREE_ITEMS: usize = 256;
 /// Bytes of items that can be taken which are enough, however few the items.
 const FREE_BYTES: usize = 8 << 20;
 
-/// Most items that one consumer knows at a time, however many of them cannot be taken; and most bytes of them.
+/// Most items that a session knows at a time, however many of them cannot be taken; and most bytes of them.
 /// It looks no further before some are done.
 const KNOWN_ITEMS_MAX: usize = 16_384;
 const KNOWN_BYTES_MAX: usize = 64 << 20;
@@ -43,9 +43,8 @@ const SETTLING: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct Window {
     order: Order,
-    me: u64,
-    /// Of the other consumers.
-    others: HashMap<Bytes, u64>,
+    /// Of all consumers.
+    consumers: HashMap<Bytes, Number>,
     items: BTreeMap<Position, Item>,
     /// Of the values of all items.
     bytes: usize,
@@ -55,16 +54,17 @@ pub(super) struct Window {
     tries: HashMap<ItemId, Tries>,
     /// The revision up to which news of claims and attempts has been taken in.
     tries_at: Revision,
-    /// Being taken here, or taken.
-    ours: HashSet<ItemId>,
+    /// Being taken by a consumer of the session.
+    reserved: HashSet<ItemId>,
+    /// By consumers of the session: what they have taken and not let go of, whatever has become of their claims.
+    kept: HashMap<Number, HashSet<ItemId>>,
 }
 
 #[derive(Debug)]
 struct Item {
     value: Bytes,
     about: About,
-    /// What its ranks are made of.
-    number: u64,
+    number: Number,
     /// When it was first seen, or seen to be given up.
     since: Instant,
 }
@@ -118,50 +118,47 @@ pub(super) enum Turn {
 }
 
 impl Window {
-    /// Of a consumer with this name, which no other has.
-    pub(super) fn new(order: Order, me: &[u8]) -> Self {
+    pub(super) fn new(order: Order) -> Self {
         Self {
             order,
-            me: number_of(me),
-            others: HashMap::new(),
+            consumers: HashMap::new(),
             items: BTreeMap::new(),
             bytes: 0,
             starved: false,
             places: HashMap::new(),
             tries: HashMap::new(),
             tries_at: Revision(0),
-            ours: HashSet::new(),
+            reserved: HashSet::new(),
+            kept: HashMap::new(),
         }
     }
 
-    /// Another consumer has come.
+    /// A consumer has come.
     pub(super) fn joined(&mut self, name: Bytes) {
-        let number = number_of(&name);
-        if number != self.me {
-            self.others.insert(name, number);
-        }
+        let number = Number::of(&name);
+        self.consumers.insert(name, number);
     }
 
-    /// Another consumer has gone.
+    /// A consumer has gone.
     pub(super) fn left(&mut self, name: &[u8]) {
-        self.others.remove(name);
+        self.consumers.remove(name);
     }
 
-    /// No other consumer is known.
-    pub(super) fn left_alone(&mut self) {
-        self.others.clear();
+    /// No consumer is known.
+    pub(super) fn forget_consumers(&mut self) {
+        self.consumers.clear();
     }
 
     /// An item is in the queue.
     pub(super) fn came(&mut self, position: Position, value: Bytes, about: About, now: Instant) {
-        let number = number_of(position.id().to_string().as_bytes());
+        let number = Number::of(position.id().to_string().as_bytes());
         let before = self.places.insert(position.id().clone(), position.clone());
         if let Some(before) = before.filter(|before| *before != position) {
             // A late copy has put it there anew.
             self.remove(&before);
         }
         // Known already, it is the same: items are never written again.
-        if let Entry::Vacant(place) = self.items.entry(position) {
+        if let btree_map::Entry::Vacant(place) = self.items.entry(position) {
             self.bytes += value.len();
             place.insert(Item {
                 value,
@@ -353,26 +350,43 @@ impl Window {
         }
     }
 
-    /// An item is being taken here, or has been: it is not chosen.
+    /// An item is being taken here: it is not chosen.
     pub(super) fn reserve(&mut self, id: ItemId) {
-        self.ours.insert(id);
+        self.reserved.insert(id);
     }
 
     /// Ends a [`Window::reserve`].
     pub(super) fn unreserve(&mut self, id: &ItemId) {
-        self.ours.remove(id);
+        self.reserved.remove(id);
     }
 
-    /// What to take now.
-    pub(super) fn choose(&self, turn: Turn, now: Instant) -> Choice {
+    /// What was reserved has been taken by this consumer, at this revision: it does not choose it again.
+    pub(super) fn keep(&mut self, id: ItemId, by: Number, revision: Revision) {
+        self.claimed_at(id.clone(), revision);
+        self.reserved.remove(&id);
+        self.kept.entry(by).or_default().insert(id);
+    }
+
+    /// Ends a [`Window::keep`].
+    pub(super) fn let_go(&mut self, id: &ItemId, by: Number) {
+        if let Entry::Occupied(mut kept) = self.kept.entry(by) {
+            kept.get_mut().remove(id);
+            if kept.get().is_empty() {
+                kept.remove();
+            }
+        }
+    }
+
+    /// What this consumer takes now.
+    pub(super) fn choose(&self, me: Number, turn: Turn, now: Instant) -> Choice {
         // Beyond that many, the other consumers find enough that is theirs.
-        let look = (2 * (self.others.len() + 1)).min(LOOK_MAX);
+        let look = (2 * self.consumers.len().max(1)).min(LOOK_MAX);
         let mut looked = 0;
         let mut best: Option<(usize, &Position)> = None;
         let mut next: Option<Instant> = None;
         let mut blocked: HashSet<Option<&str>> = HashSet::new();
         for (position, item) in &self.items {
-            let free = self.free_at(position, item);
+            let free = self.free_at(position, item, me);
             if !self.is_first(item, &mut blocked) {
                 if self.order == Order::Strict {
                     break;
@@ -381,7 +395,7 @@ impl Window {
             }
             let Some(free) = free else { continue };
             let rank = match turn {
-                Turn::Ranked => self.rank(item),
+                Turn::Ranked => self.rank(me, item),
                 Turn::Anybody => 0,
             };
             let from = match turn {
@@ -422,10 +436,11 @@ impl Window {
         blocked.insert(key)
     }
 
-    /// From when on an item can be taken; `None`: somebody has it.
-    fn free_at(&self, position: &Position, item: &Item) -> Option<Instant> {
+    /// From when on this consumer can take an item; `None`: somebody has it.
+    fn free_at(&self, position: &Position, item: &Item, me: Number) -> Option<Instant> {
         let id = position.id();
-        if self.ours.contains(id)
+        if self.reserved.contains(id)
+            || self.kept.get(&me).is_some_and(|kept| kept.contains(id))
             || self
                 .tries
                 .get(id)
@@ -453,21 +468,28 @@ impl Window {
         }
     }
 
-    /// How many consumers come before this one for an item, by rendezvous hashing (Thaler and Ravishankar,
+    /// How many consumers come before one of them for an item, by rendezvous hashing (Thaler and Ravishankar,
     /// 1998): everybody finds the same without a word.
-    fn rank(&self, item: &Item) -> usize {
-        let mine = weight(self.me, item.number);
-        let before = |other: &&u64| weight(**other, item.number) > mine;
-        self.others.values().filter(before).count()
+    fn rank(&self, me: Number, item: &Item) -> usize {
+        let mine = me.weight(item.number);
+        let before = |other: &&Number| other.weight(item.number) > mine;
+        self.consumers.values().filter(before).count()
     }
 }
 
-fn number_of(bytes: &[u8]) -> u64 {
-    mix(fnv1a(bytes))
-}
+/// What ranks are made of: a consumer's by its name, an item's by its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Number(u64);
 
-fn weight(consumer: u64, item: u64) -> u64 {
-    mix(consumer ^ item.rotate_left(32))
+impl Number {
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        Self(mix(fnv1a(bytes)))
+    }
+
+    /// A consumer's for an item.
+    fn weight(self, item: Self) -> u64 {
+        mix(self.0 ^ item.0.rotate_left(32))
+    }
 }
 
 /// What a rank waits.

@@ -1,6 +1,7 @@
 //! The core of a session, which all its parts share: who it is, until when it is alive, and its tasks.
 //! Under handles of the session, and under what its guards and contenders do.
 
+use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::AtomicI64;
@@ -13,6 +14,7 @@ use quorate_proto::mvccpb::KeyValue;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::common::Commons;
 use super::lane::Lanes;
 use super::watchdog::Watchdog;
 use super::{Lost, SessionState};
@@ -70,6 +72,7 @@ pub(super) struct Core {
     /// The highest revision that an answer has shown.
     pub(super) floor: AtomicI64,
     pub(super) lanes: Lanes,
+    commons: Commons,
     pub(super) operations: Arc<Semaphore>,
     /// Whether the lease was revoked at the session's end, for all who close it.
     pub(super) closed: Settled<Result<()>>,
@@ -140,6 +143,7 @@ impl Actor {
                 sealed_at: tokio::sync::Mutex::new(created),
                 floor: AtomicI64::new(0),
                 lanes: Lanes::new(),
+                commons: Commons::default(),
                 operations: Arc::new(Semaphore::new(OPERATIONS_MAX)),
                 closed: Settled::new(),
                 gone: Settled::new(),
@@ -174,6 +178,18 @@ impl Actor {
             "session {} is of another store than the client",
             self.lease()
         )))
+    }
+
+    /// What several users of the session have in common under this name: what is there, if it is still used and of
+    /// use, else what `make` makes of an empty group of tasks on the session's runtime.
+    pub(crate) fn common<T: Any + Send + Sync>(
+        &self,
+        name: String,
+        of_use: impl FnOnce(&T) -> bool,
+        make: impl FnOnce(Tasks) -> T,
+    ) -> Arc<T> {
+        let make = || make(self.core.tasks.beside());
+        self.core.commons.get(name, of_use, make)
     }
 
     /// Whether a key that was read is the session's key.

@@ -2,11 +2,12 @@
 //! session, and loses with it. `actor` is its core, `calls` does the writes that must not be
 //! left half done, `claim` creates keys exactly once, `lane` changes exactly once what others may
 //! change as well, `renew` keeps the lease, `watchdog` as long as the program shows that it goes on,
-//! and `ending` has it revoked.
+//! `ending` has it revoked, and `common` is what its users share.
 
 mod actor;
 mod calls;
 mod claim;
+mod common;
 mod ending;
 mod lane;
 mod open;

@@ -317,3 +317,96 @@ async fn a_full_segment_is_nothing_to_one_who_is_busy() {
         delivery.ack().await.unwrap();
     }
 }
+
+/// Forty consumers of a session cost the store what one does, but for their own keys, and share the work.
+#[tokio::test(start_paused = true)]
+async fn consumers_of_a_session_follow_the_queue_together() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let start = async |some: usize| {
+        let before = place.counting.counts();
+        let started = join_all((0..some).map(|_| queue.consumer(&place.session))).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let started: Result<Vec<_>, Error> = started.into_iter().collect();
+        (started.unwrap(), place.counting.counts() - before)
+    };
+    let (mut consumers, one) = start(1).await;
+    assert!(one.watch > 0, "{one:?}");
+    let (more, used) = start(39).await;
+    assert_eq!(used.watch, 0, "{used:?}");
+    consumers.extend(more);
+
+    let values: Vec<u32> = (0..40).collect();
+    queue.push_all(&place.session, &values).await.unwrap();
+    let before = place.counting.counts();
+    let taken = soon(join_all(consumers.iter().map(Consumer::pop))).await;
+    let taken: Result<Vec<_>, Error> = taken.into_iter().collect();
+    let taken = taken.unwrap();
+    let told: BTreeSet<u32> = taken.iter().map(|one| *one.value()).collect();
+    assert_eq!(told.len(), 40);
+    // None was tried for twice.
+    let used = place.counting.counts() - before;
+    assert_eq!(used.txn, 40, "{used:?}");
+    for delivery in taken {
+        delivery.ack().await.unwrap();
+    }
+    drop(consumers);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(place.left(), [""; 0]);
+    let open = place.counting.counts();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(place.counting.counts().watch, open.watch);
+}
+
+/// What consumers of a session follow together does not depend on which of them is left.
+#[tokio::test(start_paused = true)]
+async fn a_consumer_takes_on_when_the_others_of_its_session_have_gone() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let first = queue.consumer(&place.session).await.unwrap();
+    let second = queue.consumer(&place.session).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    drop(first);
+    queue.push(&place.session, &1).await.unwrap();
+    let delivery = soon(second.pop()).await.unwrap();
+    // It goes back, is delayed, and comes back: somebody sees to that, too.
+    delivery
+        .nack(Nack::After(Duration::from_secs(3)))
+        .await
+        .unwrap();
+    let delivery = soon(second.pop()).await.unwrap();
+    assert_eq!((*delivery.value(), delivery.attempt()), (1, 2));
+    delivery.ack().await.unwrap();
+    drop(second);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let third = queue.consumer(&place.session).await.unwrap();
+    queue.push(&place.session, &2).await.unwrap();
+    assert_eq!(*soon(third.pop()).await.unwrap().value(), 2);
+}
+
+/// A queue that could not be followed any more is followed again by who comes later.
+#[tokio::test(start_paused = true)]
+async fn a_new_consumer_of_a_session_does_not_inherit_a_failure() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let old = queue.consumer(&place.session).await.unwrap();
+    queue.push(&place.session, &1).await.unwrap();
+    let head = queue.layout.log.head_key();
+    place.client.put(&head, "no head").await.unwrap();
+    let failed = soon(async {
+        loop {
+            match old.pop().await {
+                // It may be known before the head is.
+                Ok(delivery) => drop(delivery),
+                Err(error) => return error,
+            }
+        }
+    });
+    assert!(matches!(failed.await, Error::Codec { .. }));
+    // A queue with one segment has none.
+    place.client.delete(&head).await.unwrap();
+    let new = queue.consumer(&place.session).await.unwrap();
+    assert_eq!(*soon(new.pop()).await.unwrap().value(), 1);
+    // Who has failed stays failed.
+    assert!(old.try_pop().await.is_err());
+}

@@ -42,8 +42,8 @@ pub struct Work {
     done: RefCell<Vec<(i64, Revision)>>,
 }
 
-/// The consumer of a client, and the lease of the session that it is under.
-type Taker = (LeaseId, Rc<Consumer<i64>>);
+/// The consumers of a client, and the lease of the session that they are under.
+type Taker = (LeaseId, [Rc<Consumer<i64>>; 2]);
 
 /// The key that is written when an item is done.
 #[must_use]
@@ -63,20 +63,32 @@ impl Work {
         self.pushes.attempt(player, push).await
     }
 
-    async fn consumer(
+    /// One of the client's consumers, and the other one.
+    async fn consumers(
         &self,
         player: &Player,
         session: &Session,
         queue: &Handle<i64>,
-    ) -> Result<Rc<Consumer<i64>>> {
+    ) -> Result<[Rc<Consumer<i64>>; 2]> {
         let known = self.consumers.borrow().get(&player.index()).cloned();
-        if let Some((_, consumer)) = known.filter(|(lease, _)| *lease == session.lease()) {
-            return Ok(consumer);
+        let known = known.filter(|(lease, _)| *lease == session.lease());
+        let mut consumers = match known {
+            Some((_, consumers)) => consumers,
+            None => {
+                let consumers = [
+                    queue.consumer(session).await?,
+                    queue.consumer(session).await?,
+                ];
+                let consumers = consumers.map(Rc::new);
+                let known = (session.lease(), consumers.clone());
+                self.consumers.borrow_mut().insert(player.index(), known);
+                consumers
+            }
+        };
+        if player.one_in(2) {
+            consumers.reverse();
         }
-        let consumer = Rc::new(queue.consumer(session).await?);
-        let known = (session.lease(), Rc::clone(&consumer));
-        self.consumers.borrow_mut().insert(player.index(), known);
-        Ok(consumer)
+        Ok(consumers)
     }
 
     /// Takes an item, if one comes in time.
@@ -89,12 +101,23 @@ impl Work {
         session: &Session,
         queue: &Handle<i64>,
     ) -> Result<Option<Delivery<i64>>> {
-        let consumer = self.consumer(player, session, queue).await?;
+        let [consumer, other] = self.consumers(player, session, queue).await?;
         if player.one_in(4) {
             return consumer.try_pop().await;
         }
-        let taken = tokio::time::timeout(WAIT, consumer.pop()).await;
-        taken.ok().transpose()
+        let taken = async {
+            if player.one_in(4) {
+                // Whatever the other was about to take goes back.
+                tokio::select! {
+                    biased;
+                    taken = consumer.pop() => taken,
+                    taken = other.pop() => taken,
+                }
+            } else {
+                consumer.pop().await
+            }
+        };
+        tokio::time::timeout(WAIT, taken).await.ok().transpose()
     }
 
     /// Does an item, and notes what was told.
@@ -171,10 +194,18 @@ impl Work {
         {
             queue.redrive(session, &letter.id).await?;
         }
-        match self.take(player, session, queue).await? {
-            Some(delivery) => self.work(player, delivery).await,
-            None => Ok(()),
+        let Some(delivery) = self.take(player, session, queue).await? else {
+            return Ok(());
+        };
+        if player.one_in(3) {
+            let [_, other] = self.consumers(player, session, queue).await?;
+            if let Some(more) = other.try_pop().await? {
+                let works = (self.work(player, delivery), self.work(player, more));
+                let (one, other) = tokio::join!(works.0, works.1);
+                return one.and(other);
+            }
         }
+        self.work(player, delivery).await
     }
 
     /// Lets go of all consumers.
