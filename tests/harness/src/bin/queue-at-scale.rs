@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Three members over loopback. First two queues, of 1,000 and of 1,000,000 items, from which one consumer each
-//! takes in turn: calls, keys read and times of a take with its end. Then 1,000 consumers of one queue: all idle,
-//! how many claims are tried for an item; 990 busy, how long an item waits for one of the others. Tells all of
+//! takes in turn: calls, keys read and times of a take with its end. Then 1,000 consumers of one queue, 50 each in 20
+//! clients as of so many processes: all idle, how many claims are tried for an item; 990 busy, how long an item waits
+//! for one of the others. Tells all of
 //! that first; then it fails if a promise of the queue is not kept.
 
 #![expect(clippy::print_stdout, reason = "a tool that prints what it measured")]
@@ -33,7 +34,8 @@ const FILLERS: u64 = 16;
 /// Takes from either queue that are measured.
 const TAKES: u64 = 2_000;
 const CONSUMERS: usize = 1_000;
-const CONSUMERS_OF_A_SESSION: usize = 50;
+/// Of one client, under one session.
+const CONSUMERS_TOGETHER: usize = 50;
 const IDLE: usize = 10;
 /// Items that come one by one to many consumers.
 const ITEMS: u64 = 300;
@@ -256,19 +258,20 @@ async fn by_consumers(cluster: &ProcessCluster) -> anyhow::Result<ByConsumers> {
     let (pusher, _) = client(cluster)?;
     let session = pusher.session().await?;
     let queue = pusher.queue::<u64>("many").without_max_attempts();
-    let (takers, store) = client(cluster)?;
-    let theirs = takers.queue::<u64>("many").without_max_attempts();
     let mut consumers = Vec::new();
-    let mut sessions = Vec::new();
+    let mut stores = Vec::new();
     while consumers.len() < CONSUMERS {
-        let session = takers.session().ttl(Duration::from_secs(30)).await?;
-        let some = (0..CONSUMERS_OF_A_SESSION).map(|_| theirs.consumer(&session));
+        let (taker, store) = client(cluster)?;
+        let theirs = taker.queue::<u64>("many").without_max_attempts();
+        let session = taker.session().ttl(Duration::from_secs(30)).await?;
+        let some = (0..CONSUMERS_TOGETHER).map(|_| theirs.consumer(&session));
         consumers.extend(try_join_all(some).await?);
-        sessions.push(session);
+        stores.push(store);
     }
     tokio::time::sleep(QUIET).await;
 
-    let before = store.counts();
+    let transactions = || stores.iter().map(|store| store.counts().txn).sum::<u64>();
+    let before = transactions();
     let push = |queue: Queue<u64>, session: Session| async move {
         let mut pushed = Vec::new();
         for item in 0..ITEMS {
@@ -287,12 +290,11 @@ async fn by_consumers(cluster: &ProcessCluster) -> anyhow::Result<ByConsumers> {
         failed = taken => println!("taking ended: {failed:?}"),
         pushed = push(queue.clone(), session.clone()) => drop(pushed?),
     }
-    let used = store.counts() - before;
+    let used = transactions() - before;
     // The rest are their ends.
-    let claims = used.txn.saturating_sub(ITEMS) as f64 / ITEMS as f64;
+    let claims = used.saturating_sub(ITEMS) as f64 / ITEMS as f64;
     println!(
-        "{CONSUMERS} idle consumers: {claims:.2} claims tried an item ({} transactions for {ITEMS} items)",
-        used.txn
+        "{CONSUMERS} idle consumers: {claims:.2} claims tried an item ({used} transactions for {ITEMS} items)"
     );
 
     let busy: Vec<u64> = (0..(CONSUMERS - IDLE) as u64).collect();
