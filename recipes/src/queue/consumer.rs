@@ -16,9 +16,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::delivery::{Delivery, Taken, used_up};
-use super::follow::{Front, News, Reserved};
+use super::follow::{News, Reserved, Seat, There};
 use super::record::{AttemptsRecord, DeadRecord, ItemRecord, Layout, Order, Settings};
-use super::window::{Candidate, Number, Turn};
+use super::window::{Candidate, Turn};
 use crate::clock::Instant;
 use crate::error::{Error, LostReason, Result};
 use crate::keys::{Key, KeyRange, Revision};
@@ -32,16 +32,15 @@ use crate::value::{Json, Value, from_json};
 /// Takes items of a [`Queue`](super::Queue), for as long as it and its session live. May be asked by several
 /// tasks at a time. Dropping it ends no delivery.
 ///
-/// Costs: all consumers of a session follow the front of the queue together, which is about one segment of items and
-/// all before that somebody has or that are held up (at most 16,384, or 64 MiB), with what is said about their
-/// taking; an item that comes wakes all consumers, one of which claims it with one transaction. If that one is busy
-/// others do, 20 to 200 ms later. So a take costs the same with ten items and with a million.
+/// Costs: consumers of a session, if they are of equal settings, follow the front of the queue together. That is about
+/// one segment of items and all before that somebody has or that are held up (at most 16,384, or 64 MiB), with what is
+/// said about their taking. An item that comes wakes all consumers, one of which claims it with one transaction. If
+/// that one is busy others do, 20 to 200 ms later. So a take costs the same with ten items and with a million.
 pub struct Consumer<T> {
     layout: Arc<Layout>,
     order: Order,
     limits: Limits,
-    front: Arc<Front>,
-    me: Number,
+    seat: Seat,
     session: Session,
     _listed: Owned,
     /// Reads any item; those that cannot be read are put aside if there is none.
@@ -72,8 +71,8 @@ impl<T> Consumer<T> {
         let consumers = layout.consumers();
         let key = fresh_key(session, &consumers);
         let name = consumers.suffix(key.as_bytes());
-        let me = Number::of(name.expect("a consumer's key lies there").as_bytes());
-        let front = Front::of(session, &layout, order, limits.attempts);
+        let name = name.expect("a consumer's key lies there");
+        let seat = Seat::take(session, &layout, order, limits.attempts, name);
         let record = Value::from(Json(ContenderRecord::of(session, ""))).into_bytes(&key)?;
         let claim = Claim::of(key, record);
         let claimed = session
@@ -87,8 +86,7 @@ impl<T> Consumer<T> {
             layout: Arc::new(layout),
             order,
             limits,
-            front,
-            me,
+            seat,
             session: session.clone(),
             _listed: owned,
             reads_all: None,
@@ -146,7 +144,7 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
         meanwhile: impl Future<Output = Result<Infallible>>,
     ) -> Result<Delivery<T>> {
         let mut meanwhile = pin!(meanwhile);
-        let mut news = self.front.news();
+        let mut news = self.seat.news();
         loop {
             news.borrow_and_update().check()?;
             let until = match self.take_free(Turn::Ranked).await? {
@@ -187,15 +185,28 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
     }
 
     async fn try_pop_while_live(&self) -> Result<Option<Delivery<T>>> {
-        for looked in [false, true] {
-            if looked {
-                self.front.sync().await?;
-            }
+        let mut news = self.seat.news();
+        news.borrow_and_update().check()?;
+        if let Ok(delivery) = self.take_free(Turn::Anybody).await? {
+            return Ok(Some(delivery));
+        }
+        self.seat.sync().await?;
+        loop {
+            news.borrow_and_update().check()?;
+            let settled = self.seat.settled();
             if let Ok(delivery) = self.take_free(Turn::Anybody).await? {
                 return Ok(Some(delivery));
             }
+            // What others of this session are about to take may be free in a moment.
+            if !self.seat.is_unsettled() {
+                return Ok(None);
+            }
+            tokio::select! {
+                biased;
+                () = settled => {}
+                _ = news.changed() => {}
+            }
         }
-        Ok(None)
     }
 
     /// Takes an item that is known to be free; else tells from when on one may be, if that is known.
@@ -204,11 +215,11 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
         turn: Turn,
     ) -> Result<std::result::Result<Delivery<T>, Option<Instant>>> {
         loop {
-            let candidate = match self.front.choose(self.me, turn) {
-                Ok(candidate) => candidate,
+            let (candidate, reserved) = match self.seat.choose(turn) {
+                Ok(chosen) => chosen,
                 Err(until) => return Ok(Err(until)),
             };
-            if let Some(delivery) = self.take(candidate).await? {
+            if let Some(delivery) = self.take(candidate, reserved).await? {
                 return Ok(Ok(delivery));
             }
         }
@@ -216,12 +227,12 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
 
     /// Whether it is this one's turn to take something that is known to be free.
     pub(super) fn has_some(&self) -> bool {
-        self.front.has_some(self.me)
+        self.seat.has_some()
     }
 
     /// Tells of everything that may change what [`Consumer::take_free`] finds.
     pub(super) fn news(&self) -> watch::Receiver<News> {
-        self.front.news()
+        self.seat.news()
     }
 
     /// The items as they are taken, which ends after the first error.
@@ -287,22 +298,13 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
     }
 
     /// Claims an item; `None` when it is not to be had, which is known then.
-    async fn take(&self, candidate: Candidate) -> Result<Option<Delivery<T>>> {
-        let mut reserved = self.front.reserved(self.me, &candidate);
+    async fn take(&self, candidate: Candidate, reserved: Reserved) -> Result<Option<Delivery<T>>> {
         let attempts = candidate.about.attempts.saturating_add(candidate.attempts);
         if self.limits.attempts.is_some_and(|most| attempts >= most) {
-            let buried = self.bury(&candidate, attempts, used_up(attempts), &reserved);
-            match buried.await {
-                Err(Error::Store(StoreError::Invalid(why))) => {
-                    let item = candidate.position.id();
-                    tracing::error!(%item, %why, "an item that cannot be put aside is left alone");
-                    reserved.leave_alone();
-                }
-                buried => buried?,
-            }
-            return Ok(None);
+            let buried = self.bury(&candidate, attempts, used_up(attempts), reserved);
+            return buried.await.map(|()| None);
         }
-        let Some(owned) = self.claim(&candidate, &mut reserved).await? else {
+        let Some((owned, reserved)) = self.claim(&candidate, reserved).await? else {
             return Ok(None);
         };
         let key = self.layout.log.key(candidate.position.id());
@@ -342,7 +344,11 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
         }
     }
 
-    async fn claim(&self, candidate: &Candidate, reserved: &mut Reserved) -> Result<Option<Owned>> {
+    async fn claim(
+        &self,
+        candidate: &Candidate,
+        mut reserved: Reserved,
+    ) -> Result<Option<(Owned, Reserved)>> {
         let id = candidate.position.id();
         let (item, claim, attempts) = (
             self.layout.log.key(id),
@@ -365,34 +371,30 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
             _ => ops::put(&attempts, count(candidate.attempts)?, None),
         }];
         wanted.otherwise = vec![ops::read(ops::get(&item)), ops::read(ops::get(&attempts))];
-        let claimed = self
-            .session
-            .actor()
-            .run(|actor| async move { actor.claim(wanted).await });
-        match claimed.await? {
-            Claimed::Made {
-                owned, revision, ..
-            } => {
-                reserved.taken(revision);
-                Ok(Some(owned))
-            }
-            Claimed::Refused {
-                existing,
-                responses,
-                ..
-            } => {
-                if let Some(kv) = existing.first() {
-                    reserved.claimed_at(Revision(kv.create_revision));
+        // What has become of it is noted whether or not somebody still waits here.
+        let claimed = self.session.actor().run(|actor| async move {
+            match actor.claim(wanted).await? {
+                Claimed::Made {
+                    owned, revision, ..
+                } => {
+                    reserved.taken(revision);
+                    Ok(Some((owned, reserved)))
                 }
-                let created = candidate.position.created();
-                let there = ops::kvs(&responses, 0).first();
-                match there.filter(|kv| kv.create_revision == created.0) {
-                    Some(_) => reserved.attempts(ops::kvs(&responses, 1).first()),
-                    None => reserved.went(),
+                Claimed::Refused {
+                    existing,
+                    responses,
+                    ..
+                } => {
+                    reserved.refused(&There {
+                        item: ops::kvs(&responses, 0).first(),
+                        claim: existing.first(),
+                        attempts: ops::kvs(&responses, 1).first(),
+                    });
+                    Ok(None)
                 }
-                Ok(None)
             }
-        }
+        });
+        claimed.await
     }
 
     /// Makes a dead letter of an item that nobody has.
@@ -401,7 +403,7 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
         candidate: &Candidate,
         attempts: u32,
         why: String,
-        reserved: &Reserved,
+        reserved: Reserved,
     ) -> Result<()> {
         let id = candidate.position.id();
         let dead = self.layout.dead_letter(id);
@@ -432,25 +434,32 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
             .into(),
         };
         // A copy that comes late finds the item gone.
-        let answer = self
-            .session
-            .actor()
-            .run(|actor| async move { Ok(actor.repeat(request).await?.0) });
-        let answer = answer.await?;
-        let found = |index| ops::kvs(&answer.responses, index).first();
-        if answer.succeeded {
-            tracing::info!(item = %id, attempts, "an item became a dead letter");
-        }
-        match found(0) {
-            Some(_) if !answer.succeeded => {
-                if let Some(claim) = found(1) {
-                    reserved.claimed_at(Revision(claim.create_revision));
+        let item = id.clone();
+        let buried = self.session.actor().run(move |actor| async move {
+            match actor.repeat(request).await {
+                Ok((answer, _)) if answer.succeeded => {
+                    tracing::info!(%item, attempts, "an item became a dead letter");
+                    reserved.went();
+                    Ok(true)
                 }
-                reserved.attempts(found(2));
+                Ok((answer, _)) => {
+                    let found = |index| ops::kvs(&answer.responses, index).first();
+                    reserved.refused(&There {
+                        item: found(0),
+                        claim: found(1),
+                        attempts: found(2),
+                    });
+                    Ok(false)
+                }
+                Err(Error::Store(StoreError::Invalid(why))) => {
+                    tracing::error!(%item, %why, "an item that cannot be put aside is left alone");
+                    reserved.leave_alone();
+                    Ok(false)
+                }
+                Err(error) => Err(error),
             }
-            _ => reserved.went(),
-        }
-        if answer.succeeded {
+        });
+        if buried.await? {
             self.layout.limit_dead_letters().await;
         }
         Ok(())

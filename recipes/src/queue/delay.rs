@@ -1,5 +1,5 @@
 //! Items that are to be taken later: they wait under keys in the order of their time, and enter the queue at
-//! its end when that has come. One consumer at a time sees to it.
+//! its end when that has come. The consumers of one session at a time see to it.
 
 use std::collections::HashMap;
 use std::convert::Infallible;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quorate_proto::mvccpb::KeyValue;
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
 use super::delay;
@@ -32,10 +33,16 @@ const WATCHES_MAX: usize = 16;
 /// it: all hear of that at once.
 const NOT_WAITING_PAUSE: Duration = Duration::from_secs(1);
 
-/// The front of a queue as the consumers of one session see it. Dropping the last handle of it stops following.
-pub(super) struct Front {
+/// The front of a queue as the consumers of one session see it. Dropping the last seat stops following.
+struct Front {
     shared: Arc<Shared>,
     tasks: Tasks,
+}
+
+/// One consumer's place at a front.
+pub(super) struct Seat {
+    front: Arc<Front>,
+    me: Number,
 }
 
 /// What the task and those who take share.
@@ -47,6 +54,8 @@ struct Shared {
     wanted: watch::Sender<u64>,
     /// Somebody has begun to find nothing to take.
     starved: Notify,
+    /// It has come out what became of something that was being taken.
+    settled: Notify,
 }
 
 /// What the task has come to.
@@ -67,6 +76,13 @@ pub(super) struct Reserved {
     stage: Stage,
 }
 
+/// What the store has of an item.
+pub(super) struct There<'a> {
+    pub(super) item: Option<&'a KeyValue>,
+    pub(super) claim: Option<&'a KeyValue>,
+    pub(super) attempts: Option<&'a KeyValue>,
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Stage {
     BeingTaken,
@@ -78,12 +94,21 @@ enum Stage {
 impl Drop for Reserved {
     fn drop(&mut self) {
         let id = self.position.id();
-        match self.stage {
-            Stage::BeingTaken => self.shared.window().unreserve(id),
+        let is_news = match self.stage {
+            Stage::BeingTaken => {
+                self.shared.window().unreserve(id);
+                true
+            }
             Stage::Taken => self.shared.window().let_go(id, self.by),
-            Stage::LeftAlone => return,
+            Stage::LeftAlone => {
+                self.shared.window().leave_alone(&self.position);
+                true
+            }
+        };
+        self.shared.settled.notify_waiters();
+        if is_news {
+            self.shared.tell();
         }
-        self.shared.tell();
     }
 }
 
@@ -103,23 +128,22 @@ impl Reserved {
         let id = self.position.id().clone();
         self.shared.window().keep(id, self.by, revision);
         self.stage = Stage::Taken;
+        self.shared.settled.notify_waiters();
     }
 
-    /// The store said at this revision that somebody has the item.
-    pub(super) fn claimed_at(&self, revision: Revision) {
-        let mut window = self.shared.window();
-        window.claimed_at(self.position.id().clone(), revision);
-    }
-
-    /// The store says how often the item was taken.
-    pub(super) fn attempts(&self, kv: Option<&KeyValue>) {
+    /// The store has refused to have it taken: this is what is there instead of what was expected.
+    pub(super) fn refused(&self, there: &There<'_>) {
         let now = self.shared.now();
         let mut window = self.shared.window();
-        match kv {
-            Some(kv) => self
-                .shared
-                .attempted(&mut window, self.position.id().clone(), kv, now),
-            None => window.not_attempted(self.position.id()),
+        let id = self.position.id();
+        if let Some(claim) = there.claim {
+            window.claimed_at(id.clone(), Revision(claim.create_revision));
+        }
+        let same = |item: &&KeyValue| item.create_revision == self.position.created().0;
+        match (there.item.filter(same), there.attempts) {
+            (None, _) => window.went_from(&self.position),
+            (Some(_), Some(kv)) => self.shared.attempted(&mut window, id.clone(), kv, now),
+            (Some(_), None) => window.not_attempted(id),
         }
     }
 }
@@ -152,12 +176,7 @@ impl Shared {
 
 impl Front {
     /// The front for one more consumer of the session; `most` is how often it takes an item.
-    pub(super) fn of(
-        session: &Session,
-        layout: &Layout,
-        order: Order,
-        most: Option<u32>,
-    ) -> Arc<Self> {
+    fn of(session: &Session, layout: &Layout, order: Order, most: Option<u32>) -> Arc<Self> {
         // Consumers that differ in one of these follow other things, or leave other items alone.
         let (head, items) = (layout.log.head_key(), layout.log.segment_items());
         let name = format!(
@@ -176,53 +195,83 @@ impl Front {
             news: watch::Sender::new(News::default()),
             wanted: watch::Sender::new(1),
             starved: Notify::new(),
+            settled: Notify::new(),
         });
         let follower = Follower::new(Arc::clone(&shared));
-        tasks.spawn("queue", follower.run());
+        let following = Following(Arc::clone(&shared));
+        tasks.spawn("queue", follower.run(following));
         if !layout.of_recipe {
-            delay::start(layout, session, &tasks);
+            // It goes on for those who come later, whatever task of the program came first.
+            delay::start(layout, &session.for_any_task(), &tasks);
         }
         Self { shared, tasks }
     }
+}
+
+impl Seat {
+    /// One for a consumer with this name, which takes an item so often at most.
+    pub(super) fn take(
+        session: &Session,
+        layout: &Layout,
+        order: Order,
+        most: Option<u32>,
+        name: &str,
+    ) -> Self {
+        Self {
+            front: Front::of(session, layout, order, most),
+            me: Number::of(name.as_bytes()),
+        }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.front.shared
+    }
 
     /// Something for this consumer to take, kept for it.
-    pub(super) fn choose(&self, me: Number, turn: Turn) -> Result<Candidate, Option<Instant>> {
-        let now = self.shared.now();
-        let mut window = self.shared.window();
-        let choice = window.choose(me, turn, now);
-        let starves = matches!(choice, Choice::Wait(_));
-        if window.starves(starves) && starves {
-            self.shared.starved.notify_one();
-        }
-        match choice {
+    pub(super) fn choose(&self, turn: Turn) -> Result<(Candidate, Reserved), Option<Instant>> {
+        let now = self.shared().now();
+        let mut window = self.shared().window();
+        match window.choose(self.me, turn, now) {
             Choice::Take(candidate) => {
+                window.has_enough(self.me);
                 window.reserve(candidate.position.id().clone());
-                Ok(*candidate)
+                let reserved = Reserved {
+                    shared: Arc::clone(self.shared()),
+                    position: candidate.position.clone(),
+                    by: self.me,
+                    stage: Stage::BeingTaken,
+                };
+                Ok((*candidate, reserved))
             }
-            Choice::Wait(until) => Err(until),
+            Choice::Wait(until) => {
+                if window.starves(self.me) {
+                    self.shared().starved.notify_one();
+                }
+                Err(until)
+            }
         }
     }
 
     /// Whether there is something to take and it is this consumer's turn.
-    pub(super) fn has_some(&self, me: Number) -> bool {
-        let now = self.shared.now();
-        let choice = self.shared.window().choose(me, Turn::Ranked, now);
+    pub(super) fn has_some(&self) -> bool {
+        let now = self.shared().now();
+        let choice = self.shared().window().choose(self.me, Turn::Ranked, now);
         matches!(choice, Choice::Take(_))
     }
 
-    /// The keeper of what [`Front::choose`] gave this consumer.
-    pub(super) fn reserved(&self, by: Number, candidate: &Candidate) -> Reserved {
-        Reserved {
-            shared: Arc::clone(&self.shared),
-            position: candidate.position.clone(),
-            by,
-            stage: Stage::BeingTaken,
-        }
+    /// Whether something is being taken in this session, so that it may be free again.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.shared().window().is_unsettled()
+    }
+
+    /// Completes when that may have changed, from this call on.
+    pub(super) fn settled(&self) -> Notified<'_> {
+        self.shared().settled.notified()
     }
 
     /// Tells of everything that may change what there is to take.
     pub(super) fn news(&self) -> watch::Receiver<News> {
-        self.shared.news.subscribe()
+        self.shared().news.subscribe()
     }
 
     /// Waits until everything that the store has now is known.
@@ -231,7 +280,7 @@ impl Front {
     /// As [`News::check`].
     pub(super) async fn sync(&self) -> Result<()> {
         let mut look = 0;
-        self.shared.wanted.send_modify(|wanted| {
+        self.shared().wanted.send_modify(|wanted| {
             *wanted += 1;
             look = *wanted;
         });
@@ -252,9 +301,28 @@ impl News {
     }
 }
 
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.shared().window().has_enough(self.me);
+    }
+}
+
 impl Drop for Front {
     fn drop(&mut self) {
         self.tasks.cancel();
+    }
+}
+
+/// The task that follows, which may end before all who wait for news do, or never begin.
+struct Following(Arc<Shared>);
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.0.news.send_if_modified(|news| {
+            let is_news = news.failed.is_none();
+            news.failed.get_or_insert(Error::Closed);
+            is_news
+        });
     }
 }
 
@@ -320,7 +388,7 @@ impl Follower {
         follower
     }
 
-    async fn run(mut self) {
+    async fn run(mut self, _following: Following) {
         let mut wanted = self.shared.wanted.subscribe();
         wanted.mark_changed();
         let error = loop {
@@ -512,29 +580,32 @@ impl Follower {
 
     fn take_items(&mut self, segments: RangeInclusive<u64>, batch: Batch) {
         let (log, now) = (&self.shared.layout.log, self.shared.now());
+        // Read before anybody has to wait for it.
+        let changes = batch.changes.into_iter().filter_map(|change| match change {
+            Change::Put { kv, .. } => {
+                let position = log.position(&kv)?;
+                let about = About::read(&Key::from(kv.key), &kv.value);
+                // It is given out, found to be unreadable there, and put aside.
+                let about = about.unwrap_or_else(|_| About::unknown());
+                Some(Ok((position, kv.value, about)))
+            }
+            Change::Delete { key, .. } => Some(Err(log.item(key.as_bytes())?)),
+        });
+        let changes: Vec<Result<_, ItemId>> = changes.collect();
         let mut window = self.shared.window();
         if batch.origin == Origin::Listing {
-            let there = batch.changes.iter().filter_map(|change| match change {
-                Change::Put { kv, .. } => log.item(&kv.key),
-                Change::Delete { .. } => None,
+            let there = changes.iter().filter_map(|change| match change {
+                Ok((position, ..)) => Some(position.id().clone()),
+                Err(_) => None,
             });
             window.only(segments, &there.collect());
         }
-        for change in batch.changes {
+        for change in changes {
             match change {
-                Change::Put { kv, .. } => {
-                    if let Some(position) = log.position(&kv) {
-                        let about = About::read(&Key::from(kv.key), &kv.value);
-                        // It is given out, found to be unreadable there, and put aside.
-                        let about = about.unwrap_or_else(|_| About::unknown());
-                        window.came(position, kv.value, about, now);
-                    }
-                }
-                Change::Delete { key, .. } => {
-                    if let Some(id) = log.item(key.as_bytes()) {
-                        window.went(&id);
-                        self.touched.insert(id.segment());
-                    }
+                Ok((position, value, about)) => window.came(position, value, about, now),
+                Err(gone) => {
+                    window.went(&gone);
+                    self.touched.insert(gone.segment());
                 }
             }
         }
@@ -644,9 +715,9 @@ async fn at(client: &Client, moment: Option<Instant>) {
     }
 }
 
-impl fmt::Debug for Front {
+impl fmt::Debug for Seat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Front").finish_non_exhaustive()
+        f.debug_struct("Seat").finish_non_exhaustive()
     }
 }
 

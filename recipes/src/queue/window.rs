@@ -1,6 +1,7 @@
-//! What the consumers of a session know of the front of their queue, and which item each takes next. Without any call of the
-//! store, so that it can be looked at from all sides.
+//! What the consumers of a session know of the front of their queue, and which item each takes next. Without any
+//! call of the store, so that it can be looked at from all sides.
 
+use std::cell::RefCell;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet, btree_map};
 use std::ops::RangeInclusive;
@@ -45,17 +46,21 @@ pub(super) struct Window {
     order: Order,
     /// Of all consumers.
     consumers: HashMap<Bytes, Number>,
+    /// How often they have changed, from 1 on.
+    changes: u64,
     items: BTreeMap<Position, Item>,
     /// Of the values of all items.
     bytes: usize,
-    /// Whether nothing could be taken when somebody last wanted to.
-    starved: bool,
+    /// The consumers of the session that found nothing to take when they last wanted to.
+    starved: HashSet<Number>,
     places: HashMap<ItemId, Position>,
     tries: HashMap<ItemId, Tries>,
     /// The revision up to which news of claims and attempts has been taken in.
     tries_at: Revision,
     /// Being taken by a consumer of the session.
     reserved: HashSet<ItemId>,
+    /// Not to be taken by any of them.
+    left_alone: HashSet<Position>,
     /// By consumers of the session: what they have taken and not let go of, whatever has become of their claims.
     kept: HashMap<Number, HashSet<ItemId>>,
 }
@@ -65,8 +70,17 @@ struct Item {
     value: Bytes,
     about: About,
     number: Number,
+    weights: RefCell<Weights>,
     /// When it was first seen, or seen to be given up.
     since: Instant,
+}
+
+/// Those of all consumers for an item, in their order, once somebody has asked for a rank.
+#[derive(Debug, Default)]
+struct Weights {
+    /// After how many changes of the consumers.
+    at: u64,
+    sorted: Vec<u64>,
 }
 
 /// What is known of the taking of one item.
@@ -122,13 +136,15 @@ impl Window {
         Self {
             order,
             consumers: HashMap::new(),
+            changes: 1,
             items: BTreeMap::new(),
             bytes: 0,
-            starved: false,
+            starved: HashSet::new(),
             places: HashMap::new(),
             tries: HashMap::new(),
             tries_at: Revision(0),
             reserved: HashSet::new(),
+            left_alone: HashSet::new(),
             kept: HashMap::new(),
         }
     }
@@ -137,16 +153,19 @@ impl Window {
     pub(super) fn joined(&mut self, name: Bytes) {
         let number = Number::of(&name);
         self.consumers.insert(name, number);
+        self.changes += 1;
     }
 
     /// A consumer has gone.
     pub(super) fn left(&mut self, name: &[u8]) {
         self.consumers.remove(name);
+        self.changes += 1;
     }
 
     /// No consumer is known.
     pub(super) fn forget_consumers(&mut self) {
         self.consumers.clear();
+        self.changes += 1;
     }
 
     /// An item is in the queue.
@@ -164,6 +183,7 @@ impl Window {
                 value,
                 about,
                 number,
+                weights: RefCell::default(),
                 since: now,
             });
         }
@@ -173,6 +193,7 @@ impl Window {
         if let Some(item) = self.items.remove(position) {
             self.bytes -= item.value.len();
         }
+        self.left_alone.remove(position);
     }
 
     /// An item is no longer in the queue.
@@ -195,6 +216,7 @@ impl Window {
         self.items.clear();
         self.bytes = 0;
         self.places.clear();
+        self.left_alone.clear();
     }
 
     /// Exactly these items of some segments are there.
@@ -231,7 +253,7 @@ impl Window {
             // What is behind the first only has to be there in time.
             Order::Strict => few,
             // Other keys may come behind those that are held up.
-            Order::Keyed => few || (self.starved && !self.has_free(1, now)),
+            Order::Keyed => few || (self.is_starved() && !self.has_free(1, now)),
             Order::Parallel => !self.has_free(enough, now),
         }
     }
@@ -257,14 +279,21 @@ impl Window {
         false
     }
 
-    /// Whether nothing could be taken when somebody last wanted to.
+    /// Whether some consumer of the session found nothing to take when it last wanted to.
     pub(super) fn is_starved(&self) -> bool {
-        self.starved
+        !self.starved.is_empty()
     }
 
-    /// Notes whether there was something to take. Returns whether that is news.
-    pub(super) fn starves(&mut self, starves: bool) -> bool {
-        std::mem::replace(&mut self.starved, starves) != starves
+    /// A consumer found nothing to take. Returns whether it is the first.
+    pub(super) fn starves(&mut self, one: Number) -> bool {
+        let first = self.starved.is_empty();
+        self.starved.insert(one);
+        first
+    }
+
+    /// A consumer found something to take, or wants nothing any more.
+    pub(super) fn has_enough(&mut self, one: Number) {
+        self.starved.remove(&one);
     }
 
     /// All claims and counts of attempts at this revision are those that follow; of which items there is a
@@ -290,6 +319,10 @@ impl Window {
 
     /// An item is taken, since this revision.
     pub(super) fn claimed(&mut self, id: ItemId, since: Revision) {
+        if let Some(item) = self.item(&id) {
+            // Nobody asks for its ranks.
+            item.weights.take();
+        }
         self.tries.entry(id).or_default().claimed = Some(since);
     }
 
@@ -305,14 +338,15 @@ impl Window {
         if let Some(tries) = self.tries.get_mut(id) {
             tries.claimed = None;
         }
-        let item = self
-            .places
-            .get(id)
-            .and_then(|place| self.items.get_mut(place));
-        if let Some(item) = item {
+        let place = self.places.get(id);
+        if let Some(item) = place.and_then(|place| self.items.get_mut(place)) {
             item.since = now + SETTLING;
         }
         self.tidy(id);
+    }
+
+    fn item(&self, id: &ItemId) -> Option<&Item> {
+        self.items.get(self.places.get(id)?)
     }
 
     /// How often an item was taken: what the key says that counts, written at this revision; and until when it is
@@ -367,14 +401,29 @@ impl Window {
         self.kept.entry(by).or_default().insert(id);
     }
 
-    /// Ends a [`Window::keep`].
-    pub(super) fn let_go(&mut self, id: &ItemId, by: Number) {
+    /// What was reserved is not to be taken by anybody here, as long as it stands there.
+    pub(super) fn leave_alone(&mut self, position: &Position) {
+        self.reserved.remove(position.id());
+        if self.items.contains_key(position) {
+            self.left_alone.insert(position.clone());
+        }
+    }
+
+    /// Whether an item that is there is being taken, so that it is not known yet who has it.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.reserved.iter().any(|id| self.places.contains_key(id))
+    }
+
+    /// Ends a [`Window::keep`]. Returns whether the item is free.
+    pub(super) fn let_go(&mut self, id: &ItemId, by: Number) -> bool {
         if let Entry::Occupied(mut kept) = self.kept.entry(by) {
             kept.get_mut().remove(id);
             if kept.get().is_empty() {
                 kept.remove();
             }
         }
+        let tries = self.tries.get(id);
+        self.places.contains_key(id) && tries.is_none_or(|tries| tries.claimed.is_none())
     }
 
     /// What this consumer takes now.
@@ -440,6 +489,7 @@ impl Window {
     fn free_at(&self, position: &Position, item: &Item, me: Number) -> Option<Instant> {
         let id = position.id();
         if self.reserved.contains(id)
+            || self.left_alone.contains(position)
             || self.kept.get(&me).is_some_and(|kept| kept.contains(id))
             || self
                 .tries
@@ -471,13 +521,21 @@ impl Window {
     /// How many consumers come before one of them for an item, by rendezvous hashing (Thaler and Ravishankar,
     /// 1998): everybody finds the same without a word.
     fn rank(&self, me: Number, item: &Item) -> usize {
+        let mut weights = item.weights.borrow_mut();
+        if weights.at != self.changes {
+            let all = self.consumers.values();
+            weights.sorted = all.map(|one| one.weight(item.number)).collect();
+            weights.sorted.sort_unstable();
+            weights.at = self.changes;
+        }
         let mine = me.weight(item.number);
-        let before = |other: &&Number| other.weight(item.number) > mine;
-        self.consumers.values().filter(before).count()
+        let up_to_mine = weights.sorted.partition_point(|weight| *weight <= mine);
+        weights.sorted.len() - up_to_mine
     }
 }
 
-/// What ranks are made of: a consumer's by its name, an item's by its id.
+/// Of a consumer by its name, of an item by its id: what ranks are made of, and by which the consumers of a session are
+/// told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Number(u64);
 

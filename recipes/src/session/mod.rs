@@ -99,6 +99,14 @@ impl Session {
         }
     }
 
+    /// A handle of the same session for none of its tasks.
+    pub(crate) fn for_any_task(&self) -> Self {
+        Self {
+            handle: Arc::clone(&self.handle),
+            task: None,
+        }
+    }
+
     /// The task that this handle is for.
     #[must_use]
     pub fn task(&self) -> Option<&str> {

@@ -7,8 +7,8 @@ use futures::future::join_all;
 
 use super::*;
 use crate::error::{Error, LostReason};
-use crate::store::Store;
 use crate::store::faulty::{Calls, Fault, Held, Stage};
+use crate::store::{MemStore, Store};
 use crate::testing::{Place, no_news, soon};
 
 mod bounds;

@@ -256,7 +256,8 @@ async fn what_takes_long_holds_up_nothing() {
     }
     let consumer = queue.consumer(&place.session).await.unwrap();
     let mut held = Vec::new();
-    let other = queue.consumer(&place.session).await.unwrap();
+    let session = place.client.session().await.unwrap();
+    let other = queue.consumer(&session).await.unwrap();
     for expected in 0..150 {
         let delivery = soon(consumer.pop()).await.unwrap();
         assert_eq!(*delivery.value(), expected);
@@ -285,7 +286,7 @@ async fn what_takes_long_holds_up_nothing() {
     assert!(other.try_pop().await.unwrap().is_none());
     let made = place.counting.counts() - before;
     assert_eq!(made.txn, 0, "{made:?}");
-    drop((consumer, other));
+    drop((consumer, other, session));
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(place.left(), [""; 0]);
 }
@@ -335,6 +336,11 @@ async fn consumers_of_a_session_follow_the_queue_together() {
     let (more, used) = start(39).await;
     assert_eq!(used.watch, 0, "{used:?}");
     consumers.extend(more);
+    // Whoever leaves other items alone follows by itself.
+    let before = place.counting.counts();
+    let other = place.queue().max_attempts(2);
+    drop(other.consumer(&place.session).await.unwrap());
+    assert!((place.counting.counts() - before).watch > 0);
 
     let values: Vec<u32> = (0..40).collect();
     queue.push_all(&place.session, &values).await.unwrap();
@@ -353,9 +359,12 @@ async fn consumers_of_a_session_follow_the_queue_together() {
     drop(consumers);
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(place.left(), [""; 0]);
-    let open = place.counting.counts();
-    tokio::time::sleep(Duration::from_secs(600)).await;
-    assert_eq!(place.counting.counts().watch, open.watch);
+    // Nobody hears of anything any more.
+    let before = place.counting.counts();
+    queue.push(&place.session, &1).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let used = place.counting.counts() - before;
+    assert_eq!(used.watches_woken, 0, "{used:?}");
 }
 
 /// What consumers of a session follow together does not depend on which of them is left.
@@ -409,4 +418,85 @@ async fn a_new_consumer_of_a_session_does_not_inherit_a_failure() {
     assert_eq!(*soon(new.pop()).await.unwrap().value(), 1);
     // Who has failed stays failed.
     assert!(old.try_pop().await.is_err());
+}
+
+/// What others of its session are about to take is waited for: nobody says that there is nothing while there is.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_free_only_once_that_is_known() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let one = queue.consumer(&place.session).await.unwrap();
+    let other = queue.consumer(&place.session).await.unwrap();
+    queue.push(&place.session, &1).await.unwrap();
+    let held = place.faulty.hold(1, Calls::Txn, Stage::NotSent);
+    let mut popping = Box::pin(one.pop());
+    tokio::select! {
+        biased;
+        popped = &mut popping => panic!("{popped:?}"),
+        () = held.reached() => {}
+    }
+    let began = place.client.now();
+    let going_on = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        held.release();
+        soon(popping).await
+    };
+    let none = async {
+        let none = soon(other.try_pop()).await;
+        (none, place.client.now() - began)
+    };
+    let ((none, after), popped) = tokio::join!(none, going_on);
+    assert!(none.unwrap().is_none());
+    assert!(after >= Duration::from_secs(1), "{after:?}");
+    popped.unwrap().ack().await.unwrap();
+}
+
+/// A pop that nobody asks on keeps no item from the others of its session, once the store has refused it.
+#[tokio::test(start_paused = true)]
+async fn a_pop_that_stands_still_hides_nothing() {
+    let place = Place::new().await;
+    let queue = place.queue();
+    let one = queue.consumer(&place.session).await.unwrap();
+    let other = queue.consumer(&place.session).await.unwrap();
+    let session = place.client.session().await.unwrap();
+    let elsewhere = queue.consumer(&session).await.unwrap();
+    queue.push(&place.session, &1).await.unwrap();
+    let held = place.faulty.hold(1, Calls::Txn, Stage::NotSent);
+    let mut popping = Box::pin(one.pop());
+    tokio::select! {
+        biased;
+        popped = &mut popping => panic!("{popped:?}"),
+        () = held.reached() => {}
+    }
+    let taken = soon(elsewhere.pop()).await.unwrap();
+    held.release();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    taken.nack(Nack::Now).await.unwrap();
+    let delivery = soon(other.pop()).await.unwrap();
+    assert_eq!((*delivery.value(), delivery.attempt()), (1, 2));
+    drop(popping);
+}
+
+/// Who waits for items is told when nobody follows the queue any more.
+#[test]
+fn a_consumer_ends_with_the_runtime_of_its_session() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(1).enable_all().build().unwrap()
+    };
+    let (theirs, ours) = (runtime(), runtime());
+    let consumer = theirs.block_on(async {
+        let client = Client::new(MemStore::new());
+        let session = client.session().await.unwrap();
+        let queue = client.queue::<u32>("q");
+        queue.consumer(&session).await.unwrap()
+    });
+    let ended = ours.block_on(async {
+        let mut popping = Box::pin(consumer.pop());
+        let waits = tokio::time::timeout(Duration::from_millis(50), &mut popping).await;
+        assert!(waits.is_err(), "{waits:?}");
+        theirs.shutdown_background();
+        soon(popping).await
+    });
+    assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
 }

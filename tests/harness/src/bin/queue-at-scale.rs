@@ -5,10 +5,10 @@
 //! ```
 //!
 //! Three members over loopback. First two queues, of 1,000 and of 1,000,000 items, from which one consumer each
-//! takes in turn: calls, keys read and times of a take with its end. Then 1,000 consumers of one queue, 50 each in 20
-//! clients as of so many processes: all idle, how many claims are tried for an item; 990 busy, how long an item waits
-//! for one of the others. Tells all of
-//! that first; then it fails if a promise of the queue is not kept.
+//! takes in turn: calls, keys read and times of a take with its end. Then 1,000 consumers of one queue, 50 each in
+//! 20 clients as of so many processes: all idle, how many claims are tried for an item; 990 busy, how long an item
+//! waits for one of the others, which are in ten of the clients. Tells all of that first; then it fails if a promise
+//! of the queue is not kept.
 
 #![expect(clippy::print_stdout, reason = "a tool that prints what it measured")]
 #![expect(clippy::disallowed_methods, reason = "measures what clients see")]
@@ -299,13 +299,17 @@ async fn by_consumers(cluster: &ProcessCluster) -> anyhow::Result<ByConsumers> {
 
     let busy: Vec<u64> = (0..(CONSUMERS - IDLE) as u64).collect();
     queue.push_all(&session, &busy).await?;
-    let pops = consumers.iter().take(CONSUMERS - IDLE);
-    let held: Vec<Delivery<u64>> = try_join_all(pops.map(Consumer::pop)).await?;
+    // Each client has some that are busy, and half of them one that is not.
+    let (idle, working): (Vec<_>, Vec<_>) = consumers
+        .iter()
+        .enumerate()
+        .partition(|(number, _)| number % (CONSUMERS / IDLE) == 0);
+    let pops = working.iter().map(|(_, consumer)| consumer.pop());
+    let held: Vec<Delivery<u64>> = try_join_all(pops).await?;
     tokio::time::sleep(QUIET).await;
     let told = RefCell::new(Vec::new());
     let note = |item| told.borrow_mut().push((item, Instant::now()));
-    let idle = consumers[CONSUMERS - IDLE..].iter();
-    let idle = join_all(idle.map(|consumer| take_on(consumer, note)));
+    let idle = join_all(idle.iter().map(|(_, consumer)| take_on(consumer, note)));
     let pushed = tokio::select! {
         failed = idle => anyhow::bail!("taking ended: {failed:?}"),
         pushed = async {

@@ -198,8 +198,8 @@ impl Work {
             return Ok(());
         };
         if player.one_in(3) {
-            let [_, other] = self.consumers(player, session, queue).await?;
-            if let Some(more) = other.try_pop().await? {
+            let [any, _] = self.consumers(player, session, queue).await?;
+            if let Some(more) = any.try_pop().await? {
                 let works = (self.work(player, delivery), self.work(player, more));
                 let (one, other) = tokio::join!(works.0, works.1);
                 return one.and(other);
