@@ -155,7 +155,9 @@ impl<M: Send + Sync + 'static> Balancer<M> {
     }
 
     /// Picks an instance. Costs no call, no allocation and no wait, except that the first pick after the
-    /// view has changed prepares the new one; picks beside it go by the view before.
+    /// view has changed prepares the new one; picks beside it go by the view before. Of each view, the first pick
+    /// that finds none by the policy prepares what is picked from then; picks beside it that find none either wait
+    /// for that.
     ///
     /// # Errors
     /// When no instance takes work, and none is left that is only ejected or draining.
@@ -164,7 +166,7 @@ impl<M: Send + Sync + 'static> Balancer<M> {
     }
 
     /// Picks an instance for a key: a session, a user, whatever is to meet the same instance again. It
-    /// matters to [`Policy::consistent_hash`] and [`Policy::sticky`]; otherwise as [`Balancer::pick`].
+    /// matters to [`Policy::consistent_hash`], [`Policy::sticky`] and those that are [one's own](Policy::own); otherwise as [`Balancer::pick`].
     ///
     /// # Errors
     /// As [`Balancer::pick`].

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::group::{Ask, Candidate, Group};
+use super::own::Own;
 use super::policy::Kind;
 use super::sticky::Memory;
 use super::stride::Stride;
@@ -17,6 +18,7 @@ pub(super) enum Chooser {
     LeastOutstanding(Group),
     LeastCostly(Group),
     Hashed(Group, f64),
+    Own(Group, Own),
     Sticky(Box<Chooser>, Arc<Memory>),
     Near {
         near: Box<Chooser>,
@@ -63,6 +65,7 @@ impl Plan {
             Kind::PeakEwma(_) => Chooser::LeastCostly(self.group(candidates)),
             // Of different subsets a key would fall to different instances.
             Kind::ConsistentHash(bound) => Chooser::Hashed(self.whole(candidates), *bound),
+            Kind::Own(own) => Chooser::Own(self.group(candidates), own.clone()),
             Kind::Sticky { keys, over } => {
                 let (inner, memory) = match before {
                     Some(Chooser::Sticky(inner, memory)) => (Some(&**inner), Arc::clone(memory)),
@@ -122,6 +125,7 @@ impl Chooser {
                 let key = ask.key.unwrap_or_else(|| ask.random.next());
                 group.hashed(key, *bound, ask)
             }
+            Self::Own(group, own) => own.choose(group, ask),
             Self::Sticky(inner, memory) => memory.keep(
                 ask.key.unwrap_or(0),
                 |one| {
@@ -157,7 +161,8 @@ impl Chooser {
             | Self::Drawn(group)
             | Self::LeastOutstanding(group)
             | Self::LeastCostly(group)
-            | Self::Hashed(group, _) => group.find(id),
+            | Self::Hashed(group, _)
+            | Self::Own(group, _) => group.find(id),
             Self::Sticky(inner, _) => inner.find(id),
             Self::Near { near, far, .. } => near.find(id).or_else(|| far.find(id)),
         }

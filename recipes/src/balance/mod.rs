@@ -15,7 +15,8 @@
 //! ```
 //!
 //! `policy` is what one chooses from, `balancer` picks, `table` is one view made ready for that, `chooser`
-//! a policy at work on it: in turn (`stride`), drawn (`draw`, `latency`), by key (`hashed`, `sticky`).
+//! a policy at work on it: in turn (`stride`), drawn (`draw`, `latency`), by key (`hashed`, `sticky`), as
+//! its user wants (`own`).
 //! `ejection` leaves failing instances alone, `subset` thins out large fleets.
 //!
 //! For gRPC clients `grpc` makes every call a pick. `tower` and `channel` hand the instances on to the
@@ -33,6 +34,7 @@ mod grpc;
 mod hashed;
 mod incarnation;
 mod latency;
+mod own;
 mod pick;
 mod policy;
 mod sticky;
@@ -46,5 +48,6 @@ mod tower;
 pub use balancer::{Balancer, BalancerBuilder, Load};
 pub use ejection::Ejection;
 pub use grpc::{BalanceKey, BalancedChannel};
+pub use own::{Choice, Choices};
 pub use pick::{NoInstance, Pick};
 pub use policy::Policy;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::own::{Choice, Choices, Own};
+
 /// Outstanding picks per unit of weight at which an instance nearby counts as busy, unless told otherwise.
 const BUSY: u32 = 64;
 
@@ -27,6 +29,7 @@ pub(super) enum Kind {
     LeastOutstanding,
     PeakEwma(Duration),
     ConsistentHash(f64),
+    Own(Own),
     Sticky {
         keys: usize,
         over: Box<Kind>,
@@ -91,6 +94,21 @@ impl Policy {
     #[must_use]
     pub fn consistent_hash_within(bound: f64) -> Self {
         Self(Kind::ConsistentHash(bound.max(1.0)))
+    }
+
+    /// As `choose` says, which is called at every pick and must not wait. When it chooses none, that is as if all were
+    /// ejected: any is picked, [in panic](super::Pick::in_panic).
+    ///
+    /// ```
+    /// # use quorate_recipes::balance::Policy;
+    /// // Fill the first before the next is used, with 10 calls each.
+    /// let policy = Policy::own(|among| among.iter().find(|one| one.outstanding() < 10));
+    /// ```
+    #[must_use]
+    pub fn own(
+        choose: impl for<'a> Fn(&Choices<'a>) -> Option<Choice<'a>> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Kind::Own(Own::new(choose)))
     }
 
     /// Chooses by this policy once for each key, and keeps to that instance until it is gone, takes no
