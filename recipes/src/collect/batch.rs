@@ -13,6 +13,7 @@ pub struct Batch {
     /// The number of the first line, from 0 on.
     pub first: u64,
     /// The lines.
+    #[serde(with = "super::packed")]
     pub lines: Vec<String>,
 }
 

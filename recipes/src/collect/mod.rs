@@ -8,6 +8,7 @@
 mod agent;
 mod batch;
 mod collector;
+mod packed;
 mod publishing;
 mod source;
 mod spool;
