@@ -166,7 +166,8 @@ impl<M: Send + Sync + 'static> Balancer<M> {
     }
 
     /// Picks an instance for a key: a session, a user, whatever is to meet the same instance again. It
-    /// matters to [`Policy::consistent_hash`], [`Policy::sticky`] and those that are [one's own](Policy::own); otherwise as [`Balancer::pick`].
+    /// matters to [`Policy::consistent_hash`], [`Policy::sticky`] and those that are [one's own](Policy::own);
+    /// otherwise as [`Balancer::pick`].
     ///
     /// # Errors
     /// As [`Balancer::pick`].

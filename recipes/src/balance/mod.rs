@@ -16,8 +16,7 @@
 //!
 //! `policy` is what one chooses from, `balancer` picks, `table` is one view made ready for that, `chooser`
 //! a policy at work on it: in turn (`stride`), drawn (`draw`, `latency`), by key (`hashed`, `sticky`), as
-//! its user wants (`own`).
-//! `ejection` leaves failing instances alone, `subset` thins out large fleets.
+//! its user wants (`own`). `ejection` leaves failing instances alone, `subset` thins out large fleets.
 //!
 //! For gRPC clients `grpc` makes every call a pick. `tower` and `channel` hand the instances on to the
 //! balancers of tower and tonic.

@@ -14,7 +14,8 @@ pub(super) struct Commons {
 }
 
 impl Commons {
-    /// What is kept under this name if it is still used and of use; else what `make` makes, which is kept from then on.
+    /// What is kept under this name if it is still used and of use; else what `make` makes, which is kept from
+    /// then on.
     pub(super) fn get<T: Any + Send + Sync>(
         &self,
         name: String,
