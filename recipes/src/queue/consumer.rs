@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::delivery::{Delivery, Taken, used_up};
-use super::follow::{News, Reserved, Seat, There};
+use super::follow::{News, Reserved, Seat, There, Waits, Want};
 use super::record::{AttemptsRecord, DeadRecord, ItemRecord, Layout, Order, Settings};
 use super::window::{Candidate, Turn};
 use crate::clock::Instant;
@@ -32,10 +32,11 @@ use crate::value::{Json, Value, from_json};
 /// Takes items of a [`Queue`](super::Queue), for as long as it and its session live. May be asked by several
 /// tasks at a time. Dropping it ends no delivery.
 ///
-/// Costs: consumers of a session, if they are of equal settings, follow the front of the queue together. That is about
-/// one segment of items and all before that somebody has or that are held up (at most 16,384, or 64 MiB), with what is
-/// said about their taking. An item that comes wakes all consumers, one of which claims it with one transaction. If
-/// that one is busy others do, 20 to 200 ms later. So a take costs the same with ten items and with a million.
+/// Costs: consumers of a session, if they are of equal settings, follow the front of the queue together. That is
+/// about one segment of items and all before that somebody has or that are held up (at most 16,384, or 64 MiB), with
+/// what is said about their taking. An item that comes wakes all consumers, one of which claims it with one
+/// transaction. If that one is busy others do, 20 to 200 ms later. So a take costs the same with ten items and with a
+/// million.
 pub struct Consumer<T> {
     layout: Arc<Layout>,
     order: Order,
@@ -117,8 +118,8 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
     /// Takes the next item, and waits for one while there is none.
     ///
     /// # Errors
-    /// [`Error::SessionLost`] at once when the session is lost; the store's final refusals. Trouble with the
-    /// store is waited out.
+    /// [`Error::SessionLost`] at once when the session is lost; the store's final refusals; [`Error::Closed`] when the
+    /// session's runtime has ended. Trouble with the store is waited out.
     ///
     /// # Cancel safety
     /// No item is lost when the future is dropped: one that was on its way goes back, and the attempt does
@@ -144,12 +145,12 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
         meanwhile: impl Future<Output = Result<Infallible>>,
     ) -> Result<Delivery<T>> {
         let mut meanwhile = pin!(meanwhile);
-        let mut news = self.seat.news();
+        let (mut news, mut want) = (self.seat.news(), self.seat.want());
         loop {
             news.borrow_and_update().check()?;
-            let until = match self.take_free(Turn::Ranked).await? {
+            let until = match self.take_free(Turn::Ranked, &mut want).await? {
                 Ok(delivery) => return Ok(delivery),
-                Err(until) => until,
+                Err(waits) => waits.until,
             };
             let client = self.session.client();
             let news = async {
@@ -169,7 +170,8 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
     }
 
     /// Takes an item that is there now; `None` when the store has none that is free. Reads the front of the
-    /// queue again before it says so.
+    /// queue again before it says so, and waits to hear what became of items that other consumers of the session
+    /// are about to take.
     ///
     /// # Errors
     /// As [`Consumer::pop`].
@@ -185,20 +187,24 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
     }
 
     async fn try_pop_while_live(&self) -> Result<Option<Delivery<T>>> {
-        let mut news = self.seat.news();
+        let (mut news, mut want) = (self.seat.news(), self.seat.want());
         news.borrow_and_update().check()?;
-        if let Ok(delivery) = self.take_free(Turn::Anybody).await? {
+        if let Ok(delivery) = self.take_free(Turn::Anybody, &mut want).await? {
             return Ok(Some(delivery));
         }
         self.seat.sync().await?;
+        let mut unsettled = None;
         loop {
             news.borrow_and_update().check()?;
             let settled = self.seat.settled();
-            if let Ok(delivery) = self.take_free(Turn::Anybody).await? {
-                return Ok(Some(delivery));
-            }
-            // What others of this session are about to take may be free in a moment.
-            if !self.seat.is_unsettled() {
+            let waits = match self.take_free(Turn::Anybody, &mut want).await? {
+                Ok(delivery) => return Ok(Some(delivery)),
+                Err(waits) => waits,
+            };
+            // Only what was so at first: others may come and be taken for ever.
+            let unsettled = unsettled.get_or_insert_with(|| waits.unsettled.clone());
+            unsettled.retain(|id| waits.unsettled.contains(id));
+            if unsettled.is_empty() {
                 return Ok(None);
             }
             tokio::select! {
@@ -209,15 +215,21 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
         }
     }
 
-    /// Takes an item that is known to be free; else tells from when on one may be, if that is known.
+    /// To be kept by who calls [`Consumer::take_free`], until it has an item or gives up.
+    pub(super) fn want(&self) -> Want<'_> {
+        self.seat.want()
+    }
+
+    /// Takes an item that is known to be free; else tells why there is none.
     pub(super) async fn take_free(
         &self,
         turn: Turn,
-    ) -> Result<std::result::Result<Delivery<T>, Option<Instant>>> {
+        want: &mut Want<'_>,
+    ) -> Result<Result<Delivery<T>, Waits>> {
         loop {
-            let (candidate, reserved) = match self.seat.choose(turn) {
+            let (candidate, reserved) = match self.seat.choose(turn, want) {
                 Ok(chosen) => chosen,
-                Err(until) => return Ok(Err(until)),
+                Err(waits) => return Ok(Err(waits)),
             };
             if let Some(delivery) = self.take(candidate, reserved).await? {
                 return Ok(Ok(delivery));

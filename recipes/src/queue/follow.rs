@@ -45,6 +45,37 @@ pub(super) struct Seat {
     me: Number,
 }
 
+/// Somebody who wants an item, until it is dropped.
+pub(super) struct Want<'a> {
+    shared: &'a Shared,
+    /// It found none when it looked last.
+    starves: bool,
+}
+
+impl Want<'_> {
+    fn is_fed(&mut self, window: &mut Window) {
+        if std::mem::take(&mut self.starves) {
+            window.is_fed();
+        }
+    }
+}
+
+impl Drop for Want<'_> {
+    fn drop(&mut self) {
+        if self.starves {
+            self.shared.window().is_fed();
+        }
+    }
+}
+
+/// Why there is nothing to take.
+pub(super) struct Waits {
+    /// From when on there may be something, if that is known.
+    pub(super) until: Option<Instant>,
+    /// What others of the session are about to take, if it is anybody's turn: it may be free in a moment.
+    pub(super) unsettled: Vec<ItemId>,
+}
+
 /// What the task and those who take share.
 struct Shared {
     layout: Layout,
@@ -126,9 +157,12 @@ impl Reserved {
     /// Its consumer has claimed it, at this revision.
     pub(super) fn taken(&mut self, revision: Revision) {
         let id = self.position.id().clone();
-        self.shared.window().keep(id, self.by, revision);
+        let is_lost = self.shared.window().keep(id, self.by, revision);
         self.stage = Stage::Taken;
         self.shared.settled.notify_waiters();
+        if is_lost {
+            self.shared.tell();
+        }
     }
 
     /// The store has refused to have it taken: this is what is there instead of what was expected.
@@ -227,13 +261,25 @@ impl Seat {
         &self.front.shared
     }
 
+    /// To be kept by who wants an item of this consumer, as long as it does.
+    pub(super) fn want(&self) -> Want<'_> {
+        Want {
+            shared: self.shared(),
+            starves: false,
+        }
+    }
+
     /// Something for this consumer to take, kept for it.
-    pub(super) fn choose(&self, turn: Turn) -> Result<(Candidate, Reserved), Option<Instant>> {
+    pub(super) fn choose(
+        &self,
+        turn: Turn,
+        want: &mut Want<'_>,
+    ) -> Result<(Candidate, Reserved), Waits> {
         let now = self.shared().now();
         let mut window = self.shared().window();
         match window.choose(self.me, turn, now) {
             Choice::Take(candidate) => {
-                window.has_enough(self.me);
+                want.is_fed(&mut window);
                 window.reserve(candidate.position.id().clone());
                 let reserved = Reserved {
                     shared: Arc::clone(self.shared()),
@@ -244,10 +290,14 @@ impl Seat {
                 Ok((*candidate, reserved))
             }
             Choice::Wait(until) => {
-                if window.starves(self.me) {
+                if !std::mem::replace(&mut want.starves, true) && window.starves() {
                     self.shared().starved.notify_one();
                 }
-                Err(until)
+                let unsettled = match turn {
+                    Turn::Ranked => Vec::new(),
+                    Turn::Anybody => window.unsettled(),
+                };
+                Err(Waits { until, unsettled })
             }
         }
     }
@@ -259,12 +309,7 @@ impl Seat {
         matches!(choice, Choice::Take(_))
     }
 
-    /// Whether something is being taken in this session, so that it may be free again.
-    pub(super) fn is_unsettled(&self) -> bool {
-        self.shared().window().is_unsettled()
-    }
-
-    /// Completes when that may have changed, from this call on.
+    /// Completes when it has come out what became of something that was being taken, from this call on.
     pub(super) fn settled(&self) -> Notified<'_> {
         self.shared().settled.notified()
     }
@@ -295,21 +340,18 @@ impl News {
     /// Fails once the queue is not followed any more.
     ///
     /// # Errors
-    /// The store's final refusal; [`Error::Codec`] for a head that cannot be read.
+    /// The store's final refusal; [`Error::Codec`] for a head that cannot be read; [`Error::Closed`] when its task has
+    /// ended with its runtime, or by a panic.
     pub(super) fn check(&self) -> Result<()> {
         self.failed.clone().map_or(Ok(()), Err)
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.shared().window().has_enough(self.me);
     }
 }
 
 impl Drop for Front {
     fn drop(&mut self) {
         self.tasks.cancel();
+        // Deliveries may be kept for long.
+        self.shared.window().forget_items();
     }
 }
 
@@ -318,6 +360,9 @@ struct Following(Arc<Shared>);
 
 impl Drop for Following {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("a queue is not followed any more: its task has panicked");
+        }
         self.0.news.send_if_modified(|news| {
             let is_news = news.failed.is_none();
             news.failed.get_or_insert(Error::Closed);

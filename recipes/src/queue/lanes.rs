@@ -207,7 +207,7 @@ impl<T: DeserializeOwned + Send + 'static> PriorityConsumer<T> {
     }
 
     /// Takes an item that is there now; `None` when the store has none that is free. Reads the fronts of the
-    /// lanes again before it says so.
+    /// lanes again before it says so, and waits as [`Consumer::try_pop`] does.
     ///
     /// # Errors
     /// As [`Consumer::pop`].

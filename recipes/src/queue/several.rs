@@ -30,6 +30,7 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
     async fn pop_any_while_live(consumers: &[&Self], exact: bool) -> Result<(usize, Delivery<T>)> {
         let client = consumers[0].session().client();
         let mut news: Vec<_> = consumers.iter().map(|consumer| consumer.news()).collect();
+        let mut wants: Vec<_> = consumers.iter().map(|consumer| consumer.want()).collect();
         loop {
             for news in &mut news {
                 news.borrow_and_update().check()?;
@@ -38,14 +39,14 @@ impl<T: DeserializeOwned + Send + 'static> Consumer<T> {
             // Whatever is before the last that has something is tried for first.
             let last = consumers.iter().rposition(|consumer| consumer.has_some());
             let last = last.filter(|_| exact);
-            for (of, consumer) in consumers.iter().enumerate() {
+            for ((of, consumer), want) in consumers.iter().enumerate().zip(&mut wants) {
                 let turn = match last.is_some_and(|last| of < last) {
                     true => Turn::Anybody,
                     false => Turn::Ranked,
                 };
-                match consumer.take_free(turn).await? {
+                match consumer.take_free(turn, want).await? {
                     Ok(delivery) => return Ok((of, delivery)),
-                    Err(later) => until = sooner(until, later),
+                    Err(waits) => until = sooner(until, waits.until),
                 }
             }
             let any = select_all(news.iter_mut().map(|news| news.changed().boxed()));

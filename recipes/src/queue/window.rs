@@ -51,8 +51,8 @@ pub(super) struct Window {
     items: BTreeMap<Position, Item>,
     /// Of the values of all items.
     bytes: usize,
-    /// The consumers of the session that found nothing to take when they last wanted to.
-    starved: HashSet<Number>,
+    /// How many of those who want an item found none.
+    starving: usize,
     places: HashMap<ItemId, Position>,
     tries: HashMap<ItemId, Tries>,
     /// The revision up to which news of claims and attempts has been taken in.
@@ -139,7 +139,7 @@ impl Window {
             changes: 1,
             items: BTreeMap::new(),
             bytes: 0,
-            starved: HashSet::new(),
+            starving: 0,
             places: HashMap::new(),
             tries: HashMap::new(),
             tries_at: Revision(0),
@@ -266,6 +266,7 @@ impl Window {
         for (position, item) in &self.items {
             let tries = self.tries.get(position.id());
             let taken = tries.is_some_and(|tries| tries.claimed.is_some());
+            let taken = taken || self.left_alone.contains(position);
             let paused = self.paused(position).is_some_and(|until| until > now);
             // An exact order asks every item before it.
             if self.is_first(item, &mut blocked) && !paused && !taken {
@@ -279,21 +280,20 @@ impl Window {
         false
     }
 
-    /// Whether some consumer of the session found nothing to take when it last wanted to.
+    /// Whether somebody in the session wants an item and found none.
     pub(super) fn is_starved(&self) -> bool {
-        !self.starved.is_empty()
+        self.starving > 0
     }
 
-    /// A consumer found nothing to take. Returns whether it is the first.
-    pub(super) fn starves(&mut self, one: Number) -> bool {
-        let first = self.starved.is_empty();
-        self.starved.insert(one);
-        first
+    /// One more who wants an item found none. Returns whether it is the only one.
+    pub(super) fn starves(&mut self) -> bool {
+        self.starving += 1;
+        self.starving == 1
     }
 
-    /// A consumer found something to take, or wants nothing any more.
-    pub(super) fn has_enough(&mut self, one: Number) {
-        self.starved.remove(&one);
+    /// One of those has found an item, or wants none any more.
+    pub(super) fn is_fed(&mut self) {
+        self.starving -= 1;
     }
 
     /// All claims and counts of attempts at this revision are those that follow; of which items there is a
@@ -394,11 +394,14 @@ impl Window {
         self.reserved.remove(id);
     }
 
-    /// What was reserved has been taken by this consumer, at this revision: it does not choose it again.
-    pub(super) fn keep(&mut self, id: ItemId, by: Number, revision: Revision) {
+    /// What was reserved has been taken by this consumer, at this revision: it does not choose it again. Returns
+    /// whether it is known to have lost it already.
+    pub(super) fn keep(&mut self, id: ItemId, by: Number, revision: Revision) -> bool {
         self.claimed_at(id.clone(), revision);
         self.reserved.remove(&id);
+        let is_lost = self.is_free(&id);
         self.kept.entry(by).or_default().insert(id);
+        is_lost
     }
 
     /// What was reserved is not to be taken by anybody here, as long as it stands there.
@@ -409,9 +412,16 @@ impl Window {
         }
     }
 
-    /// Whether an item that is there is being taken, so that it is not known yet who has it.
-    pub(super) fn is_unsettled(&self) -> bool {
-        self.reserved.iter().any(|id| self.places.contains_key(id))
+    /// The items that are there and being taken, so that it is not known yet who has them.
+    pub(super) fn unsettled(&self) -> Vec<ItemId> {
+        let there = |id: &&ItemId| self.places.contains_key(*id);
+        self.reserved.iter().filter(there).cloned().collect()
+    }
+
+    /// Whether an item is there, and nobody is known to have it.
+    fn is_free(&self, id: &ItemId) -> bool {
+        let tries = self.tries.get(id);
+        self.places.contains_key(id) && tries.is_none_or(|tries| tries.claimed.is_none())
     }
 
     /// Ends a [`Window::keep`]. Returns whether the item is free.
@@ -422,8 +432,7 @@ impl Window {
                 kept.remove();
             }
         }
-        let tries = self.tries.get(id);
-        self.places.contains_key(id) && tries.is_none_or(|tries| tries.claimed.is_none())
+        self.is_free(id)
     }
 
     /// What this consumer takes now.
@@ -443,14 +452,15 @@ impl Window {
                 continue;
             }
             let Some(free) = free else { continue };
-            let rank = match turn {
-                Turn::Ranked => self.rank(me, item),
-                Turn::Anybody => 0,
-            };
-            let from = match turn {
-                Turn::Ranked => free + delay(rank),
+            let (rank, from) = match turn {
+                // Whose turn it will be is seen then.
+                Turn::Ranked if free > now => (0, free),
+                Turn::Ranked => {
+                    let rank = self.rank(me, item);
+                    (rank, free + delay(rank))
+                }
                 // What is settling may be free.
-                Turn::Anybody => free.min(self.paused(position).unwrap_or(now)),
+                Turn::Anybody => (0, free.min(self.paused(position).unwrap_or(now))),
             };
             if from > now {
                 next = Some(next.map_or(from, |next| next.min(from)));
@@ -534,8 +544,8 @@ impl Window {
     }
 }
 
-/// Of a consumer by its name, of an item by its id: what ranks are made of, and by which the consumers of a session are
-/// told apart.
+/// Of a consumer by its name, of an item by its id: what ranks are made of, and by which the consumers of a session
+/// are told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Number(u64);
 
@@ -558,5 +568,121 @@ fn delay(rank: usize) -> Duration {
         group => RANK_DELAY
             .saturating_mul(1_u32.checked_shl(group - 1).unwrap_or(u32::MAX))
             .min(RANK_DELAY_MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    fn id(name: u32) -> ItemId {
+        ItemId::named(0, &name.to_string())
+    }
+
+    fn position(name: u32) -> Position {
+        Position::new(id(name), Revision(i64::from(name) + 1))
+    }
+
+    /// With so many items and consumers.
+    fn window(order: Order, items: u32, consumers: u32, now: Instant) -> Window {
+        let mut window = Window::new(order);
+        for name in 0..consumers {
+            window.joined(name.to_string().into());
+        }
+        for name in 0..items {
+            let about = About::unknown();
+            window.came(position(name), Bytes::from_static(b"1"), about, now);
+        }
+        window
+    }
+
+    fn consumer(name: u32) -> Number {
+        Number::of(name.to_string().as_bytes())
+    }
+
+    fn chosen(window: &Window, by: u32, turn: Turn, now: Instant) -> Option<Position> {
+        match window.choose(consumer(by), turn, now) {
+            Choice::Take(candidate) => Some(candidate.position),
+            Choice::Wait(_) => None,
+        }
+    }
+
+    /// Whose turn the only item is first, of those who are there.
+    fn first(window: &Window, there: &[u32], now: Instant) -> u32 {
+        let is_first = |name: &&u32| chosen(window, **name, Turn::Ranked, now).is_some();
+        let all: Vec<&u32> = there.iter().filter(is_first).collect();
+        assert_eq!(all.len(), 1, "{all:?}");
+        *all[0]
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ranks_follow_those_who_come_and_go() {
+        let now = clock::now();
+        let mut there: Vec<u32> = (0..50).collect();
+        let mut window = window(Order::Parallel, 1, 50, now);
+        let mut gone = Vec::new();
+        while there.len() > 1 {
+            let one = first(&window, &there, now);
+            window.left(one.to_string().as_bytes());
+            there.retain(|other| *other != one);
+            gone.push(one);
+        }
+        // Whoever came before all of these comes before them again.
+        for one in gone.into_iter().rev() {
+            window.joined(one.to_string().into());
+            there.push(one);
+            assert_eq!(first(&window, &there, now), one);
+        }
+        window.forget_consumers();
+        window.joined("7".into());
+        assert_eq!(first(&window, &[7], now), 7);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_alone_is_nobodys_and_not_free() {
+        let now = clock::now();
+        let mut window = window(Order::Keyed, 2, 1, now);
+        window.starves();
+        window.reserve(id(0));
+        window.leave_alone(&position(0));
+        assert!(window.unsettled().is_empty());
+        assert_eq!(chosen(&window, 0, Turn::Anybody, now), Some(position(1)));
+        assert!(!window.wants_more(1, now));
+        window.claimed(id(1), Revision(9));
+        assert_eq!(chosen(&window, 0, Turn::Anybody, now), None);
+        assert!(window.wants_more(1, now), "nothing is free");
+        window.is_fed();
+        assert!(!window.wants_more(1, now), "and nobody wants anything");
+        // Put there anew, it is another item.
+        window.went(&id(0));
+        let about = About::unknown();
+        let anew = Position::new(id(0), Revision(10));
+        window.came(anew.clone(), Bytes::new(), about, now);
+        assert_eq!(chosen(&window, 0, Turn::Anybody, now), Some(anew));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_lost_an_item_is_the_only_one_that_does_not_take_it_again() {
+        let now = clock::now();
+        let mut window = window(Order::Parallel, 1, 2, now);
+        window.reserve(id(0));
+        assert_eq!(window.unsettled(), [id(0)]);
+        for by in [0, 1] {
+            assert_eq!(chosen(&window, by, Turn::Anybody, now), None);
+        }
+        window.tries_until(Revision(5));
+        // The news is ahead of the answer, and says that nobody has it.
+        assert!(window.keep(id(0), consumer(0), Revision(5)));
+        assert_eq!(chosen(&window, 0, Turn::Anybody, now), None);
+        assert_eq!(chosen(&window, 1, Turn::Anybody, now), Some(position(0)));
+        window.reserve(id(0));
+        assert!(!window.keep(id(0), consumer(1), Revision(6)));
+        assert_eq!(chosen(&window, 1, Turn::Anybody, now), None);
+        assert!(!window.let_go(&id(0), consumer(0)), "the other one has it");
+        window.unclaimed(&id(0), now);
+        assert_eq!(chosen(&window, 0, Turn::Anybody, now), Some(position(0)));
+        assert!(window.let_go(&id(0), consumer(1)));
+        assert!(window.kept.is_empty());
     }
 }
