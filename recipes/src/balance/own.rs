@@ -9,18 +9,19 @@ use super::group::{Ask, Candidate, Group};
 #[derive(Clone)]
 pub(super) struct Own(Arc<Choose>);
 
-type Choose = dyn for<'a> Fn(&Choices<'a>) -> Option<Choice<'a>> + Send + Sync;
+type Choose = dyn for<'a> Fn(&Choices<'a>) -> Choice<'a> + Send + Sync;
 
 impl Own {
     pub(super) fn new(
-        choose: impl for<'a> Fn(&Choices<'a>) -> Option<Choice<'a>> + Send + Sync + 'static,
+        choose: impl for<'a> Fn(&Choices<'a>) -> Choice<'a> + Send + Sync + 'static,
     ) -> Self {
         Self(Arc::new(choose))
     }
 
     pub(super) fn choose<'a>(&self, group: &'a Group, ask: &Ask<'_>) -> Option<&'a Candidate> {
-        let chosen = (self.0)(&Choices { group, ask })?.index;
-        Some(&group.all[chosen])
+        let first = choices(group, ask).next()?;
+        let chosen = (self.0)(&Choices { group, ask, first });
+        Some(&group.all[chosen.index])
     }
 }
 
@@ -35,21 +36,37 @@ impl fmt::Debug for Own {
 pub struct Choices<'a> {
     group: &'a Group,
     ask: &'a Ask<'a>,
+    first: Choice<'a>,
+}
+
+fn choices<'a>(group: &'a Group, ask: &'a Ask<'a>) -> impl Iterator<Item = Choice<'a>> {
+    let choice = move |(index, candidate): (usize, &'a Candidate)| {
+        let share = group.share(index, ask);
+        (share > 0).then_some(Choice {
+            index,
+            candidate,
+            share,
+        })
+    };
+    group.all.iter().enumerate().filter_map(choice)
 }
 
 impl<'a> Choices<'a> {
-    /// The instances that may be picked now, by id. None that is ejected is among them.
+    /// The instances that may be picked now, by id, at least one. None that is ejected is among them.
     pub fn iter(&self) -> impl Iterator<Item = Choice<'a>> + use<'a> {
-        let (group, ask) = (self.group, self.ask);
-        let choice = move |(index, candidate): (usize, &'a Candidate)| {
-            let share = group.share(index, ask);
-            (share > 0).then_some(Choice {
-                index,
-                candidate,
-                share,
-            })
-        };
-        group.all.iter().enumerate().filter_map(choice)
+        choices(self.group, self.ask)
+    }
+
+    /// The first of them.
+    #[must_use]
+    pub fn first(&self) -> Choice<'a> {
+        self.first
+    }
+
+    /// The one that costs least, of equal ones the first.
+    #[must_use]
+    pub fn cheapest<C: Ord>(&self, cost: impl Fn(&Choice<'a>) -> C) -> Choice<'a> {
+        self.iter().min_by_key(cost).unwrap_or(self.first)
     }
 
     /// A hash of what was picked for; `None` for a pick without a key.
@@ -87,8 +104,8 @@ impl<'a> Choice<'a> {
         self.candidate.weight
     }
 
-    /// How much of the work it may have now, relative to the others: in proportion to its weight, and less while it is
-    /// new, where new ones start slowly. More than 0.
+    /// How much of the work it may have now, relative to the others: in proportion to its weight, and less while it
+    /// is new, where new ones start slowly. More than 0.
     #[must_use]
     pub fn share(&self) -> u64 {
         self.share

@@ -96,17 +96,20 @@ impl Policy {
         Self(Kind::ConsistentHash(bound.max(1.0)))
     }
 
-    /// As `choose` says, which is called at every pick and must not wait. When it chooses none, that is as if all were
-    /// ejected: any is picked, [in panic](super::Pick::in_panic).
+    /// As `choose` says. It is called for every pick for which there are instances to choose from, in the picking
+    /// thread: it must not wait, nor pick from the same balancer. When all are ejected, it is as with other policies.
     ///
     /// ```
     /// # use quorate_recipes::balance::Policy;
-    /// // Fill the first before the next is used, with 10 calls each.
-    /// let policy = Policy::own(|among| among.iter().find(|one| one.outstanding() < 10));
+    /// // The first is filled with 10 calls before the next is used, and so on; then the least busy one.
+    /// let policy = Policy::own(|among| {
+    ///     let free = among.iter().find(|one| one.outstanding() < 10);
+    ///     free.unwrap_or_else(|| among.cheapest(|one| one.outstanding()))
+    /// });
     /// ```
     #[must_use]
     pub fn own(
-        choose: impl for<'a> Fn(&Choices<'a>) -> Option<Choice<'a>> + Send + Sync + 'static,
+        choose: impl for<'a> Fn(&Choices<'a>) -> Choice<'a> + Send + Sync + 'static,
     ) -> Self {
         Self(Kind::Own(Own::new(choose)))
     }

@@ -115,7 +115,7 @@ fn policies() -> Vec<Policy> {
         Policy::weighted_round_robin(),
         Policy::random(),
         Policy::consistent_hash(),
-        Policy::own(|among| among.iter().min_by_key(|one| one.outstanding())),
+        Policy::own(|among| among.cheapest(|one| one.outstanding())),
         Policy::round_robin().sticky(),
         Policy::default().near("a"),
         Policy::consistent_hash().near("a").sticky(),
@@ -759,36 +759,51 @@ async fn towers_balancer_calls_who_is_there() {
 /// A user's own policy chooses among those that may be picked, and others are made of it.
 #[tokio::test(start_paused = true)]
 async fn a_policy_can_be_ones_own() {
-    let fill = || Policy::own(|among| among.iter().find(|one| one.outstanding() < 2));
+    let fill = || {
+        Policy::own(|among| {
+            let free = among.iter().find(|one| one.outstanding() < 2);
+            free.unwrap_or_else(|| among.cheapest(|one| one.outstanding()))
+        })
+    };
     let mut fleet = Fleet::of("a b c").await;
     let balancer = fleet.discovery.balancer(fill());
-    let held: Vec<_> = (0..6).map(|_| balancer.pick().unwrap()).collect();
+    let mut held: Vec<_> = (0..8).map(|_| balancer.pick().unwrap()).collect();
     let ids: Vec<&str> = held.iter().map(|pick| pick.id.as_str()).collect();
-    assert_eq!(ids, ["a", "a", "b", "b", "c", "c"]);
-    // It finds none.
-    let more = balancer.pick().unwrap();
-    assert!(more.in_panic());
-    drop(held);
-    more.success();
+    assert_eq!(ids, ["a", "a", "b", "b", "c", "c", "a", "b"]);
+    held.drain(..6);
+    assert_eq!(picked(&balancer, 1), ["a"]);
+    held.clear();
     fleet.status("a", Status::Draining).await;
     assert_eq!(picked(&balancer, 1), ["b"]);
     fail(&balancer, "b", 5);
     assert_eq!(picked(&balancer, 1), ["c"]);
+    // It is not asked when there is none to choose from.
+    fleet.leave("c").await;
+    let pick = balancer.pick().unwrap();
+    assert!(pick.in_panic() && pick.id != "c");
+    pick.success();
 
+    fleet.status("a", Status::Up).await;
+    fleet.join(instance("c").weight(3)).await;
     let by_key = Policy::own(|among| {
         let key = among.key().unwrap_or_else(|| among.random());
-        let heaviest = among.iter().map(|one| (one.weight(), one.share())).max()?;
-        assert_eq!(heaviest, (1, among.iter().next()?.share()));
-        among
-            .iter()
-            .find(|one| one.id() == if key % 2 == 0 { "a" } else { "c" })
+        let heaviest = among.cheapest(|one| std::cmp::Reverse((one.weight(), one.share())));
+        assert_eq!(
+            (heaviest.id(), heaviest.share()),
+            ("c", 3 * among.first().share())
+        );
+        if key % 2 == 0 {
+            among.first()
+        } else {
+            heaviest
+        }
     });
-    fleet.status("a", Status::Up).await;
     let balancer = fleet.discovery.balancer(by_key);
     let of = |key: u32| balancer.pick_for(key.to_le_bytes()).unwrap().id.clone();
     let both: BTreeSet<String> = (0..50).map(of).collect();
     assert_eq!(both, BTreeSet::from(["a".to_owned(), "c".to_owned()]));
     assert!((0..50).all(|key| of(key) == of(key)));
+    assert_eq!(counts(&balancer, 50).len(), 2);
 
     let sticky = fleet.discovery.balancer(fill().sticky());
     let held: Vec<_> = (0..4).map(|_| sticky.pick_for("k").unwrap()).collect();
