@@ -148,6 +148,8 @@ impl AgentBuilder {
             None => None,
         };
         let has_spool = spool.is_some();
+        let mut state = State::default();
+        state.stats.spooled_bytes = spool.as_ref().map_or(0, Spool::bytes);
         let shared = Arc::new(Shared {
             limits: Limits {
                 batch_bytes: self.batch_bytes.min(most),
@@ -158,7 +160,7 @@ impl AgentBuilder {
             source: self.source.clone(),
             run: self.client.nonce(),
             client: self.client.clone(),
-            state: Mutex::new(State::default()),
+            state: Mutex::new(state),
             wake: Notify::new(),
             settled: watch::Sender::new(0),
         });

@@ -1,9 +1,12 @@
 //! How the lines of a batch are written: as they are, or compressed where that makes them clearly smaller. Lines of
 //! logs are much alike, and every byte of a batch is written, sent and kept by each member.
 
+use std::fmt;
+
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
-use serde::de::Error as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Fewer bytes are written as they are.
@@ -12,16 +15,16 @@ const BYTES_LEAST: usize = 1_024;
 /// More bytes are written as they are, and nothing that is said to be more is unpacked.
 const BYTES_MOST: usize = 16 << 20;
 
+/// A block of LZ4 has no more bytes of text for each of its own.
+const TIMES_MOST: usize = 255;
+
 #[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum Written {
-    Packed {
-        /// The JSON array of the lines, as a block of LZ4 in Base64.
-        lz4: String,
-        /// How long the array is.
-        bytes: usize,
-    },
-    Plain(Vec<String>),
+#[serde(deny_unknown_fields)]
+struct Packed {
+    /// The JSON array of the lines, as a block of LZ4 in Base64.
+    lz4: String,
+    /// How long the array is.
+    bytes: usize,
 }
 
 pub(super) fn serialize<S: Serializer>(lines: &[String], to: S) -> Result<S::Ok, S::Error> {
@@ -32,30 +35,50 @@ pub(super) fn serialize<S: Serializer>(lines: &[String], to: S) -> Result<S::Ok,
 }
 
 pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
-    match Written::deserialize(from)? {
-        Written::Plain(lines) => Ok(lines),
-        Written::Packed { lz4, bytes } => unpack(&lz4, bytes).map_err(D::Error::custom),
+    from.deserialize_any(Lines)
+}
+
+struct Lines;
+
+impl<'de> Visitor<'de> for Lines {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("lines, as they are or compressed")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, lines: A) -> Result<Self::Value, A::Error> {
+        Vec::deserialize(SeqAccessDeserializer::new(lines))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, packed: A) -> Result<Self::Value, A::Error> {
+        let packed = Packed::deserialize(MapAccessDeserializer::new(packed))?;
+        unpack(&packed).map_err(A::Error::custom)
     }
 }
 
 /// `None`: they are better written as they are.
-fn pack(lines: &[String]) -> Option<Written> {
+fn pack(lines: &[String]) -> Option<Packed> {
     let length: usize = lines.iter().map(String::len).sum();
     if !(BYTES_LEAST..=BYTES_MOST).contains(&length) {
         return None;
     }
-    let array = serde_json::to_vec(lines).ok()?;
+    let array = serde_json::to_vec(lines).expect("strings are JSON");
     let bytes = array.len();
     let lz4 = BASE64.encode(lz4_flex::block::compress(&array));
     let smaller = bytes <= BYTES_MOST && lz4.len() < bytes / 4 * 3;
-    smaller.then_some(Written::Packed { lz4, bytes })
+    smaller.then_some(Packed { lz4, bytes })
 }
 
-fn unpack(lz4: &str, bytes: usize) -> Result<Vec<String>, String> {
-    if bytes > BYTES_MOST {
-        return Err(format!("lines of {bytes} bytes, more than {BYTES_MOST}"));
+fn unpack(packed: &Packed) -> Result<Vec<String>, String> {
+    let bytes = packed.bytes;
+    let block = BASE64.decode(&packed.lz4);
+    let block = block.map_err(|error| error.to_string())?;
+    // Room is made for no more than there can be.
+    let most = block.len().saturating_mul(TIMES_MOST).min(BYTES_MOST);
+    if bytes > most {
+        return Err(format!("lines of {bytes} bytes, more than {most}"));
     }
-    let block = BASE64.decode(lz4).map_err(|error| error.to_string())?;
     let array = lz4_flex::block::decompress(&block, bytes).map_err(|error| error.to_string())?;
     if array.len() != bytes {
         return Err(format!("lines of {} bytes, not of {bytes}", array.len()));
@@ -110,6 +133,8 @@ mod tests {
         };
         let noise: Vec<String> = (0..100).map(|_| noise()).collect();
         assert!(written(noise.clone()).contains(&noise[0]));
+        let of_length = |length: usize| written(vec!["x".repeat(length)]).contains("lz4");
+        assert!(!of_length(BYTES_LEAST - 1) && of_length(BYTES_LEAST));
         written(Vec::new());
     }
 
@@ -123,18 +148,27 @@ mod tests {
         let good = lz4_flex::block::compress(&array);
         let of = |block: &[u8], bytes: usize| json!({"lz4": BASE64.encode(block), "bytes": bytes});
         assert_eq!(read(of(&good, array.len())).unwrap().lines.len(), 40);
-        let cut = read(of(&good[..good.len() / 2], array.len()));
-        assert!(cut.is_err(), "{cut:?}");
-        let longer = read(of(&good, array.len() + 1));
-        assert!(longer.unwrap_err().contains("not of"));
-        assert!(read(of(&good, array.len() - 1)).is_err());
-        // Nobody makes room for what is only said to be there.
-        let bomb = read(of(&good, usize::MAX));
-        assert!(bomb.unwrap_err().contains("more than"));
-        let no_lines = lz4_flex::block::compress(b"{}");
-        assert!(read(of(&no_lines, 2)).is_err());
-        assert!(read(json!({"lz4": "not Base64!", "bytes": 3})).is_err());
-        assert!(read(json!({"bytes": 3})).is_err());
-        assert!(read(json!("a")).is_err());
+        let refused = |lines, why: &str| {
+            let error = read(lines).unwrap_err();
+            assert!(error.contains(why), "{error:?} without {why:?}");
+        };
+        refused(of(&good[..good.len() / 2], array.len()), "");
+        refused(of(&good, array.len() + 1), "not of");
+        refused(of(&good, array.len() - 1), "");
+        refused(of(&good, usize::MAX), "more than");
+        refused(of(b"few", 766), "more than 765");
+        refused(
+            of(&lz4_flex::block::compress(b"{}"), 2),
+            "invalid type: map",
+        );
+        refused(json!({"lz4": "not Base64!", "bytes": 3}), "Invalid symbol");
+        refused(json!({"lz4": 5, "bytes": 3}), "expected a string");
+        refused(json!({"bytes": 3}), "missing field `lz4`");
+        refused(
+            json!({"lz4": "", "bytes": 0, "more": 1}),
+            "unknown field `more`",
+        );
+        refused(json!(["a", 1]), "expected a string");
+        refused(json!("a"), "lines, as they are or compressed");
     }
 }

@@ -86,6 +86,33 @@ async fn lines_come_in_order_and_once() {
     );
 }
 
+/// Lines that are alike lie compressed in the store, and in the spool before, and are written as they came.
+#[tokio::test(start_paused = true)]
+async fn lines_that_are_alike_are_compressed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (faulty, client) = away();
+    let agent = client.log_collection("l").agent("host").window(1);
+    let agent = agent.spool(folder.path(), 1 << 20).await.unwrap();
+    let mut lines: Vec<String> = (0..4_000)
+        .map(|n| format!("GET /orders/{n} took {} ms", n % 100))
+        .collect();
+    assert!(lines.iter().all(|line| agent.log(line.as_str())));
+    let stats = soon(agent.close()).await.unwrap();
+    let plain: usize = lines.iter().map(String::len).sum();
+    let spooled = usize::try_from(stats.spooled_bytes).unwrap();
+    assert!((1..plain / 2).contains(&spooled), "{spooled} of {plain}");
+    faulty.reconnect();
+    let agent = client.log_collection("l").agent("host");
+    let agent = agent.spool(folder.path(), 1 << 20).await.unwrap();
+    assert_eq!(agent.stats().spooled_bytes, stats.spooled_bytes);
+    agent.log("the last");
+    soon(agent.flush()).await.unwrap();
+    agent.close().await.unwrap();
+    lines.push("the last".to_owned());
+    let (collected, _) = collect(&client, "archive", lines.len()).await;
+    assert_eq!(collected, lines);
+}
+
 /// A batch is sent again when its session is lost with the answer on its way: it is written once.
 #[tokio::test(start_paused = true)]
 async fn what_is_published_twice_is_written_once() {
