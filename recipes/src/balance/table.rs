@@ -51,10 +51,9 @@ pub(super) struct Table<M> {
     /// Those that are wanted, by id.
     pub(super) entries: Vec<Entry<M>>,
     chooser: Chooser,
-    has_subset: bool,
     slow_start: Duration,
     /// All that take work, where the chooser has only a subset. Made when it is first chosen from.
-    beyond: OnceLock<Group>,
+    beyond: Option<OnceLock<Group>>,
     /// All that could do work if need be: those that drain or fail their checks as well. Likewise.
     last_resort: OnceLock<Group>,
 }
@@ -97,9 +96,8 @@ impl<M: Send + Sync + 'static> Table<M> {
         let chooser = plan.chooser(working, before.map(|table| &table.chooser));
         Self {
             chooser,
-            has_subset: plan.subset.is_some(),
             slow_start: plan.slow_start,
-            beyond: OnceLock::new(),
+            beyond: plan.subset.as_ref().map(|_| OnceLock::new()),
             last_resort: OnceLock::new(),
             entries,
             source,
@@ -109,12 +107,11 @@ impl<M: Send + Sync + 'static> Table<M> {
     /// Chooses by the policy.
     pub(super) fn choose(&self, ask: &Ask<'_>) -> Option<&Entry<M>> {
         let chosen = self.chooser.choose(ask);
-        let beyond = || {
-            self.beyond
-                .get_or_init(|| self.group(takes_work))
-                .less_outstanding(ask)
-        };
-        let chosen = chosen.or_else(|| self.has_subset.then(beyond)?);
+        let chosen = chosen.or_else(|| {
+            let beyond = self.beyond.as_ref()?;
+            let beyond = beyond.get_or_init(|| self.group(takes_work));
+            beyond.less_outstanding(ask)
+        });
         chosen.map(|one| &self.entries[one.place])
     }
 

@@ -1,3 +1,6 @@
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+
 use super::*;
 
 #[tokio::test(start_paused = true)]
@@ -420,6 +423,21 @@ async fn a_new_consumer_of_a_session_does_not_inherit_a_failure() {
     assert!(old.try_pop().await.is_err());
 }
 
+/// A pop whose claim is on its way, and what holds it.
+async fn claiming<'a>(
+    place: &Place,
+    consumer: &'a Consumer<u32>,
+) -> (BoxFuture<'a, Result<Delivery<u32>>>, Held) {
+    let held = place.faulty.hold(1, Calls::Txn, Stage::NotSent);
+    let mut popping = consumer.pop().boxed();
+    tokio::select! {
+        biased;
+        popped = &mut popping => panic!("{popped:?}"),
+        () = held.reached() => {}
+    }
+    (popping, held)
+}
+
 /// What others of its session are about to take is waited for: nobody says that there is nothing while there is.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_free_only_once_that_is_known() {
@@ -428,13 +446,7 @@ async fn nothing_is_free_only_once_that_is_known() {
     let one = queue.consumer(&place.session).await.unwrap();
     let other = queue.consumer(&place.session).await.unwrap();
     queue.push(&place.session, &1).await.unwrap();
-    let held = place.faulty.hold(1, Calls::Txn, Stage::NotSent);
-    let mut popping = Box::pin(one.pop());
-    tokio::select! {
-        biased;
-        popped = &mut popping => panic!("{popped:?}"),
-        () = held.reached() => {}
-    }
+    let (popping, held) = claiming(&place, &one).await;
     let began = place.client.now();
     let going_on = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -461,13 +473,7 @@ async fn a_pop_that_stands_still_hides_nothing() {
     let session = place.client.session().await.unwrap();
     let elsewhere = queue.consumer(&session).await.unwrap();
     queue.push(&place.session, &1).await.unwrap();
-    let held = place.faulty.hold(1, Calls::Txn, Stage::NotSent);
-    let mut popping = Box::pin(one.pop());
-    tokio::select! {
-        biased;
-        popped = &mut popping => panic!("{popped:?}"),
-        () = held.reached() => {}
-    }
+    let (popping, held) = claiming(&place, &one).await;
     let taken = soon(elsewhere.pop()).await.unwrap();
     held.release();
     tokio::time::sleep(Duration::from_secs(1)).await;
