@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::delivery::{Delivery, Taken, used_up};
-use super::follow::{News, Reserved, Seat, There, Waits, Want};
 use super::record::{AttemptsRecord, DeadRecord, ItemRecord, Layout, Order, Settings};
+use super::seat::{News, Reserved, Seat, There, Waits, Want};
 use super::window::{Candidate, Turn};
 use crate::clock::Instant;
 use crate::error::{Error, LostReason, Result};

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use quorate_proto::etcdserverpb::{RequestOp, ResponseOp};
 use tokio::sync::oneshot;
 
-use super::follow::Reserved;
 use super::record::{About, AttemptsRecord, DeadRecord, Layout, Order, rewritten};
+use super::seat::Reserved;
 use crate::error::{Error, Result, TxnError};
 use crate::keys::{KeyRange, Revision};
 use crate::kit::{ItemId, Position};

@@ -2,10 +2,10 @@
 //! acknowledged. What a consumer that ends has taken, others take again.
 //!
 //! `record` is how a queue lies in the store, `push` puts items in, `bound` as many as there is room for,
-//! `window` is what a session knows of the front and what its consumers take next, `follow` keeps that up to
-//! date, `consumer` takes, `delivery` is what was taken, `delay` moves items whose time has come, `dead` is about
-//! those that were put aside, `lanes` are several queues of which some come first, `several` takes from more than
-//! one, `watches` are those of one front.
+//! `window` is what a session knows of the front and what its consumers take next, `seat` is how each of them gets
+//! at that, `follow` keeps it up to date, `consumer` takes, `delivery` is what was taken, `delay` moves items whose
+//! time has come, `dead` is about those that were put aside, `lanes` are several queues of which some come first,
+//! `several` takes from more than one, `watches` are those of one front.
 
 mod bound;
 mod consumer;
@@ -16,6 +16,7 @@ mod follow;
 mod lanes;
 mod push;
 mod record;
+mod seat;
 mod several;
 mod survey;
 #[cfg(test)]
